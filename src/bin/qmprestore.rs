@@ -1,0 +1,2 @@
+//! Restores disk images from backup folders.
+fn main() {}

@@ -1,0 +1,31 @@
+//! Live backups of standalone QEMU virtual machines, and the engine that restores them.
+//!
+//! A backup folder holds one FULL image of a disk and the INC images that QEMU pushed after it, all of them
+//! plain qcow2. This crate finds such chains, checks them and makes one flattened disk image of any restore
+//! point, in parallel and without `qemu-img`.
+//!
+//! # Layers
+//!
+//! ```text
+//! qmprestore: bin -> cli -> restore -> chain -> qcow2 -> storage
+//! ```
+//!
+//! - [`storage`]: bytes at offsets; files and memory, holes, copies in the kernel, publishing by link and rename
+//! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, check
+//! - [`chain`]: what lies in a backup folder; names, order, restore points
+//! - [`restore`]: merge, as plan, execution and sink
+//! - `cli` (feature `cli`): arguments, progress, listings, exit codes; only this layer prints
+//!
+//! A layer knows only those to its right. Answers come back as values or as events to an observer.
+//!
+//! # Promises
+//!
+//! - Reading never writes: backups are opened read-only.
+//! - A file exists under its final name only when it is whole and on stable storage.
+//! - No input makes the engine panic, hang, read outside the chain or use memory out of proportion to the input;
+//!   damage gets a typed error that names file, offset and field.
+//! - Memory is bounded by threads and table size, never by disk size or by chain length times disk size.
+
+const _: () = assert!(usize::BITS >= 64, "offsets in images need a 64-bit host");
+
+pub mod storage;
