@@ -40,3 +40,9 @@ pub trait Storage: Send + Sync {
         None
     }
 }
+
+/// A length or an offset as an index; [the crate](crate) is for 64-bit hosts.
+#[expect(clippy::cast_possible_truncation, reason = "usize has at least 64 bits: asserted at the top of the crate")]
+pub(crate) fn to_usize(value: u64) -> usize {
+    value as usize
+}

@@ -1,0 +1,195 @@
+//! Compressed clusters: both codecs, with contexts that are used again and again.
+//!
+//! Input is data of unknown origin: whatever it holds, at most one cluster comes out, and a stream that gives less
+//! is an error.
+
+use std::fmt;
+
+use libdeflater::{CompressionLvl, Compressor, DecompressionError, Decompressor};
+use zstd_safe::{CCtx, DCtx};
+
+use crate::storage::to_usize;
+
+/// How the compressed clusters of an image are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// Raw deflate, which QEMU calls zlib.
+    Deflate,
+    /// Zstandard frames.
+    Zstd,
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deflate => "zlib",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// Inflates clusters of either codec; one for each thread.
+pub struct Inflater {
+    deflate: Decompressor,
+    zstd: DCtx<'static>,
+}
+
+impl Default for Inflater {
+    fn default() -> Self {
+        Self { deflate: Decompressor::new(), zstd: DCtx::create() }
+    }
+}
+
+impl fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+impl Inflater {
+    /// Fills `cluster` from `input`, which may go on behind the end of the stream.
+    ///
+    /// # Errors
+    /// What is wrong with the stream.
+    pub fn inflate(&mut self, codec: Codec, input: &[u8], cluster: &mut [u8]) -> Result<(), String> {
+        let length = match codec {
+            Codec::Deflate => self.inflate_deflate(input, cluster)?,
+            Codec::Zstd => self.inflate_zstd(input, cluster)?,
+        };
+        if length == cluster.len() {
+            return Ok(());
+        }
+        Err(format!("the {codec} stream holds {length} bytes, a cluster has {}", cluster.len()))
+    }
+
+    fn inflate_deflate(&mut self, input: &[u8], cluster: &mut [u8]) -> Result<usize, String> {
+        self.deflate.deflate_decompress(input, cluster).map_err(|error| match error {
+            DecompressionError::BadData => "not a deflate stream".to_owned(),
+            DecompressionError::InsufficientSpace => "the zlib stream holds more than a cluster".to_owned(),
+        })
+    }
+
+    /// Several frames may follow each other. One call a frame needs no window of its own, however large the frame
+    /// says that its window is.
+    fn inflate_zstd(&mut self, mut input: &[u8], cluster: &mut [u8]) -> Result<usize, String> {
+        let said = |code| format!("zstd: {}", zstd_safe::get_error_name(code));
+        let mut filled = 0;
+        while filled < cluster.len() && !input.is_empty() {
+            let length = zstd_safe::find_frame_compressed_size(input).map_err(said)?;
+            let (frame, rest) = input.split_at_checked(length).ok_or("zstd: a frame beyond the end")?;
+            let space = cluster.get_mut(filled..).unwrap_or_default();
+            filled += self.zstd.decompress(space, frame).map_err(said)?;
+            input = rest;
+        }
+        Ok(filled)
+    }
+}
+
+/// Deflates clusters; one for each thread.
+pub struct Deflater {
+    context: Context,
+    buffer: Vec<u8>,
+}
+
+enum Context {
+    Deflate(Compressor),
+    Zstd(CCtx<'static>),
+}
+
+impl fmt::Debug for Deflater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deflater").finish_non_exhaustive()
+    }
+}
+
+impl Deflater {
+    /// A level that compresses no worse than QEMU does: zlib's default level 6 there.
+    const DEFLATE_LEVEL: i32 = 6;
+    /// The level that QEMU uses.
+    const ZSTD_LEVEL: i32 = 3;
+
+    /// For one codec and clusters of one size.
+    #[must_use]
+    pub fn new(codec: Codec, cluster_size: u64) -> Self {
+        let context = match codec {
+            Codec::Deflate => {
+                let level = CompressionLvl::new(Self::DEFLATE_LEVEL).unwrap_or_default();
+                Context::Deflate(Compressor::new(level))
+            }
+            Codec::Zstd => Context::Zstd(CCtx::create()),
+        };
+        // what is not smaller than the cluster is not wanted
+        Self { context, buffer: vec![0; to_usize(cluster_size - 1)] }
+    }
+
+    /// The compressed cluster, or `None` where it would not be smaller.
+    pub fn deflate(&mut self, cluster: &[u8]) -> Option<&[u8]> {
+        let length = match &mut self.context {
+            Context::Deflate(compressor) => compressor.deflate_compress(cluster, &mut self.buffer).ok(),
+            Context::Zstd(context) => context.compress(self.buffer.as_mut_slice(), cluster, Self::ZSTD_LEVEL).ok(),
+        };
+        self.buffer.get(..length?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CODECS: [Codec; 2] = [Codec::Deflate, Codec::Zstd];
+
+    fn cluster() -> Vec<u8> {
+        (0..65536u32).map(|i| (i / 100 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn what_is_deflated_is_inflated_to_the_same_with_garbage_behind_it_or_without() {
+        for codec in CODECS {
+            let mut stream = Deflater::new(codec, 65536).deflate(&cluster()).unwrap().to_vec();
+            let mut out = vec![0; 65536];
+            Inflater::default().inflate(codec, &stream, &mut out).unwrap();
+            assert_eq!(out, cluster());
+            stream.extend([0xa5; 300]);
+            Inflater::default().inflate(codec, &stream, &mut out).unwrap();
+            assert_eq!(out, cluster());
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_shrink_is_not_compressed() {
+        let mut state = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .take(4096)
+        .collect();
+        for codec in CODECS {
+            assert!(Deflater::new(codec, 4096).deflate(&noise).is_none());
+        }
+    }
+
+    #[test]
+    fn streams_that_are_too_long_too_short_or_garbage_are_errors() {
+        for codec in CODECS {
+            let stream = Deflater::new(codec, 65536).deflate(&cluster()).unwrap().to_vec();
+            for (input, size) in
+                [(&stream[..], 65535), (&stream[..], 65537), (&stream[..20], 65536), (&[0x17; 64], 512)]
+            {
+                assert!(Inflater::default().inflate(codec, input, &mut vec![0; size]).is_err(), "{codec} {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn several_zstd_frames_make_one_cluster() {
+        let all = cluster();
+        let mut stream = Vec::new();
+        for half in all.chunks(32768) {
+            stream.extend(Deflater::new(Codec::Zstd, 32768).deflate(half).unwrap());
+        }
+        let mut out = vec![0; 65536];
+        Inflater::default().inflate(Codec::Zstd, &stream, &mut out).unwrap();
+        assert_eq!(out, all);
+    }
+}

@@ -1,0 +1,173 @@
+//! What is wrong with an image: kind, place, value and what would have been right.
+//!
+//! The path of the file is not in here: the layer that knows it adds it.
+
+use std::fmt;
+use std::io;
+
+use super::address::{GuestOffset, HostOffset};
+
+/// The result of everything that reads an image.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an image cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field holds what the format does not allow, or what no supported image has.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A table or a cluster lies beyond the end of the file.
+    #[error(
+        "{what} at offset {offset} is {length} bytes long, but the file ends at {file_length:#x}: it was truncated"
+    )]
+    Truncated {
+        /// What lies there.
+        what: &'static str,
+        /// Where it starts.
+        offset: HostOffset,
+        /// How long it is.
+        length: u64,
+        /// Where the file ends.
+        file_length: u64,
+    },
+    /// Incompatible feature bits that this program does not know.
+    #[error("unknown incompatible features at offset 72: {}", names.join(", "))]
+    UnknownFeatures {
+        /// The unknown bits.
+        bits: u64,
+        /// What the image's own feature name table calls them, else their numbers.
+        names: Vec<String>,
+    },
+    /// The guest's data is encrypted.
+    #[error("the image is encrypted ({method}, crypt_method at offset 32): encrypted images are not supported")]
+    Encrypted {
+        /// The name of the method.
+        method: &'static str,
+    },
+    /// The guest's data lies in another file, which nobody gave.
+    #[error("the image keeps its data in an external file, {name:?}, which is not opened: {reason}")]
+    DataFile {
+        /// The name in the image.
+        name: String,
+        /// Why it is not opened.
+        reason: String,
+    },
+    /// The image rests on a backing file where only a complete image will do.
+    #[error("the image rests on a backing file, {name:?}, at guest offset {guest}")]
+    NeedsBacking {
+        /// The name in the image.
+        name: String,
+        /// The first guest offset that is in the backing file.
+        guest: GuestOffset,
+    },
+    /// A read beyond the end of the virtual disk.
+    #[error("{length} bytes at guest offset {offset} end behind the disk, which has {size} bytes")]
+    BeyondDisk {
+        /// Where the read starts.
+        offset: GuestOffset,
+        /// How many bytes.
+        length: u64,
+        /// The size of the disk.
+        size: u64,
+    },
+    /// Two L1 entries point to one L2 table.
+    #[error("L1 entries {first} and {second} both point to the L2 table at offset {table}")]
+    SharedL2Table {
+        /// The lower index.
+        first: u64,
+        /// The higher index.
+        second: u64,
+        /// The table.
+        table: HostOffset,
+    },
+    /// A compressed cluster cannot be inflated.
+    #[error("the compressed cluster at offset {host} (guest offset {guest}) is damaged: {reason}")]
+    Compressed {
+        /// Where the compressed data starts.
+        host: HostOffset,
+        /// The guest cluster that it holds.
+        guest: GuestOffset,
+        /// What the codec found.
+        reason: String,
+    },
+    /// A text in the image is not what it should be.
+    #[error("{what} at offset {offset} {reason}")]
+    Text {
+        /// Which text.
+        what: &'static str,
+        /// Where it starts.
+        offset: HostOffset,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system could not read.
+    #[error("cannot read {what} at offset {offset}")]
+    Io {
+        /// What lies there.
+        what: &'static str,
+        /// Where it starts.
+        offset: HostOffset,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A field with a value that is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The name of the field in the specification.
+    pub field: &'static str,
+    /// Where the field lies in the file.
+    pub offset: HostOffset,
+    /// What it holds.
+    pub value: u64,
+    /// What it may hold.
+    pub allowed: Allowed,
+}
+
+/// What a field may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Allowed {
+    /// Any number between two others, both included.
+    Range(u64, u64),
+    /// Just this.
+    Exactly(u64),
+    /// Offsets that are multiples of this.
+    MultipleOf(u64),
+    /// Offsets below the end of the file, which is here.
+    BeforeEnd(u64),
+    /// Offsets behind the header cluster, which ends here.
+    BehindHeader(u64),
+    /// No bits but these.
+    Bits(u64),
+    /// Anything but what it holds, for this reason.
+    Because(&'static str),
+}
+
+impl std::error::Error for Invalid {}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, offset, value, allowed } = self;
+        match allowed {
+            Allowed::Range(..) | Allowed::Because(_) => write!(f, "{field} is {value}, {allowed} (offset {offset})"),
+            _ => write!(f, "{field} is {value:#x}, {allowed} (offset {offset})"),
+        }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(least, most) => write!(f, "supported range is {least}..={most}"),
+            Self::Exactly(value) => write!(f, "it must be {value:#x}"),
+            Self::MultipleOf(unit) => write!(f, "it must be a multiple of {unit}"),
+            Self::BeforeEnd(end) => write!(f, "it must lie before the end of the file at {end:#x}"),
+            Self::BehindHeader(end) => write!(f, "it must lie behind the header, which ends at {end:#x}"),
+            Self::Bits(mask) => write!(f, "only the bits {mask:#x} may be set"),
+            Self::Because(reason) => f.write_str(reason),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What may stand between the header and the backing file name.
+
+use zerocopy::FromBytes;
+
+use super::address::HostOffset;
+use super::error::{Allowed, Error, Invalid, Result};
+use super::features::FeatureName;
+use super::header::text;
+use super::wire::{self, RawBitmapsExtension, RawExtension, RawFeatureName};
+use crate::storage::to_usize;
+
+/// The header extensions that this program knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extensions {
+    /// The format of the backing file.
+    pub backing_format: Option<String>,
+    /// The name of the external data file.
+    pub data_file: Option<String>,
+    /// Names of feature bits.
+    pub feature_names: Vec<FeatureName>,
+    /// Where the bitmap directory is.
+    pub bitmaps: Option<BitmapsExtension>,
+    /// Types of extensions that this program does not know.
+    pub unknown: Vec<u32>,
+}
+
+/// Where the bitmap directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BitmapsExtension {
+    /// The number of bitmaps.
+    pub nb_bitmaps: u32,
+    /// Bytes in the directory.
+    pub directory_size: u64,
+    /// Where the directory starts.
+    pub directory_offset: HostOffset,
+}
+
+impl Extensions {
+    /// Parses the extension area, which ends at the end marker, the backing file name or the end of the cluster.
+    pub(super) fn parse(cluster: &[u8], start: u64, backing_file_offset: u64) -> Result<Self> {
+        let limit = cluster.len() as u64;
+        let end = if backing_file_offset >= start { limit.min(backing_file_offset) } else { limit };
+        let mut extensions = Self::default();
+        let mut offset = start;
+        while let Some(raw) = bytes(cluster, offset, 8, end).and_then(|bytes| RawExtension::read_from_bytes(bytes).ok())
+        {
+            let (kind, length) = (raw.kind.get(), u64::from(raw.length.get()));
+            if kind == wire::EXTENSION_END {
+                break;
+            }
+            let data = bytes(cluster, offset + 8, length, end).ok_or(Invalid {
+                field: "header extension length",
+                offset: HostOffset(offset + 4),
+                value: length,
+                allowed: Allowed::Range(0, end - offset - 8),
+            })?;
+            extensions.add(kind, data, offset + 8)?;
+            offset += 8 + length.next_multiple_of(8);
+        }
+        Ok(extensions)
+    }
+
+    fn add(&mut self, kind: u32, data: &[u8], offset: u64) -> Result<()> {
+        match kind {
+            wire::EXTENSION_BACKING_FORMAT => {
+                self.backing_format = Some(text("the backing file format", offset, data)?);
+            }
+            wire::EXTENSION_DATA_FILE => self.data_file = Some(text("the data file name", offset, data)?),
+            wire::EXTENSION_FEATURE_NAMES => self.feature_names = feature_names(data),
+            wire::EXTENSION_BITMAPS => self.bitmaps = Some(bitmaps(data, offset)?),
+            wire::EXTENSION_CRYPTO => return Err(Error::Encrypted { method: "LUKS" }),
+            other => self.unknown.push(other),
+        }
+        Ok(())
+    }
+}
+
+fn bytes(cluster: &[u8], offset: u64, length: u64, end: u64) -> Option<&[u8]> {
+    let last = offset.checked_add(length).filter(|last| *last <= end)?;
+    cluster.get(to_usize(offset)..to_usize(last))
+}
+
+fn feature_names(data: &[u8]) -> Vec<FeatureName> {
+    let entries = data.chunks_exact(size_of::<RawFeatureName>());
+    entries
+        .filter_map(|bytes| RawFeatureName::read_from_bytes(bytes).ok())
+        .map(|raw| {
+            let name = raw.name.split(|byte| *byte == 0).next().unwrap_or_default();
+            FeatureName { kind: raw.kind, bit: raw.bit, name: String::from_utf8_lossy(name).into_owned() }
+        })
+        .collect()
+}
+
+fn bitmaps(data: &[u8], offset: u64) -> Result<BitmapsExtension> {
+    let raw = RawBitmapsExtension::read_from_bytes(data).map_err(|_| Invalid {
+        field: "bitmaps extension length",
+        offset: HostOffset(offset - 4),
+        value: data.len() as u64,
+        allowed: Allowed::Exactly(size_of::<RawBitmapsExtension>() as u64),
+    })?;
+    Ok(BitmapsExtension {
+        nb_bitmaps: raw.nb_bitmaps.get(),
+        directory_size: raw.directory_size.get(),
+        directory_offset: HostOffset(raw.directory_offset.get()),
+    })
+}

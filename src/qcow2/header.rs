@@ -1,0 +1,295 @@
+//! The header, before and after it was checked: [`Header`] exists only where every field is in its range.
+
+use zerocopy::FromBytes;
+
+use super::address::HostOffset;
+use super::codec::Codec;
+use super::error::{Allowed, Error, Invalid, Result};
+use super::extensions::Extensions;
+use super::features::Features;
+use super::geometry::Geometry;
+use super::wire::{self, RawHeader};
+use crate::storage::{Storage, to_usize};
+
+/// The header of an image, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// Cluster size and kind of L2 entries.
+    pub geometry: Geometry,
+    /// The size of the virtual disk in bytes, any number.
+    pub size: u64,
+    /// Feature bits.
+    pub features: Features,
+    /// How compressed clusters are compressed.
+    pub codec: Codec,
+    /// The name of the backing file and its format.
+    pub backing: Option<Backing>,
+    /// The active L1 table.
+    pub l1_table: Table,
+    /// The refcount table; entries are eight bytes.
+    pub refcount_table: Table,
+    /// The binary logarithm of the width of a refcount in bits.
+    pub refcount_order: u32,
+    /// Internal snapshots.
+    pub nb_snapshots: u32,
+    /// Where the snapshot table starts.
+    pub snapshots_offset: HostOffset,
+    /// Where header extensions start.
+    pub header_length: u64,
+    /// What stands behind the header.
+    pub extensions: Extensions,
+}
+
+/// A table of eight-byte entries that is aligned to a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    /// Where it starts.
+    pub offset: HostOffset,
+    /// How many entries it has.
+    pub entries: u64,
+}
+
+impl Table {
+    /// The length of the table.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.entries * 8
+    }
+}
+
+/// What the header says of a backing file. The name is data: nothing opens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// The name as it stands in the image.
+    pub name: String,
+    /// The format as it stands in the image.
+    pub format: Option<String>,
+}
+
+impl Header {
+    /// Reads and checks the header of an image.
+    ///
+    /// # Errors
+    /// As [`Header::parse`], or [`Error::Io`].
+    pub fn read(storage: &dyn Storage) -> Result<Self> {
+        let mut start = [0; size_of::<RawHeader>()];
+        let length = storage.length().min(start.len() as u64);
+        read(storage, start.get_mut(..to_usize(length)).unwrap_or_default())?;
+        let cluster_bits = RawHeader::read_from_bytes(&start).map_or(0, |raw| raw.cluster_bits.get());
+        let cluster_size = 1 << cluster_bits.clamp(*Geometry::CLUSTER_BITS.start(), *Geometry::CLUSTER_BITS.end());
+        let mut cluster = vec![0; to_usize(storage.length().min(cluster_size))];
+        read(storage, &mut cluster)?;
+        Self::parse(&cluster)
+    }
+
+    /// Checks the header in the first cluster of an image.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with field, offset, value and range; [`Error::Encrypted`]; [`Error::UnknownFeatures`];
+    /// [`Error::Truncated`] where the bytes end before the header does.
+    pub fn parse(cluster: &[u8]) -> Result<Self> {
+        let raw = whole(cluster)?;
+        check("magic", 0, raw.magic.get(), raw.magic.get() == wire::MAGIC, Allowed::Exactly(u64::from(wire::MAGIC)))?;
+        let version = raw.version.get();
+        check("version", 4, version, (2..=3).contains(&version), Allowed::Range(2, 3))?;
+        let length = if version == 2 { wire::V2_HEADER_LENGTH } else { wire::V3_HEADER_LENGTH_MIN };
+        if (cluster.len() as u64) < length {
+            return Err(truncated(length, cluster));
+        }
+        let raw = if version == 2 { without_v3_fields(&raw) } else { raw };
+        let cluster_bits = raw.cluster_bits.get();
+        let extended_l2 = raw.incompatible_features.get() & Features::EXTENDED_L2 != 0;
+        // unknown features are named before anything that they may change is judged, but their names stand behind
+        // the header, whose place is known only with a sane cluster size and header length
+        check_range("cluster_bits", 20, cluster_bits, 9, 21)?;
+        let header_length = header_length(&raw, version)?;
+        let extensions = Extensions::parse(cluster, header_length, raw.backing_file_offset.get())?;
+        let features = Features {
+            incompatible: raw.incompatible_features.get(),
+            compatible: raw.compatible_features.get(),
+            autoclear: raw.autoclear_features.get(),
+        };
+        features.refuse_unknown(&extensions.feature_names)?;
+        refuse_encrypted(raw.crypt_method.get())?;
+        let geometry = Geometry::new(cluster_bits, extended_l2).ok_or(Invalid {
+            field: "cluster_bits",
+            offset: HostOffset(20),
+            value: u64::from(cluster_bits),
+            allowed: Allowed::Because("extended L2 entries need at least 14"),
+        })?;
+        check_range("refcount_order", 96, raw.refcount_order.get(), 0, 6)?;
+        let codec = codec(&raw, header_length, features)?;
+        let backing = backing(&raw, cluster, geometry, &extensions)?;
+        Ok(Self {
+            version,
+            geometry,
+            size: raw.size.get(),
+            features,
+            codec,
+            backing,
+            l1_table: l1_table(&raw, geometry)?,
+            refcount_table: refcount_table(&raw, geometry)?,
+            refcount_order: raw.refcount_order.get(),
+            nb_snapshots: nb_snapshots(&raw, geometry)?,
+            snapshots_offset: HostOffset(raw.snapshots_offset.get()),
+            header_length,
+            extensions,
+        })
+    }
+
+    /// Refcounts may be wrong: a program with lazy refcounts did not close the image.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.features.has(Features::DIRTY)
+    }
+
+    /// Some program found the image damaged and marked it.
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        self.features.has(Features::CORRUPT)
+    }
+
+    /// Guest clusters lie in another file.
+    #[must_use]
+    pub fn has_data_file(&self) -> bool {
+        self.features.has(Features::DATA_FILE)
+    }
+
+    /// Bits in a refcount.
+    #[must_use]
+    pub fn refcount_bits(&self) -> u32 {
+        1 << self.refcount_order
+    }
+}
+
+fn read(storage: &dyn Storage, buffer: &mut [u8]) -> Result<()> {
+    let io = |source| Error::Io { what: "the header", offset: HostOffset(0), source };
+    storage.read_exact_at(buffer, 0).map_err(io)
+}
+
+fn truncated(length: u64, cluster: &[u8]) -> Error {
+    Error::Truncated { what: "the header", offset: HostOffset(0), length, file_length: cluster.len() as u64 }
+}
+
+/// The fields of the longest header; zeroes where a short file has none.
+fn whole(cluster: &[u8]) -> Result<RawHeader> {
+    let mut start = [0; size_of::<RawHeader>()];
+    let length = start.len().min(cluster.len());
+    start.iter_mut().zip(cluster).for_each(|(to, from)| *to = *from);
+    match RawHeader::read_from_bytes(&start) {
+        Ok(raw) if length >= 8 => Ok(raw),
+        _ => Err(truncated(wire::V2_HEADER_LENGTH, cluster)),
+    }
+}
+
+fn without_v3_fields(raw: &RawHeader) -> RawHeader {
+    RawHeader {
+        incompatible_features: 0.into(),
+        compatible_features: 0.into(),
+        autoclear_features: 0.into(),
+        refcount_order: 4.into(),
+        header_length: 72.into(),
+        compression_type: 0,
+        ..raw.clone()
+    }
+}
+
+fn check(field: &'static str, offset: u64, value: impl Into<u64>, right: bool, allowed: Allowed) -> Result<()> {
+    if right { Ok(()) } else { Err(Invalid { field, offset: HostOffset(offset), value: value.into(), allowed }.into()) }
+}
+
+fn check_range(field: &'static str, offset: u64, value: impl Into<u64>, least: u64, most: u64) -> Result<()> {
+    let value = value.into();
+    check(field, offset, value, (least..=most).contains(&value), Allowed::Range(least, most))
+}
+
+fn check_aligned(field: &'static str, offset: u64, value: u64, geometry: Geometry) -> Result<()> {
+    let unit = geometry.cluster_size();
+    check(field, offset, value, value % unit == 0, Allowed::MultipleOf(unit))
+}
+
+fn header_length(raw: &RawHeader, version: u32) -> Result<u64> {
+    let length = u64::from(raw.header_length.get());
+    if version > 2 {
+        check_range("header_length", 100, length, wire::V3_HEADER_LENGTH_MIN, 1 << raw.cluster_bits.get())?;
+        check("header_length", 100, length, length % 8 == 0, Allowed::MultipleOf(8))?;
+    }
+    Ok(length)
+}
+
+fn refuse_encrypted(method: u32) -> Result<()> {
+    match method {
+        0 => Ok(()),
+        1 => Err(Error::Encrypted { method: "AES" }),
+        2 => Err(Error::Encrypted { method: "LUKS" }),
+        _ => check_range("crypt_method", 32, method, 0, 2),
+    }
+}
+
+fn codec(raw: &RawHeader, header_length: u64, features: Features) -> Result<Codec> {
+    let compression_type = if header_length > 104 { raw.compression_type } else { 0 };
+    let flagged = features.has(Features::COMPRESSION_TYPE);
+    let because = Allowed::Because(if flagged {
+        "but the compression type feature (incompatible bit 3) is set"
+    } else {
+        "but the compression type feature (incompatible bit 3) is not set"
+    });
+    check("compression_type", 104, compression_type, flagged == (compression_type != 0), because)?;
+    match compression_type {
+        0 => Ok(Codec::Deflate),
+        1 => Ok(Codec::Zstd),
+        _ => check_range("compression_type", 104, compression_type, 0, 1).map(|()| Codec::Deflate),
+    }
+}
+
+fn backing(raw: &RawHeader, cluster: &[u8], geometry: Geometry, extensions: &Extensions) -> Result<Option<Backing>> {
+    let (start, length) = (raw.backing_file_offset.get(), u64::from(raw.backing_file_size.get()));
+    if start == 0 || length == 0 {
+        return Ok(None);
+    }
+    check_range("backing_file_offset", 8, start, u64::from(raw.header_length.get()), geometry.cluster_size())?;
+    let most = wire::BACKING_NAME_MAX.min(geometry.cluster_size() - start);
+    check_range("backing_file_size", 16, length, 0, most)?;
+    let bytes =
+        cluster.get(to_usize(start)..to_usize(start + length)).ok_or_else(|| truncated(start + length, cluster))?;
+    let name = text("the backing file name", start, bytes)?;
+    Ok(Some(Backing { name, format: extensions.backing_format.clone() }))
+}
+
+/// A text of the header: UTF-8 without NUL.
+pub(super) fn text(what: &'static str, offset: u64, bytes: &[u8]) -> Result<String> {
+    let wrong = |reason: String| Error::Text { what, offset: HostOffset(offset), reason };
+    if let Some(index) = bytes.iter().position(|byte| *byte == 0) {
+        return Err(wrong(format!("has a NUL at byte {index}")));
+    }
+    String::from_utf8(bytes.to_vec()).map_err(|error| wrong(format!("is not UTF-8: {error}")))
+}
+
+fn l1_table(raw: &RawHeader, geometry: Geometry) -> Result<Table> {
+    let (offset, entries) = (raw.l1_table_offset.get(), u64::from(raw.l1_size.get()));
+    check_aligned("l1_table_offset", 40, offset, geometry)?;
+    let needed = geometry.l1_entries(raw.size.get());
+    let most = wire::L1_BYTES_MAX / 8;
+    let too_large = Allowed::Because("more than L1 tables of this cluster size can map");
+    check("size", 24, raw.size.get(), needed <= most, too_large)?;
+    check_range("l1_size", 36, entries, needed, most)?;
+    Ok(Table { offset: HostOffset(offset), entries })
+}
+
+fn refcount_table(raw: &RawHeader, geometry: Geometry) -> Result<Table> {
+    let (offset, clusters) = (raw.refcount_table_offset.get(), u64::from(raw.refcount_table_clusters.get()));
+    check_aligned("refcount_table_offset", 48, offset, geometry)?;
+    let most = wire::REFCOUNT_TABLE_BYTES_MAX / geometry.cluster_size();
+    check_range("refcount_table_clusters", 56, clusters, 1, most)?;
+    Ok(Table { offset: HostOffset(offset), entries: clusters * geometry.cluster_size() / 8 })
+}
+
+fn nb_snapshots(raw: &RawHeader, geometry: Geometry) -> Result<u32> {
+    check_range("nb_snapshots", 60, raw.nb_snapshots.get(), 0, u64::from(wire::SNAPSHOTS_MAX))?;
+    if raw.nb_snapshots.get() > 0 {
+        check_aligned("snapshots_offset", 64, raw.snapshots_offset.get(), geometry)?;
+    }
+    Ok(raw.nb_snapshots.get())
+}

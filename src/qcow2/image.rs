@@ -1,0 +1,134 @@
+//! An open image: its header and where its L2 tables are.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::address::HostOffset;
+use super::entry::EntryRules;
+use super::error::{Error, Result};
+use super::header::Header;
+use super::l1::L1Table;
+use crate::storage::Storage;
+
+/// An image that was opened for reading.
+pub struct Image {
+    header: Header,
+    l1: L1Table,
+    storage: Arc<dyn Storage>,
+    data_file: Option<Arc<dyn Storage>>,
+}
+
+/// Who decides whether a file that an image names may be opened.
+///
+/// The name is data out of the image: a gate must not open what it does not expect.
+pub trait Gate {
+    /// Opens the external data file, or says why not.
+    ///
+    /// # Errors
+    /// The reason, which becomes part of [`Error::DataFile`].
+    fn open_data_file(&self, name: &str) -> Result<Arc<dyn Storage>, String>;
+}
+
+/// The gate that opens nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct ClosedGate;
+
+impl Gate for ClosedGate {
+    fn open_data_file(&self, _: &str) -> Result<Arc<dyn Storage>, String> {
+        Err("an image is read by itself alone".to_owned())
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// Opens an image that needs no other file. A backing name is read but never followed.
+    ///
+    /// # Errors
+    /// What is wrong with the header or the L1 table; [`Error::DataFile`] where the data lies elsewhere.
+    pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
+        Self::open_with(storage, &ClosedGate)
+    }
+
+    /// Opens an image and, if the gate permits, its external data file.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open_with(storage: Arc<dyn Storage>, gate: &dyn Gate) -> Result<Self> {
+        let header = Header::read(&*storage)?;
+        let data_file = data_file(&header, gate)?;
+        let needed = header.geometry.l1_entries(header.size);
+        let l1 = L1Table::read(&*storage, header.l1_table, needed, header.geometry)?;
+        Ok(Self { header, l1, storage, data_file })
+    }
+
+    /// The checked header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The size of the virtual disk in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    /// The file with the metadata.
+    #[must_use]
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// The file with the guest's clusters: the same, or the external data file.
+    #[must_use]
+    pub fn data(&self) -> &dyn Storage {
+        self.data_file.as_deref().unwrap_or(&*self.storage)
+    }
+
+    /// Reads guest data of a [mapped](Image::map) extent. Behind the end of the file, where only the rest of its
+    /// last sector can be, there are zeroes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_data(&self, buffer: &mut [u8], host: HostOffset) -> Result<()> {
+        read_to_end(self.data(), buffer, host, "guest data")
+    }
+
+    pub(crate) fn l1(&self) -> &L1Table {
+        &self.l1
+    }
+
+    pub(crate) fn rules(&self) -> EntryRules {
+        EntryRules {
+            geometry: self.header.geometry,
+            zero_flag: self.header.version > 2,
+            data_file: self.header.has_data_file(),
+        }
+    }
+}
+
+fn data_file(header: &Header, gate: &dyn Gate) -> Result<Option<Arc<dyn Storage>>> {
+    if !header.has_data_file() {
+        return Ok(None);
+    }
+    let name = header.extensions.data_file.clone().unwrap_or_default();
+    gate.open_data_file(&name).map(Some).map_err(|reason| Error::DataFile { name, reason })
+}
+
+/// Reads what there is and fills the rest with zeroes.
+pub(super) fn read_to_end(
+    storage: &dyn Storage,
+    buffer: &mut [u8],
+    host: HostOffset,
+    what: &'static str,
+) -> Result<()> {
+    let there = storage.length().saturating_sub(host.0).min(buffer.len() as u64);
+    let (inside, behind) = buffer.split_at_mut(crate::storage::to_usize(there));
+    behind.fill(0);
+    storage.read_exact_at(inside, host.0).map_err(|source| Error::Io { what, offset: host, source })
+}

@@ -1,0 +1,99 @@
+//! The active L1 table, kept sparse: memory goes with what is allocated, not with the size of the disk.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::address::HostOffset;
+use super::entry::L1Entry;
+use super::error::{Allowed, Error, Invalid, Result};
+use super::geometry::Geometry;
+use super::header::Table;
+use crate::storage::{Storage, to_usize};
+
+/// Bytes of a table that are read at once.
+const CHUNK: u64 = 256 << 10;
+
+/// The L2 tables of a disk, by L1 index.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct L1Table {
+    entries: Vec<(u64, HostOffset)>,
+}
+
+impl L1Table {
+    /// Reads the entries that the disk needs and checks each: aligned, behind the header, whole in the file, and
+    /// no table twice, so that the work to map a disk is bounded by the length of its file.
+    pub(crate) fn read(storage: &dyn Storage, table: Table, needed: u64, geometry: Geometry) -> Result<Self> {
+        let table = Table { entries: needed.min(table.entries), ..table };
+        let mut entries = Vec::new();
+        read_table(storage, table, "the L1 table", |index, value| {
+            let offset = HostOffset(table.offset.0 + index * 8);
+            let invalid = |allowed| Invalid { field: "L1 entry", offset, value, allowed };
+            if let Some(entry) = L1Entry::decode(value, geometry).map_err(invalid)? {
+                check_inside(entry.table, storage, geometry).map_err(invalid)?;
+                entries.push((index, entry.table));
+            }
+            Ok(())
+        })?;
+        refuse_shared(&entries)?;
+        Ok(Self { entries })
+    }
+
+    pub(crate) fn get(&self, index: u64) -> Option<HostOffset> {
+        let place = self.entries.binary_search_by_key(&index, |(index, _)| *index).ok()?;
+        self.entries.get(place).map(|(_, table)| *table)
+    }
+
+    /// The indices of the entries with a table, in order.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u64> + '_ {
+        self.entries.iter().map(|(index, _)| *index)
+    }
+}
+
+fn check_inside(table: HostOffset, storage: &dyn Storage, geometry: Geometry) -> Result<(), Allowed> {
+    if table.0 < geometry.cluster_size() {
+        return Err(Allowed::BehindHeader(geometry.cluster_size()));
+    }
+    let last = storage.length().checked_sub(geometry.cluster_size());
+    if last.is_none_or(|last| table.0 > last) { Err(Allowed::BeforeEnd(storage.length())) } else { Ok(()) }
+}
+
+fn refuse_shared(entries: &[(u64, HostOffset)]) -> Result<()> {
+    let mut tables = entries.to_vec();
+    tables.sort_unstable_by_key(|(index, table)| (*table, *index));
+    for pair in tables.windows(2) {
+        match pair {
+            [(first, table), (second, other)] if table == other => {
+                return Err(Error::SharedL2Table { first: *first, second: *second, table: *table });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Calls `each` for every entry of a table that is not zero.
+pub(crate) fn read_table(
+    storage: &dyn Storage,
+    table: Table,
+    what: &'static str,
+    mut each: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let (offset, length) = (table.offset, table.bytes());
+    if offset.0.checked_add(length).is_none_or(|end| end > storage.length()) {
+        return Err(Error::Truncated { what, offset, length, file_length: storage.length() });
+    }
+    let mut buffer = vec![0; to_usize(length.min(CHUNK))];
+    let mut done = 0;
+    while done < length {
+        let part = buffer.get_mut(..to_usize((length - done).min(CHUNK))).unwrap_or_default();
+        let at = HostOffset(offset.0 + done);
+        storage.read_exact_at(part, at.0).map_err(|source| Error::Io { what, offset: at, source })?;
+        for (index, bytes) in (done / 8..).zip(part.chunks_exact(8)) {
+            let value = BigEndian::read_u64(bytes);
+            if value != 0 {
+                each(index, value)?;
+            }
+        }
+        done += part.len() as u64;
+    }
+    Ok(())
+}

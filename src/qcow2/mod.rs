@@ -1,0 +1,53 @@
+//! The qcow2 format, versions 2 and 3, as QEMU's `docs/interop/qcow2.rst` describes it.
+//!
+//! ```text
+//! header ─ l1_table_offset ──> L1 table ──> L2 tables ──> data clusters, plain or compressed
+//!        ├ refcount_table_offset ──> refcount table ──> refcount blocks
+//!        ├ snapshots_offset ──> snapshot table ──> an L1 table for each
+//!        └ extensions ──> bitmap directory ──> bitmap tables ──> bitmap data
+//! ```
+//!
+//! Nothing in an image is trusted: offsets must lie in the file, behind the header and on their boundaries, tables
+//! within QEMU's own limits, and a file that an image names is opened only by a [`Gate`]. What is wrong becomes an
+//! [`Error`] with place, value and allowed range. Reading never writes.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use qmpbackup::qcow2::{GuestOffset, Image, Reader};
+//! use qmpbackup::storage::FileStorage;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let path = std::path::Path::new("disk.qcow2");
+//! # if !path.exists() { return Ok(()) }
+//! let image = Image::open(Arc::new(FileStorage::open(&path)?))?;
+//! let mut sector = [0; 512];
+//! Reader::new(&image).read(&mut sector, GuestOffset(1024))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod address;
+mod codec;
+mod entry;
+mod error;
+mod extensions;
+mod features;
+mod geometry;
+mod header;
+mod image;
+mod l1;
+mod map;
+mod reader;
+mod wire;
+
+pub use address::{GuestOffset, HostOffset};
+pub use codec::{Codec, Deflater, Inflater};
+pub use entry::CompressedCluster;
+pub use error::{Allowed, Error, Invalid, Result};
+pub use extensions::{BitmapsExtension, Extensions};
+pub use features::{FeatureName, Features};
+pub use geometry::Geometry;
+pub use header::{Backing, Header, Table};
+pub use image::{ClosedGate, Gate, Image};
+pub use map::{Content, Extent, MapBuffer};
+pub use reader::{ClusterReader, Reader};
