@@ -1,6 +1,7 @@
 //! An open image: its header and where its L2 tables are.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::address::HostOffset;
@@ -97,6 +98,22 @@ impl Image {
     /// [`Error::Io`].
     pub fn read_data(&self, buffer: &mut [u8], host: HostOffset) -> Result<()> {
         read_to_end(self.data(), buffer, host, "guest data")
+    }
+
+    /// Guest ranges outside of which nothing is allocated, in order: what the L2 tables map.
+    #[must_use]
+    pub fn occupied(&self) -> Vec<Range<u64>> {
+        let coverage = self.header.geometry.l2_coverage();
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for index in self.l1.indices() {
+            let start = index * coverage;
+            let end = start.saturating_add(coverage).min(self.size());
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+        ranges
     }
 
     pub(crate) fn l1(&self) -> &L1Table {

@@ -27,6 +27,7 @@
 //! ```
 
 mod address;
+mod builder;
 mod codec;
 mod entry;
 mod error;
@@ -41,6 +42,7 @@ mod reader;
 mod wire;
 
 pub use address::{GuestOffset, HostOffset};
+pub use builder::{Layout, LayoutError, Packer, RefcountWriter};
 pub use codec::{Codec, Deflater, Inflater};
 pub use entry::CompressedCluster;
 pub use error::{Allowed, Error, Invalid, Result};
@@ -51,3 +53,5 @@ pub use header::{Backing, Header, Table};
 pub use image::{ClosedGate, Gate, Image};
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
+
+pub(crate) use wire::FLAG_ZERO as ZERO_CLUSTER;

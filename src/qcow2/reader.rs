@@ -29,6 +29,12 @@ impl ClusterReader {
         self.inflater.inflate(image.header().codec, &self.input, &mut self.cluster).map_err(damaged)?;
         Ok(&self.cluster)
     }
+
+    /// The bytes of the cluster that was [read](ClusterReader::read) last.
+    #[must_use]
+    pub fn last(&self) -> &[u8] {
+        &self.cluster
+    }
 }
 
 /// Reads the virtual disk of one image.

@@ -4,6 +4,7 @@
 
 mod file;
 mod memory;
+mod publish;
 
 use std::fs::File;
 use std::io;
@@ -11,6 +12,7 @@ use std::ops::Range;
 
 pub use file::FileStorage;
 pub use memory::MemoryStorage;
+pub use publish::NewFile;
 
 /// A source of bytes with random access, shared by threads.
 ///

@@ -1,0 +1,216 @@
+//! Moves bytes: in the kernel where it can, else by large reads gathered into large writes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::error::{Error, Result};
+use super::layer::Layer;
+use super::limiter::Limiter;
+use super::observer::Observer;
+use super::plan::{Operation, Origin};
+use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
+use crate::storage::to_usize;
+
+/// What all threads of a merge share.
+pub(super) struct Work<'a> {
+    pub(super) layers: &'a [Layer],
+    pub(super) limiter: Option<&'a Limiter>,
+    pub(super) observer: &'a dyn Observer,
+}
+
+impl Work<'_> {
+    /// At most so many bytes move between two looks at the observer.
+    const STEP: u64 = 4 << 20;
+    /// The longest sleep between two looks at the observer.
+    const NAP: Duration = Duration::from_millis(50);
+
+    /// Before bytes move: waits for the limit, and gives up where the observer does.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub(super) fn pace(&self, bytes: u64) -> Result<()> {
+        let mut wait = self.limiter.map_or(Duration::ZERO, |limiter| limiter.reserve(bytes));
+        loop {
+            if self.observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            if wait.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(wait.min(Self::NAP));
+            wait = wait.saturating_sub(Self::NAP);
+        }
+    }
+
+    fn step(&self) -> u64 {
+        self.limiter.map_or(Self::STEP, |limiter| limiter.step().min(Self::STEP))
+    }
+}
+
+/// Reads guest bytes of any layer; one for each thread.
+#[derive(Debug, Default)]
+pub(super) struct LayerReader {
+    clusters: ClusterReader,
+    /// Layer and place of the cluster that was inflated last.
+    last: Option<(usize, HostOffset)>,
+}
+
+impl LayerReader {
+    /// Fills `buffer` with the bytes of an operation from `done` on.
+    pub(super) fn read(&mut self, layers: &[Layer], operation: &Operation, done: u64, buffer: &mut [u8]) -> Result<()> {
+        let Some(layer) = layers.get(operation.layer) else { return Ok(()) };
+        match operation.source {
+            Origin::Plain(host) => read_plain(layer, HostOffset(host.0 + done), buffer),
+            Origin::Compressed { cluster, data, skip } => {
+                let bytes = self.cluster((operation.layer, layer), cluster, data)?;
+                let start = to_usize(skip + done);
+                buffer.copy_from_slice(bytes.get(start..start + buffer.len()).unwrap_or_default());
+                Ok(())
+            }
+        }
+    }
+
+    /// Several pieces of one cluster are inflated once.
+    fn cluster(
+        &mut self,
+        (number, layer): (usize, &Layer),
+        guest: GuestOffset,
+        data: CompressedCluster,
+    ) -> Result<&[u8]> {
+        let Some(image) = layer.image() else { return Ok(&[]) };
+        if self.last != Some((number, data.host)) {
+            self.last = None;
+            let read = self.clusters.read(image, guest, data);
+            read.map_err(|source| Error::Image { path: layer.path().to_owned(), source })?;
+            self.last = Some((number, data.host));
+        }
+        Ok(self.clusters.last())
+    }
+}
+
+fn read_plain(layer: &Layer, host: HostOffset, buffer: &mut [u8]) -> Result<()> {
+    match layer.image() {
+        Some(image) => {
+            image.read_data(buffer, host).map_err(|source| Error::Image { path: layer.path().to_owned(), source })
+        }
+        None => layer.data().read_exact_at(buffer, host.0).map_err(|source| layer.read_error(host.0, source)),
+    }
+}
+
+/// Copies to a file or a device at the places that operations name; one for each thread.
+pub(super) struct Copier<'a> {
+    work: &'a Work<'a>,
+    output: &'a Path,
+    target: &'a File,
+    reader: LayerReader,
+    gathered: Vec<u8>,
+    /// Where the gathered bytes go.
+    start: u64,
+}
+
+impl<'a> Copier<'a> {
+    /// Bytes gathered into one write.
+    const GATHER: usize = 1 << 20;
+    /// Shorter copies are gathered; longer ones are left to the kernel.
+    const OFFLOAD_MIN: u64 = 128 << 10;
+
+    pub(super) fn new(work: &'a Work<'a>, output: &'a Path, target: &'a File) -> Self {
+        Self { work, output, target, reader: LayerReader::default(), gathered: Vec::new(), start: 0 }
+    }
+
+    /// Does the operations of a slice.
+    pub(super) fn copy(&mut self, operations: &[Operation]) -> Result<()> {
+        for operation in operations {
+            let mut done = 0;
+            while done < operation.length {
+                let length = (operation.length - done).min(self.work.step());
+                self.work.pace(length)?;
+                self.copy_part(operation, done, length)?;
+                self.work.observer.advance(length);
+                done += length;
+            }
+        }
+        self.flush()
+    }
+
+    fn copy_part(&mut self, operation: &Operation, start: u64, length: u64) -> Result<()> {
+        let mut done = 0;
+        if length >= Self::OFFLOAD_MIN {
+            done = self.offload(operation, start, length)?;
+        }
+        while done < length {
+            let part = to_usize(length - done).min(Self::GATHER);
+            let target = operation.target + start + done;
+            self.make_room(target, part)?;
+            let before = self.gathered.len();
+            self.gathered.resize(before + part, 0);
+            let buffer = self.gathered.get_mut(before..).unwrap_or_default();
+            self.reader.read(self.work.layers, operation, start + done, buffer)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    /// Copies what the kernel takes, which may be nothing: then the caller reads and writes.
+    fn offload(&self, operation: &Operation, start: u64, length: u64) -> Result<u64> {
+        let (Origin::Plain(host), Some(layer)) = (operation.source, self.work.layers.get(operation.layer)) else {
+            return Ok(0);
+        };
+        let Some(file) = layer.file() else { return Ok(0) };
+        let mut from = host.0 + start;
+        // the last sector of a file may be short
+        let end = (from + length).min(layer.data().length());
+        let mut to = operation.target + start;
+        let first = from;
+        while from < end {
+            let rest = to_usize(end - from);
+            match rustix::fs::copy_file_range(file, Some(&mut from), self.target, Some(&mut to), rest) {
+                Ok(0) => return Err(layer.read_error(from, io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+                    return Err(self.write_error(io::ErrorKind::StorageFull.into()));
+                }
+                // another file system, a device, an old kernel, an error that a plain read or write will name
+                Err(_) => break,
+            }
+        }
+        Ok(from - first)
+    }
+
+    /// Writes bytes of the output's own: tables.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.target.write_all_at(bytes, offset).map_err(|source| self.write_error(source))
+    }
+
+    /// Writes bytes together with what comes next, if that follows them.
+    pub(super) fn gather(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.make_room(offset, bytes.len())?;
+        self.gathered.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Makes the gathered bytes end at `target` with room for `length` more.
+    fn make_room(&mut self, target: u64, length: usize) -> Result<()> {
+        let end = self.start + self.gathered.len() as u64;
+        if end != target || self.gathered.len() + length > Self::GATHER {
+            self.flush()?;
+            self.start = target;
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> Result<()> {
+        if !self.gathered.is_empty() {
+            self.write(&self.gathered, self.start)?;
+            self.gathered.clear();
+        }
+        Ok(())
+    }
+
+    fn write_error(&self, source: io::Error) -> Error {
+        Error::Write { path: self.output.to_owned(), source }
+    }
+}

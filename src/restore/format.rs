@@ -1,0 +1,101 @@
+//! Whether an image is qcow2 or raw, without believing what a guest wrote.
+//!
+//! A raw image starts with bytes of the guest, who can make it look like anything, and a damaged qcow2 image must
+//! not pass as raw: so a raw image is taken for one only where everything speaks for it, and nothing that an image
+//! names is ever opened because of it.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use super::error::{Error, Result};
+use super::layer::Format;
+use crate::storage::Storage;
+
+/// What is known of an image before it is parsed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Evidence<'a> {
+    pub(super) path: &'a Path,
+    /// What the caller says, beyond doubt.
+    pub(super) forced: Option<Format>,
+    /// What the disk was when it was backed up.
+    pub(super) disk: Option<Format>,
+    pub(super) start: Start,
+}
+
+/// What an image starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// The magic of qcow2.
+    Magic,
+    /// Fields that make sense in a qcow2 header, behind a wrong magic; or nothing at all.
+    Damaged,
+    /// Something else.
+    Foreign,
+}
+
+impl Start {
+    /// # Errors
+    /// What the system says.
+    pub(super) fn read(storage: &dyn Storage) -> std::io::Result<Self> {
+        let mut head = [0; 24];
+        if storage.length() < head.len() as u64 {
+            return Ok(Self::Damaged);
+        }
+        storage.read_exact_at(&mut head, 0)?;
+        Ok(match head {
+            [b'Q', b'F', b'I', 0xfb, ..] => Self::Magic,
+            [_, _, _, _, 0, 0, 0, 2 | 3, .., 0, 0, 0, 9..=21] => Self::Damaged,
+            _ => Self::Foreign,
+        })
+    }
+}
+
+/// The formats of the images of a chain.
+pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>> {
+    let any_qcow2 = images.iter().any(|image| image.start == Start::Magic);
+    let one = |image: &Evidence<'_>| match (image.forced, image.disk, image.start) {
+        (Some(format), ..) => Ok(format),
+        (None, Some(Format::Raw), Start::Magic) => Err(Error::AmbiguousFormat { path: image.path.to_owned() }),
+        (None, Some(Format::Raw), _) => Ok(Format::Raw),
+        (None, None, Start::Foreign) if !any_qcow2 && !named_qcow2(image.path) => Ok(Format::Raw),
+        _ => Ok(Format::Qcow2),
+    };
+    images.iter().map(one).collect()
+}
+
+fn named_qcow2(path: &Path) -> bool {
+    path.extension().and_then(OsStr::to_str).is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryStorage;
+
+    fn decided(name: &str, disk: Option<Format>, starts: &[Start]) -> Result<Vec<Format>> {
+        let path = Path::new(name);
+        decide(&starts.iter().map(|start| Evidence { path, forced: None, disk, start: *start }).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_damaged_qcow2_image_never_passes_as_raw() {
+        use Start::{Damaged, Foreign, Magic};
+        assert_eq!(decided("FULL-1-disk", None, &[Damaged]).unwrap(), [Format::Qcow2]);
+        assert_eq!(decided("FULL-1-disk", None, &[Foreign, Magic]).unwrap(), [Format::Qcow2; 2]);
+        assert_eq!(decided("FULL-1-disk.qcow2", None, &[Foreign]).unwrap(), [Format::Qcow2]);
+        assert_eq!(decided("FULL-1-disk", Some(Format::Qcow2), &[Foreign]).unwrap(), [Format::Qcow2]);
+    }
+
+    #[test]
+    fn a_raw_disk_is_raw_and_one_that_looks_like_qcow2_is_asked_about() {
+        use Start::{Foreign, Magic};
+        assert_eq!(decided("FULL-1-disk", None, &[Foreign, Foreign]).unwrap(), [Format::Raw; 2]);
+        assert_eq!(decided("FULL-1-disk", Some(Format::Raw), &[Foreign]).unwrap(), [Format::Raw]);
+        assert!(decided("FULL-1-disk", Some(Format::Raw), &[Magic]).is_err());
+    }
+
+    #[test]
+    fn an_empty_file_is_a_damaged_image() {
+        assert_eq!(Start::read(&MemoryStorage::default()).unwrap(), Start::Damaged);
+    }
+}

@@ -1,0 +1,135 @@
+//! The images of a restore point, opened and found to fit together.
+
+use std::ffi::OsStr;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{Error, Result};
+use super::format::{self, Evidence, Start};
+use super::layer::{Format, Layer};
+use super::observer::Warning;
+use super::resolve::Mapped;
+use crate::qcow2::Geometry;
+use crate::storage::FileStorage;
+
+/// An image to open, and what is known of its format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Where the image is.
+    pub path: PathBuf,
+    /// The format of the image, where the caller knows it.
+    pub format: Option<Format>,
+    /// The format of the disk that was backed up, where somebody wrote it down.
+    pub disk_format: Option<Format>,
+}
+
+/// The images of a restore point, oldest first.
+#[derive(Debug)]
+pub struct Layers {
+    layers: Vec<Layer>,
+}
+
+impl Layers {
+    /// Opens a FULL and its INCs, in this order, each for reading only.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, or between two.
+    pub fn open(sources: &[Source]) -> Result<Self> {
+        let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
+        let evidence: Vec<_> = sources.iter().zip(&storages).map(evidence).collect::<Result<_>>()?;
+        let formats = format::decide(&evidence)?;
+        let layers = sources.iter().zip(storages).zip(formats);
+        let layers: Vec<_> = layers
+            .map(|((source, storage), format)| Layer::new(source.path.clone(), storage, format))
+            .collect::<Result<_>>()?;
+        if layers.is_empty() {
+            return Err(Error::Empty);
+        }
+        check_backing(&layers)?;
+        Ok(Self { layers })
+    }
+
+    /// The layers, oldest first.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The size of the disk at the restore point.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.layers.last().map_or(0, Mapped::size)
+    }
+
+    /// The cluster size of the FULL; QEMU's usual one for a raw FULL.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        let full = self.layers.first().and_then(Layer::image);
+        full.map_or(1 << 16, |image| image.header().geometry.cluster_size())
+    }
+
+    /// Whether zeroes in an INC cannot be told from holes: the chain has raw INCs.
+    #[must_use]
+    pub fn has_raw_increments(&self) -> bool {
+        self.layers.iter().skip(1).any(|layer| layer.image().is_none())
+    }
+
+    /// What is not as it should be, but can be read.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
+        let corrupt = |layer: &&Layer| layer.image().is_some_and(|image| image.header().is_corrupt());
+        self.layers.iter().filter(corrupt).map(|layer| Warning::MarkedCorrupt { path: layer.path().to_owned() })
+    }
+
+    /// Whether a file is one of the images.
+    pub(super) fn contain(&self, file: &Metadata) -> bool {
+        self.layers
+            .iter()
+            .filter_map(|layer| layer.file()?.metadata().ok())
+            .any(|image| (image.dev(), image.ino()) == (file.dev(), file.ino()))
+    }
+
+    /// Who may read what is restored: those who may read the FULL.
+    pub(super) fn mode(&self) -> u32 {
+        let full = self.layers.first().and_then(|layer| layer.file()?.metadata().ok());
+        full.map_or(0o600, |file| file.mode() & 0o666 | 0o600)
+    }
+
+    /// The cluster size of a new image as geometry.
+    pub(super) fn geometry(cluster_size: u64) -> Result<Geometry> {
+        let geometry = cluster_size.is_power_of_two().then(|| Geometry::new(cluster_size.trailing_zeros(), false));
+        geometry.flatten().ok_or(Error::ClusterSize { size: cluster_size })
+    }
+}
+
+fn open(source: &Source) -> Result<Arc<FileStorage>> {
+    let storage = FileStorage::open(&source.path);
+    storage.map(Arc::new).map_err(|error| Error::Open { path: source.path.clone(), source: error })
+}
+
+fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
+    let path = source.path.as_path();
+    let start = Start::read(&**storage).map_err(|error| Error::Open { path: path.to_owned(), source: error })?;
+    Ok(Evidence { path, forced: source.format, disk: source.disk_format, start })
+}
+
+/// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it
+/// did before, and a chain with a gap is noticed.
+fn check_backing(layers: &[Layer]) -> Result<()> {
+    let mut before: Option<&Layer> = None;
+    for layer in layers {
+        if let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) {
+            let expected = before.and_then(|before| before.path().file_name());
+            if expected.is_none() || Path::new(&backing.name).file_name() != expected {
+                return Err(Error::Backing {
+                    path: layer.path().to_owned(),
+                    backing: backing.name.clone(),
+                    expected: expected.map(OsStr::to_string_lossy).map(String::from),
+                });
+            }
+        }
+        before = Some(layer);
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! Merge: one flattened image of a restore point, beside the chain and without changing it.
+
+use std::fmt;
+use std::io::Write;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::{Path, PathBuf};
+
+use super::copier::Work;
+use super::error::{Error, Result};
+use super::layers::Layers;
+use super::limiter::Limiter;
+use super::observer::{Observer, Phase};
+use super::output::{self, Destination};
+use super::plan::Plan;
+use super::sink;
+use crate::qcow2::{Codec, Geometry, Layout};
+
+/// What to make of a restore point.
+#[derive(Debug)]
+pub struct MergeOptions {
+    /// Where it goes.
+    pub output: Output,
+    /// What it is.
+    pub format: OutputFormat,
+    /// Threads; all that the machine has by default. The output is the same for any number.
+    pub threads: Option<NonZeroUsize>,
+    /// Bytes of guest data in a second.
+    pub rate_limit: Option<NonZeroU64>,
+    /// Whether an existing output is replaced.
+    pub replace: bool,
+}
+
+/// Where the output goes.
+pub enum Output {
+    /// A file that appears when it is whole, or a block device.
+    File(PathBuf),
+    /// Bytes in order: [`OutputFormat::Raw`] only.
+    Stream(Box<dyn Write + Send>),
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// What the output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// A qcow2 image, version 3.
+    Qcow2 {
+        /// The cluster size; that of the FULL by default.
+        cluster_size: Option<u64>,
+        /// Compressed with this codec, or plain.
+        compression: Option<Codec>,
+    },
+    /// The disk's bytes.
+    Raw,
+}
+
+/// A merge that is decided: what it reads, what it writes, how much.
+#[derive(Debug)]
+pub struct Merge {
+    layers: Layers,
+    options: MergeOptions,
+    geometry: Geometry,
+    plan: Plan,
+    pool: rayon::ThreadPool,
+}
+
+/// What a merge has made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Merged {
+    /// The size of the virtual disk.
+    pub size: u64,
+    /// Guest bytes that were moved.
+    pub bytes: u64,
+    /// The length of the output.
+    pub length: u64,
+}
+
+impl Merge {
+    /// Reads the tables of all layers and decides everything. Nothing is written yet.
+    ///
+    /// # Errors
+    /// What is wrong with the output or with the tables.
+    pub fn plan(layers: Layers, options: MergeOptions, observer: &dyn Observer) -> Result<Self> {
+        match &options.output {
+            Output::File(path) => output::check(path, options.format, options.replace, &layers)?,
+            Output::Stream(_) if options.format == OutputFormat::Raw => {}
+            Output::Stream(_) => {
+                let reason = "can take raw bytes only: a qcow2 image needs a file";
+                return Err(Error::OutputKind { path: stream_name().to_owned(), reason });
+            }
+        }
+        let cluster_size = match options.format {
+            OutputFormat::Qcow2 { cluster_size: Some(size), .. } => size,
+            _ => layers.cluster_size(),
+        };
+        let geometry = Layers::geometry(cluster_size)?;
+        let pool = pool(options.threads)?;
+        layers.warnings().for_each(|warning| observer.warning(warning));
+        observer.phase(Phase::Planning);
+        let plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
+        let merge = Self { layers, options, geometry, plan, pool };
+        merge.layout()?;
+        Ok(merge)
+    }
+
+    /// What will be moved.
+    #[must_use]
+    pub fn summary(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The images that will be read, oldest first.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// The cluster size of the new image.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        self.geometry.cluster_size()
+    }
+
+    /// The length that the output will have, or at most have where it is compressed.
+    ///
+    /// # Errors
+    /// Where there can be no such image.
+    pub fn length(&self) -> Result<u64> {
+        match self.options.format {
+            OutputFormat::Raw => Ok(self.plan.size),
+            OutputFormat::Qcow2 { .. } => Ok(self.layout()?.length()),
+        }
+    }
+
+    /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
+    ///
+    /// # Errors
+    /// What is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
+    pub fn run(self, observer: &dyn Observer) -> Result<Merged> {
+        let layout = self.layout()?;
+        let Self { layers, options, plan, pool, .. } = self;
+        let MergeOptions { output, format, rate_limit, replace, .. } = options;
+        let limiter = rate_limit.map(Limiter::new);
+        let work = Work { layers: layers.as_slice(), limiter: limiter.as_ref(), observer };
+        observer.phase(Phase::Copying { bytes: plan.bytes });
+        let length = match output {
+            Output::Stream(mut stream) => {
+                pool.install(|| sink::write_stream(&work, &plan, stream_name(), &mut *stream))?
+            }
+            Output::File(path) => {
+                let destination = output::open(&path, replace, &layers)?;
+                let length = pool.install(|| write_file(&work, &plan, &layout, format, &path, &destination))?;
+                observer.phase(Phase::Syncing);
+                output::finish(&path, destination, replace)?;
+                length
+            }
+        };
+        Ok(Merged { size: plan.size, bytes: plan.bytes, length })
+    }
+
+    fn layout(&self) -> Result<Layout> {
+        let codec = match self.options.format {
+            OutputFormat::Qcow2 { compression: Some(codec), .. } => codec,
+            _ => Codec::Deflate,
+        };
+        let Plan { size, l2_tables, clusters, .. } = self.plan;
+        Ok(Layout::new(self.geometry, size, codec, l2_tables, clusters)?)
+    }
+}
+
+fn pool(threads: Option<NonZeroUsize>) -> Result<rayon::ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
+    builder.thread_name(|index| format!("merge-{index}")).build().map_err(|source| Error::Threads { source })
+}
+
+fn stream_name() -> &'static Path {
+    Path::new("the output stream")
+}
+
+fn write_file(
+    work: &Work<'_>,
+    plan: &Plan,
+    layout: &Layout,
+    format: OutputFormat,
+    path: &Path,
+    destination: &Destination,
+) -> Result<u64> {
+    match (destination, format) {
+        (Destination::Device(device), _) => sink::write_device(work, plan, path, device),
+        (Destination::File(new), OutputFormat::Raw) => sink::write_raw(work, plan, path, new.file()),
+        (Destination::File(new), OutputFormat::Qcow2 { compression: None, .. }) => {
+            sink::write_qcow2(work, plan, layout, path, new.file())
+        }
+        (Destination::File(new), OutputFormat::Qcow2 { compression: Some(codec), .. }) => {
+            sink::write_compressed(work, plan, layout, codec, (path, new.file()))
+        }
+    }
+}

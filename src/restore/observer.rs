@@ -1,0 +1,58 @@
+//! How long work tells what it does, and is told to stop.
+
+use std::path::PathBuf;
+
+/// Follows a merge. Calls come from many threads.
+pub trait Observer: Sync {
+    /// A new phase begins.
+    fn phase(&self, _phase: Phase) {}
+
+    /// So many more of the bytes of this phase are done.
+    fn advance(&self, _bytes: u64) {}
+
+    /// Something is not as it should be, and the work goes on.
+    fn warning(&self, _warning: Warning) {}
+
+    /// Asked again and again: whether to give up.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// The observer that looks away.
+#[derive(Debug, Clone, Copy)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// What the work does now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// The images are checked; each one's bytes count when it is done.
+    Checking {
+        /// The length of all files together.
+        bytes: u64,
+    },
+    /// The tables are read to find which layer holds what.
+    Planning,
+    /// Guest data moves.
+    Copying {
+        /// How much there is.
+        bytes: u64,
+    },
+    /// The output goes to stable storage.
+    Syncing,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A program marked the image as damaged.
+    #[error("{}: some program found this image damaged and marked it as corrupt; it is read as it is", .path.display())]
+    MarkedCorrupt {
+        /// The image.
+        path: PathBuf,
+    },
+}

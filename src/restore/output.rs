@@ -1,0 +1,94 @@
+//! Where the output goes, looked at before anything is written.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use super::error::{Error, Result};
+use super::layers::Layers;
+use super::merge::OutputFormat;
+use crate::storage::NewFile;
+
+/// What stands at the place of the output.
+#[derive(Debug)]
+pub(super) enum Destination {
+    File(NewFile),
+    Device(File),
+}
+
+/// Whether the output may be made, as far as can be said without touching it.
+pub(super) fn check(path: &Path, format: OutputFormat, replace: bool, layers: &Layers) -> Result<()> {
+    let Some(there) = there(path)? else { return Ok(()) };
+    let wrong = |reason| Err(Error::OutputKind { path: path.to_owned(), reason });
+    let kind = there.file_type();
+    if layers.contain(&there) {
+        return Err(Error::OutputIsSource { path: path.to_owned() });
+    }
+    if kind.is_block_device() {
+        return match format {
+            OutputFormat::Raw => open_device(path, replace, layers).map(drop),
+            OutputFormat::Qcow2 { .. } => wrong("is a block device: it takes --format raw only"),
+        };
+    }
+    if kind.is_dir() {
+        return wrong("is a folder: name the file in it");
+    }
+    if !kind.is_file() {
+        return wrong("is neither a file nor a block device; `--out -` writes to a pipe");
+    }
+    if replace { Ok(()) } else { Err(Error::OutputExists { path: path.to_owned() }) }
+}
+
+/// Opens what [`check`] has allowed.
+pub(super) fn open(path: &Path, replace: bool, layers: &Layers) -> Result<Destination> {
+    if there(path)?.is_some_and(|there| there.file_type().is_block_device()) {
+        return open_device(path, replace, layers).map(Destination::Device);
+    }
+    let write_error = |source| Error::Write { path: path.to_owned(), source };
+    NewFile::create(path, layers.mode()).map(Destination::File).map_err(write_error)
+}
+
+/// Syncs the output and gives a file its name.
+pub(super) fn finish(path: &Path, destination: Destination, replace: bool) -> Result<()> {
+    let result = match destination {
+        Destination::File(file) => file.publish(replace),
+        Destination::Device(device) => device.sync_all(),
+    };
+    result.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::OutputExists { path: path.to_owned() },
+        _ => Error::Write { path: path.to_owned(), source },
+    })
+}
+
+fn there(path: &Path) -> Result<Option<Metadata>> {
+    match path.metadata() {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Write { path: path.to_owned(), source }),
+    }
+}
+
+/// A device is written only if nobody uses it, the disk fits, and there is nothing on it yet or it may be replaced.
+fn open_device(path: &Path, replace: bool, layers: &Layers) -> Result<File> {
+    /// Partition tables, file systems and volume headers start here.
+    const START: usize = 1 << 20;
+    let write_error = |source| Error::Write { path: path.to_owned(), source };
+    // on a block device this means: nobody has mounted or claimed it
+    let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
+    let device = File::options().read(true).write(true).custom_flags(exclusive).open(path);
+    let mut device = device.map_err(write_error)?;
+    let length = device.seek(SeekFrom::End(0)).map_err(write_error)?;
+    if length < layers.size() {
+        return Err(Error::DeviceTooSmall { path: path.to_owned(), length, needed: layers.size() });
+    }
+    let mut start = Vec::new();
+    device.rewind().map_err(write_error)?;
+    (&device).take(START as u64).read_to_end(&mut start).map_err(write_error)?;
+    if !replace && start.iter().any(|byte| *byte != 0) {
+        return Err(Error::OutputExists { path: path.to_owned() });
+    }
+    Ok(device)
+}

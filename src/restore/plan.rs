@@ -1,0 +1,259 @@
+//! The merge decided before a byte moves: which slices hold data, how much, and where it goes in a new image.
+//!
+//! Counts are kept for each slice, the layers of its clusters are not: they are looked up again when the slice is
+//! copied, so that memory does not grow with the disk.
+
+use std::ops::Range;
+
+use super::error::{Error, Result};
+use super::layers::Layers;
+use super::observer::Observer;
+use super::pool;
+use super::resolve::{Bytes, Piece, resolve};
+use super::slices::Slices;
+use crate::qcow2::{Geometry, GuestOffset, HostOffset, MapBuffer};
+
+/// What a merge will move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The size of the virtual disk.
+    pub size: u64,
+    /// Guest bytes that are not known to be zeroes.
+    pub bytes: u64,
+    /// Clusters of the new image that hold them.
+    pub clusters: u64,
+    /// L2 tables of the new image.
+    pub l2_tables: u64,
+    pub(super) slices: Vec<PlannedSlice>,
+}
+
+/// A slice with data in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PlannedSlice {
+    pub(super) guest: Range<u64>,
+    pub(super) bytes: u64,
+    /// The number of its first data cluster.
+    pub(super) first_cluster: u64,
+    /// The number of the L2 table of that cluster.
+    pub(super) first_table: u64,
+    /// Whether an earlier slice enters that table in the L1 table.
+    pub(super) shares_first_table: bool,
+}
+
+/// What a slice has to say before its place is known.
+struct Count {
+    guest: Range<u64>,
+    bytes: u64,
+    clusters: u64,
+    tables: u64,
+    first_l1: u64,
+    last_l1: u64,
+}
+
+impl Plan {
+    /// Reads the tables of all layers in parallel.
+    pub(super) fn new(layers: &Layers, geometry: Geometry, observer: &dyn Observer) -> Result<Self> {
+        let occupied = layers.as_slice().iter().flat_map(super::layer::Layer::occupied);
+        let slices = Slices::new(layers.size(), occupied);
+        let counts = pool::for_each(slices.ranges(), MapBuffer::default, |buffer, guest| {
+            if observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let pieces = resolve(layers.as_slice(), guest.clone(), buffer)?;
+            Ok(count(&pieces, guest, geometry))
+        })?;
+        Ok(Self::place(layers.size(), counts.into_iter().flatten()))
+    }
+
+    /// The prefix sums.
+    fn place(size: u64, counts: impl Iterator<Item = Count>) -> Self {
+        let mut plan = Self { size, bytes: 0, clusters: 0, l2_tables: 0, slices: Vec::new() };
+        let mut last_l1 = None;
+        for count in counts {
+            let shares_first_table = last_l1 == Some(count.first_l1);
+            let first_table = plan.l2_tables - u64::from(shares_first_table);
+            plan.slices.push(PlannedSlice {
+                guest: count.guest,
+                bytes: count.bytes,
+                first_cluster: plan.clusters,
+                first_table,
+                shares_first_table,
+            });
+            plan.bytes += count.bytes;
+            plan.clusters += count.clusters;
+            plan.l2_tables = first_table + count.tables;
+            last_l1 = Some(count.last_l1);
+        }
+        plan
+    }
+}
+
+fn count(pieces: &[Piece], guest: Range<u64>, geometry: Geometry) -> Option<Count> {
+    let clusters = touched(pieces, geometry);
+    let l1_index = |cluster: u64| cluster / geometry.l2_entries();
+    let (first, last) = (clusters.first()?, clusters.last()?);
+    let changes = clusters.windows(2).filter(|pair| match pair {
+        [one, next] => l1_index(*one) != l1_index(*next),
+        _ => false,
+    });
+    Some(Count {
+        guest,
+        bytes: pieces.iter().map(|piece| piece.guest.end - piece.guest.start).sum(),
+        clusters: clusters.len() as u64,
+        tables: 1 + changes.count() as u64,
+        first_l1: l1_index(*first),
+        last_l1: l1_index(*last),
+    })
+}
+
+/// The guest clusters of a new image that these pieces need, in order.
+pub(super) fn touched(pieces: &[Piece], geometry: Geometry) -> Vec<u64> {
+    let mut clusters: Vec<u64> = Vec::new();
+    for piece in pieces {
+        let first = piece.guest.start >> geometry.cluster_bits();
+        let last = (piece.guest.end - 1) >> geometry.cluster_bits();
+        let first = if clusters.last() == Some(&first) { first + 1 } else { first };
+        clusters.extend(first..=last);
+    }
+    clusters
+}
+
+/// One copy: bytes of one layer that go to one place in the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Operation {
+    pub(super) layer: usize,
+    pub(super) source: Origin,
+    pub(super) target: u64,
+    pub(super) length: u64,
+}
+
+/// Where the bytes of an operation come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Plain(HostOffset),
+    /// The bytes from `skip` on of an inflated cluster.
+    Compressed {
+        cluster: GuestOffset,
+        data: crate::qcow2::CompressedCluster,
+        skip: u64,
+    },
+}
+
+impl Origin {
+    pub(super) fn of(piece: &Piece) -> Self {
+        match piece.bytes {
+            Bytes::Plain(host) => Self::Plain(host),
+            Bytes::Compressed { cluster, data } => {
+                Self::Compressed { cluster, data, skip: piece.guest.start - cluster.0 }
+            }
+        }
+    }
+}
+
+/// The copies for the pieces of a slice. What lies next to each other in source and output is one operation.
+pub(super) fn operations(pieces: Vec<Piece>, mut place: impl FnMut(u64) -> u64) -> Vec<Operation> {
+    let mut operations: Vec<Operation> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let source = Origin::of(&piece);
+        let Piece { guest, layer, .. } = piece;
+        let (target, length) = (place(guest.start), guest.end - guest.start);
+        if let (Some(last), Origin::Plain(host)) = (operations.last_mut(), source) {
+            let follows = match last.source {
+                Origin::Plain(before) => before.0 + last.length == host.0,
+                Origin::Compressed { .. } => false,
+            };
+            if follows && last.layer == layer && last.target + last.length == target {
+                last.length += length;
+                continue;
+            }
+        }
+        operations.push(Operation { layer, source, target, length });
+    }
+    operations
+}
+
+/// Gives the place in a new image for guest addresses that come in order: data clusters are numbered by the
+/// touched guest clusters.
+pub(super) fn packed(clusters: &[u64], first: HostOffset, geometry: Geometry) -> impl FnMut(u64) -> u64 + use<'_> {
+    let mut rank = 0;
+    move |guest| {
+        let cluster = guest >> geometry.cluster_bits();
+        while clusters.get(rank).is_some_and(|touched| *touched < cluster) {
+            rank += 1;
+        }
+        first.0 + rank as u64 * geometry.cluster_size() + geometry.offset_in_cluster(guest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Pieces that do not overlap, at any places.
+    fn pieces() -> impl Strategy<Value = Vec<Piece>> {
+        prop::collection::vec((0u64..3000, 1u64..5000, 0usize..3), 0..40).prop_map(|gaps| {
+            let mut end = 0;
+            let piece = |(gap, length, layer)| {
+                let guest = end + gap..end + gap + length;
+                end = guest.end;
+                Piece { bytes: Bytes::Plain(HostOffset(1 << 20 | guest.start)), guest, layer }
+            };
+            gaps.into_iter().map(piece).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_goes_to_the_cluster_with_the_rank_of_its_own(pieces in pieces()) {
+            let geometry = Geometry::new(9, false).unwrap();
+            let clusters = touched(&pieces, geometry);
+            let model: std::collections::BTreeSet<u64> =
+                pieces.iter().flat_map(|piece| piece.guest.clone()).map(|byte| byte / 512).collect();
+            prop_assert!(clusters.iter().eq(&model));
+            let mut expected = Vec::new();
+            for piece in &pieces {
+                for byte in piece.guest.clone() {
+                    let rank = model.iter().position(|cluster| *cluster == byte / 512).unwrap() as u64;
+                    expected.push((piece.layer, 1 << 20 | byte, 4096 + rank * 512 + byte % 512));
+                }
+            }
+            let mut found = Vec::new();
+            for operation in operations(pieces, packed(&clusters, HostOffset(4096), geometry)) {
+                let Origin::Plain(host) = operation.source else { panic!() };
+                found.extend((0..operation.length).map(|i| (operation.layer, host.0 + i, operation.target + i)));
+            }
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn slices_get_the_places_that_one_long_slice_would_give(pieces in pieces()) {
+            let geometry = Geometry::new(9, false).unwrap();
+            let part = |range: Range<u64>| -> Vec<Piece> {
+                let clip = |piece: &Piece| Piece {
+                    guest: piece.guest.start.max(range.start)..piece.guest.end.min(range.end),
+                    ..piece.clone()
+                };
+                pieces.iter().map(clip).filter(|piece| !piece.guest.is_empty()).collect()
+            };
+            // a quarter of an L2 table, and four of them
+            for length in [512 * 16, 512 * 256] {
+                let ranges = (0..400_000 / length).map(|number| number * length..(number + 1) * length);
+                let counts = ranges.filter_map(|range| count(&part(range.clone()), range, geometry));
+                let plan = Plan::place(400_000, counts);
+                let all = touched(&pieces, geometry);
+                let tables: std::collections::BTreeSet<u64> = all.iter().map(|cluster| cluster / 64).collect();
+                prop_assert_eq!(plan.clusters, all.len() as u64);
+                prop_assert_eq!(plan.l2_tables, tables.len() as u64);
+                for slice in &plan.slices {
+                    let first = all.iter().find(|cluster| **cluster * 512 >= slice.guest.start).unwrap();
+                    let rank = all.iter().position(|cluster| cluster == first).unwrap() as u64;
+                    prop_assert_eq!(slice.first_cluster, rank);
+                    prop_assert_eq!(slice.first_table, tables.range(..first / 64).count() as u64);
+                    let earlier = all.iter().any(|cluster| cluster < first && cluster / 64 == first / 64);
+                    prop_assert_eq!(slice.shares_first_table, earlier);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Independent items on the threads of a pool, taken in order, so that neighbours in a file are read together.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+/// Does `work` for each item, with scratch of each thread's own. The results come in the order of the items.
+///
+/// After an error no further item is begun; of several errors, that of the first item is returned.
+pub(super) fn for_each<T, S, R, E>(
+    items: impl Iterator<Item = T> + Send,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E>
+where
+    T: Send,
+    R: Send,
+    E: Send,
+{
+    let items = Mutex::new(items.enumerate());
+    let failed = AtomicBool::new(false);
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let threads = rayon::current_num_threads();
+    let parts: Vec<_> = (0..threads)
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|_| {
+            let mut scratch = scratch();
+            let mut done = Vec::new();
+            while !failed.load(Ordering::Relaxed) {
+                let Some((index, item)) = next() else { break };
+                let result = work(&mut scratch, item);
+                failed.fetch_or(result.is_err(), Ordering::Relaxed);
+                done.push((index, result));
+            }
+            done
+        })
+        .collect();
+    let mut all: Vec<_> = parts.into_iter().flatten().collect();
+    all.sort_unstable_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Makes parts on all threads and takes them in order on one, which works while the next parts are made.
+pub(super) fn in_order<T, S, R, E>(
+    items: impl Iterator<Item = T>,
+    scratch: impl Fn() -> S + Sync,
+    make: impl Fn(&mut S, T) -> Result<R, E> + Sync,
+    mut take: impl FnMut(R) -> Result<(), E> + Send,
+) -> Result<(), E>
+where
+    T: Send,
+    R: Send,
+    E: Send,
+{
+    /// Parts made at once by each thread: enough that an uneven one does not leave the others idle.
+    const AHEAD: usize = 4;
+    let batch = rayon::current_num_threads() * AHEAD;
+    let mut items = items.fuse();
+    let mut ready: Vec<R> = Vec::new();
+    loop {
+        let next: Vec<T> = items.by_ref().take(batch).collect();
+        if next.is_empty() && ready.is_empty() {
+            return Ok(());
+        }
+        let (before, now) =
+            rayon::join(|| ready.into_iter().try_for_each(&mut take), || for_each(next.into_iter(), &scratch, &make));
+        before?;
+        ready = now?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items_and_the_first_error_wins() {
+        let all = for_each(0..1000, || (), |(), item| Ok::<_, u32>(item * 2)).unwrap();
+        assert_eq!(all, (0..1000).map(|item| item * 2).collect::<Vec<_>>());
+        let error = for_each(0..1000, || (), |(), item| if item % 7 == 6 { Err(item) } else { Ok(()) });
+        assert_eq!(error, Err(6));
+    }
+
+    #[test]
+    fn parts_are_taken_in_order() {
+        let mut taken = Vec::new();
+        in_order(0..100, || (), |(), item| Ok::<_, ()>(item), |item| Ok(taken.push(item))).unwrap();
+        assert_eq!(taken, (0..100).collect::<Vec<_>>());
+    }
+}

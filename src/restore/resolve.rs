@@ -1,0 +1,165 @@
+//! Which layer holds each part of a guest range. Pure: layers are anything that can be mapped.
+
+use std::ops::Range;
+
+use crate::qcow2::{CompressedCluster, Content, Extent, GuestOffset, HostOffset};
+
+/// What can say where the bytes of a guest range are.
+pub(crate) trait Mapped {
+    type Error;
+    /// Room that is used again from call to call.
+    type Scratch;
+
+    /// The size of the virtual disk in this layer; behind it the layer reads as zeroes.
+    fn size(&self) -> u64;
+
+    /// Calls `each` for the extents of a range that ends in the disk, in order and without gaps.
+    fn map(
+        &self,
+        guest: Range<u64>,
+        scratch: &mut Self::Scratch,
+        each: &mut dyn FnMut(Extent),
+    ) -> Result<(), Self::Error>;
+}
+
+/// A part of a guest range that is not zeroes, and the layer that has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) guest: Range<u64>,
+    pub(crate) layer: usize,
+    pub(crate) bytes: Bytes,
+}
+
+/// Where the bytes of a piece are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bytes {
+    Plain(HostOffset),
+    Compressed { cluster: GuestOffset, data: CompressedCluster },
+}
+
+impl Piece {
+    /// The part of the piece that lies in a range which it touches.
+    pub(crate) fn clip(&self, range: &Range<u64>) -> Self {
+        let guest = self.guest.start.max(range.start)..self.guest.end.min(range.end);
+        let bytes = match self.bytes {
+            Bytes::Plain(host) => Bytes::Plain(HostOffset(host.0 + (guest.start - self.guest.start))),
+            compressed @ Bytes::Compressed { .. } => compressed,
+        };
+        Self { guest, layer: self.layer, bytes }
+    }
+}
+
+/// The pieces of a guest range, in guest order; between them there are zeroes. Layers come oldest first.
+pub(crate) fn resolve<M: Mapped>(
+    layers: &[M],
+    guest: Range<u64>,
+    scratch: &mut M::Scratch,
+) -> Result<Vec<Piece>, M::Error> {
+    let mut pieces = Vec::new();
+    let mut wanted = vec![guest];
+    let mut below = Vec::new();
+    for (layer, mapped) in layers.iter().enumerate().rev() {
+        for range in wanted.drain(..) {
+            let range = range.start..range.end.min(mapped.size());
+            if range.is_empty() {
+                continue;
+            }
+            mapped.map(range, scratch, &mut |Extent { guest, content }| match content {
+                Content::Unallocated => push_joined(&mut below, guest),
+                Content::Zero => {}
+                Content::Data(host) => pieces.push(Piece { guest, layer, bytes: Bytes::Plain(host) }),
+                Content::Compressed { cluster, data } => {
+                    pieces.push(Piece { guest, layer, bytes: Bytes::Compressed { cluster, data } });
+                }
+            })?;
+        }
+        std::mem::swap(&mut wanted, &mut below);
+        if wanted.is_empty() {
+            break;
+        }
+    }
+    pieces.sort_unstable_by_key(|piece| piece.guest.start);
+    Ok(pieces)
+}
+
+fn push_joined(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == next.start => last.end = next.end,
+        _ => ranges.push(next),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+
+    /// A layer as a list: for each unit of the disk nothing, zero or data.
+    #[derive(Debug, Clone)]
+    struct Model {
+        units: Vec<Option<bool>>,
+    }
+
+    const UNIT: u64 = 512;
+
+    impl Mapped for Model {
+        type Error = Infallible;
+        type Scratch = ();
+
+        fn size(&self) -> u64 {
+            self.units.len() as u64 * UNIT
+        }
+
+        fn map(&self, guest: Range<u64>, (): &mut (), each: &mut dyn FnMut(Extent)) -> Result<(), Infallible> {
+            for unit in guest.start / UNIT..guest.end.div_ceil(UNIT) {
+                let start = (unit * UNIT).max(guest.start);
+                let content = match self.units[usize::try_from(unit).unwrap()] {
+                    None => Content::Unallocated,
+                    Some(false) => Content::Zero,
+                    Some(true) => Content::Data(HostOffset((1 << 20) + start)),
+                };
+                each(Extent { guest: start..((unit + 1) * UNIT).min(guest.end), content });
+            }
+            Ok(())
+        }
+    }
+
+    fn layer() -> impl Strategy<Value = Model> {
+        prop::collection::vec(prop::option::of(any::<bool>()), 0..40).prop_map(|units| Model { units })
+    }
+
+    /// The newest layer that says anything wins; past the end of a layer there are zeroes.
+    fn model(layers: &[Model], unit: usize) -> Option<usize> {
+        for (index, layer) in layers.iter().enumerate().rev() {
+            match layer.units.get(unit) {
+                Some(Some(true)) => return Some(index),
+                Some(None) => {}
+                Some(Some(false)) | None => return None,
+            }
+        }
+        None
+    }
+
+    proptest! {
+        #[test]
+        fn each_unit_comes_from_the_newest_layer_that_has_it(
+            layers in prop::collection::vec(layer(), 1..6), start in 0u64..30, length in 1u64..30,
+        ) {
+            let pieces = resolve(&layers, start * UNIT..(start + length) * UNIT, &mut ()).unwrap();
+            for pair in pieces.windows(2) {
+                prop_assert!(pair[0].guest.end <= pair[1].guest.start);
+            }
+            for unit in start..start + length {
+                let place = unit * UNIT;
+                let found = pieces.iter().find(|piece| piece.guest.contains(&place));
+                let expected = model(&layers, usize::try_from(unit).unwrap());
+                prop_assert_eq!(found.map(|piece| piece.layer), expected);
+                if let Some(piece) = found {
+                    let host = HostOffset((1 << 20) + piece.guest.start);
+                    prop_assert_eq!(piece.bytes, Bytes::Plain(host));
+                }
+            }
+        }
+    }
+}

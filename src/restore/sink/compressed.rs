@@ -1,0 +1,224 @@
+//! A compressed qcow2 image: clusters are compressed in parallel and placed in guest order.
+//!
+//! A cluster that is compressed in its layer already, with the codec and the cluster size of the output, is passed
+//! through as it is. It is inflated all the same, to find damage now and not at the next restore.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::PART;
+use crate::qcow2::{Codec, Deflater, HostOffset, Layout, MapBuffer, Packer, ZERO_CLUSTER};
+use crate::restore::copier::{Copier, LayerReader, Work};
+use crate::restore::error::{Error, Result};
+use crate::restore::plan::{self, Operation, Origin, Plan};
+use crate::restore::pool;
+use crate::restore::resolve::{Piece, resolve};
+use crate::restore::slices;
+use crate::storage::to_usize;
+
+/// Writes the image; the length of the file comes back.
+pub(in crate::restore) fn write_compressed(
+    work: &Work<'_>,
+    plan: &Plan,
+    layout: &Layout,
+    codec: Codec,
+    (output, file): (&Path, &File),
+) -> Result<u64> {
+    let maker = || Maker::new(work, layout, codec);
+    let mut writer = Writer::new(layout, Copier::new(work, output, file))?;
+    let unit = PART.max(layout.geometry().cluster_size());
+    let parts = plan.slices.iter().flat_map(|slice| slices::parts(slice.guest.clone(), unit));
+    pool::in_order(parts, maker, Maker::make, |part| writer.take(&part))?;
+    let length = writer.finish()?;
+    file.set_len(length).map_err(|source| Error::Write { path: output.to_owned(), source })?;
+    Ok(length)
+}
+
+/// The clusters of a part of the disk, ready to be placed.
+#[derive(Debug, Default)]
+struct Part {
+    clusters: Vec<(u64, Stored)>,
+    bytes: Vec<u8>,
+}
+
+/// How a cluster is stored; ranges are in the bytes of the part.
+#[derive(Debug)]
+enum Stored {
+    Zero,
+    Plain(Range<usize>),
+    Compressed(Range<usize>),
+}
+
+/// Makes parts; one for each thread.
+struct Maker<'a> {
+    work: &'a Work<'a>,
+    layout: &'a Layout,
+    codec: Codec,
+    buffer: MapBuffer,
+    reader: LayerReader,
+    deflater: Deflater,
+    cluster: Vec<u8>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(work: &'a Work<'a>, layout: &'a Layout, codec: Codec) -> Self {
+        let cluster_size = layout.geometry().cluster_size();
+        Self {
+            work,
+            layout,
+            codec,
+            buffer: MapBuffer::default(),
+            reader: LayerReader::default(),
+            deflater: Deflater::new(codec, cluster_size),
+            cluster: vec![0; to_usize(cluster_size)],
+        }
+    }
+
+    fn make(&mut self, guest: Range<u64>) -> Result<Part> {
+        let pieces = resolve(self.work.layers, guest, &mut self.buffer)?;
+        let bits = self.layout.geometry().cluster_bits();
+        let mut part = Part::default();
+        for cluster in plan::touched(&pieces, self.layout.geometry()) {
+            let range = cluster << bits..(cluster + 1) << bits;
+            let inside = clip(&pieces, &range);
+            let length = inside.iter().map(|piece| piece.guest.end - piece.guest.start).sum();
+            self.work.pace(length)?;
+            self.read(inside, range.start)?;
+            let stored = self.store(&pieces, &range, &mut part.bytes)?;
+            part.clusters.push((cluster, stored));
+            self.work.observer.advance(length);
+        }
+        Ok(part)
+    }
+
+    /// Fills the cluster buffer; what no piece covers is zero.
+    fn read(&mut self, pieces: Vec<Piece>, start: u64) -> Result<()> {
+        self.cluster.fill(0);
+        for operation in plan::operations(pieces, |guest| guest - start) {
+            let Operation { target, length, .. } = operation;
+            let place = self.cluster.get_mut(to_usize(target)..to_usize(target + length)).unwrap_or_default();
+            self.reader.read(self.work.layers, &operation, 0, place)?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, pieces: &[Piece], range: &Range<u64>, bytes: &mut Vec<u8>) -> Result<Stored> {
+        let start = bytes.len();
+        if self.pass_through(pieces, range, bytes)? {
+            return Ok(Stored::Compressed(start..bytes.len()));
+        }
+        if self.cluster.iter().all(|byte| *byte == 0) {
+            return Ok(Stored::Zero);
+        }
+        if let Some(compressed) = self.deflater.deflate(&self.cluster) {
+            bytes.extend_from_slice(compressed);
+            return Ok(Stored::Compressed(start..bytes.len()));
+        }
+        bytes.extend_from_slice(&self.cluster);
+        Ok(Stored::Plain(start..bytes.len()))
+    }
+
+    /// Appends the compressed bytes of a layer, where one cluster of it is just what is wanted.
+    fn pass_through(&self, pieces: &[Piece], range: &Range<u64>, bytes: &mut Vec<u8>) -> Result<bool> {
+        let first = pieces.partition_point(|piece| piece.guest.end <= range.start);
+        let Some(piece) = pieces.get(first) else { return Ok(false) };
+        let Some(layer) = self.work.layers.get(piece.layer) else { return Ok(false) };
+        let Some(image) = layer.image() else { return Ok(false) };
+        let header = image.header();
+        let fits = header.codec == self.codec
+            && header.geometry.cluster_size() == self.layout.geometry().cluster_size()
+            && piece.guest.start == range.start
+            && piece.guest.end == range.end;
+        let Origin::Compressed { data, .. } = Origin::of(piece) else { return Ok(false) };
+        if !fits {
+            return Ok(false);
+        }
+        let start = bytes.len();
+        let there = image.storage().length().saturating_sub(data.host.0).min(data.length);
+        bytes.resize(start + to_usize(there), 0);
+        let place = bytes.get_mut(start..).unwrap_or_default();
+        image.read_data(place, data.host).map_err(|source| Error::Image { path: layer.path().to_owned(), source })?;
+        Ok(true)
+    }
+}
+
+/// The parts of pieces that lie in a range.
+fn clip(pieces: &[Piece], range: &Range<u64>) -> Vec<Piece> {
+    let first = pieces.partition_point(|piece| piece.guest.end <= range.start);
+    let inside = pieces.iter().skip(first).take_while(|piece| piece.guest.start < range.end);
+    inside.map(|piece| piece.clip(range)).collect()
+}
+
+/// Places parts in order and writes them with their tables.
+struct Writer<'a> {
+    layout: &'a Layout,
+    copier: Copier<'a>,
+    packer: Packer<'a>,
+    /// The L1 index of the table that is being filled.
+    l1_index: Option<u64>,
+    table: Vec<u8>,
+    tables: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn new(layout: &'a Layout, copier: Copier<'a>) -> Result<Self> {
+        let packer = Packer::new(layout, |host, bytes| copier.write(bytes, host.0))?;
+        let table = vec![0; to_usize(layout.geometry().cluster_size())];
+        copier.write(&layout.header(), 0)?;
+        Ok(Self { layout, copier, packer, l1_index: None, table, tables: 0 })
+    }
+
+    fn take(&mut self, part: &Part) -> Result<()> {
+        for (cluster, stored) in &part.clusters {
+            let entry = match stored {
+                Stored::Zero => ZERO_CLUSTER,
+                Stored::Plain(range) => {
+                    let host = self.packer.plain();
+                    self.copier.gather(part.bytes.get(range.clone()).unwrap_or_default(), host.0)?;
+                    Layout::entry(host)
+                }
+                Stored::Compressed(range) => {
+                    let length = range.len() as u64;
+                    let host = self.packer.compressed(length);
+                    self.copier.gather(part.bytes.get(range.clone()).unwrap_or_default(), host.0)?;
+                    let entry = self.layout.compressed_entry(host, length);
+                    entry.ok_or(Error::CompressedTooLarge { offset: host.0 + length })?
+                }
+            };
+            self.enter(*cluster, entry)?;
+        }
+        let Self { packer, copier, .. } = self;
+        packer.settle(|host, bytes| copier.write(bytes, host.0))
+    }
+
+    fn enter(&mut self, cluster: u64, entry: u64) -> Result<()> {
+        let entries = self.layout.geometry().l2_entries();
+        if self.l1_index != Some(cluster / entries) {
+            self.write_table()?;
+            self.l1_index = Some(cluster / entries);
+        }
+        let place = to_usize(cluster % entries * 8);
+        BigEndian::write_u64(self.table.get_mut(place..place + 8).unwrap_or_default(), entry);
+        Ok(())
+    }
+
+    fn write_table(&mut self) -> Result<()> {
+        let Some(index) = self.l1_index.take() else { return Ok(()) };
+        let host: HostOffset = self.layout.l2_table(self.tables);
+        self.copier.write(&self.table, host.0)?;
+        self.copier.write(&Layout::entry(host).to_be_bytes(), self.layout.l1_entry(index).0)?;
+        self.table.fill(0);
+        self.tables += 1;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<u64> {
+        self.write_table()?;
+        self.copier.flush()?;
+        let Self { packer, copier, .. } = self;
+        packer.finish(|host, bytes| copier.write(bytes, host.0))
+    }
+}

@@ -1,0 +1,72 @@
+//! A plain qcow2 image: every offset follows from the plan, so the slices need not wait for each other.
+
+use std::fs::File;
+use std::path::Path;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::for_each_slice;
+use crate::qcow2::{HostOffset, Layout, RefcountWriter};
+use crate::restore::copier::{Copier, Work};
+use crate::restore::error::{Error, Result};
+use crate::restore::plan::{self, Plan, PlannedSlice};
+use crate::restore::resolve::resolve;
+use crate::storage::to_usize;
+
+/// Writes the image; the length of the file comes back.
+pub(in crate::restore) fn write_qcow2(
+    work: &Work<'_>,
+    plan: &Plan,
+    layout: &Layout,
+    output: &Path,
+    file: &File,
+) -> Result<u64> {
+    file.set_len(layout.length()).map_err(|source| Error::Write { path: output.to_owned(), source })?;
+    let metadata = Copier::new(work, output, file);
+    let mut write = |host: HostOffset, bytes: &[u8]| metadata.write(bytes, host.0);
+    write(HostOffset(0), &layout.header())?;
+    let mut refcounts = RefcountWriter::new(layout, &mut write)?;
+    refcounts.repeat(plan.clusters, 1, &mut write)?;
+    refcounts.finish(&mut write)?;
+    let copier = || Copier::new(work, output, file);
+    for_each_slice(plan, copier, |copier, buffer, slice| {
+        let pieces = resolve(work.layers, slice.guest.clone(), buffer)?;
+        let clusters = plan::touched(&pieces, layout.geometry());
+        write_tables(copier, layout, slice, &clusters)?;
+        let first = layout.data_cluster(slice.first_cluster);
+        copier.copy(&plan::operations(pieces, plan::packed(&clusters, first, layout.geometry())))
+    })?;
+    Ok(layout.length())
+}
+
+/// The parts of L1 and L2 tables that belong to a slice.
+fn write_tables(copier: &Copier<'_>, layout: &Layout, slice: &PlannedSlice, clusters: &[u64]) -> Result<()> {
+    let entries = layout.geometry().l2_entries();
+    let same_table = |one: &u64, next: &u64| one / entries == next / entries;
+    let mut cluster_number = slice.first_cluster;
+    let mut l1_bytes: Vec<u8> = Vec::new();
+    let mut l1_start = 0;
+    for (table_number, table) in (slice.first_table..).zip(clusters.chunk_by(same_table)) {
+        let (Some(first), Some(last)) = (table.first(), table.last()) else { continue };
+        let mut bytes = vec![0; to_usize((last - first + 1) * 8)];
+        for cluster in table {
+            let start = to_usize((cluster - first) * 8);
+            let entry = Layout::entry(layout.data_cluster(cluster_number));
+            BigEndian::write_u64(bytes.get_mut(start..start + 8).unwrap_or_default(), entry);
+            cluster_number += 1;
+        }
+        let host = layout.l2_table(table_number);
+        copier.write(&bytes, host.0 + first % entries * 8)?;
+        if table_number == slice.first_table && slice.shares_first_table {
+            continue;
+        }
+        let index = first / entries;
+        if l1_bytes.is_empty() {
+            l1_start = index;
+        }
+        let place = to_usize((index - l1_start) * 8);
+        l1_bytes.resize(place + 8, 0);
+        BigEndian::write_u64(l1_bytes.get_mut(place..).unwrap_or_default(), Layout::entry(host));
+    }
+    copier.write(&l1_bytes, layout.l1_entry(l1_start).0)
+}

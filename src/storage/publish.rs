@@ -1,0 +1,168 @@
+//! Files that exist under their name only when they are whole and on stable storage.
+//!
+//! Where the file system can, the file has no name at all until then, so that even a killed process leaves nothing.
+//! Elsewhere it has a name that nobody can guess, and is removed when it is dropped.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use tempfile::{NamedTempFile, TempPath};
+
+/// A file on its way to its name.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    target: PathBuf,
+    directory: PathBuf,
+    /// The name of the moment, where the file system has no files without one.
+    name: Option<TempPath>,
+    folders: NewFolders,
+}
+
+impl NewFile {
+    /// Starts a file that will be `target`, with these permissions; missing parent folders are made.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create(target: &Path, mode: u32) -> io::Result<Self> {
+        let directory = match target.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let folders = NewFolders::create(&directory)?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let (file, name) = match rustix::fs::openat(CWD, &directory, flags, Mode::from_raw_mode(mode)) {
+            Ok(file) => (File::from(file), None),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let named = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&directory)?;
+                let (file, name) = named.into_parts();
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+                (file, Some(name))
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { file, target: target.to_owned(), directory, name, folders })
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Syncs the file, gives it its name and syncs the folder. `replace` permits that the name is taken.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or what the system says; the file is gone then.
+    pub fn publish(self, replace: bool) -> io::Result<()> {
+        self.file.sync_all()?;
+        let Self { file, target, directory, name, mut folders } = self;
+        match name {
+            Some(name) if replace => name.persist(&target)?,
+            Some(name) => name.persist_noclobber(&target)?,
+            None => link(&file, &target, &directory, replace)?,
+        }
+        folders.made.clear();
+        File::open(&directory)?.sync_all()
+    }
+}
+
+const PREFIX: &str = ".qmpbackup-";
+
+/// Names a file that has no name.
+fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Result<()> {
+    let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let link = |path: &Path| rustix::fs::linkat(CWD, &open, CWD, path, AtFlags::SYMLINK_FOLLOW);
+    match link(target) {
+        // a link cannot replace, a rename can
+        Err(Errno::EXIST) if replace => {
+            let named: NamedTempFile<()> =
+                tempfile::Builder::new().prefix(PREFIX).make_in(directory, |path| Ok(link(path)?))?;
+            named.persist(target)?;
+            Ok(())
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Folders that were made on the way; removed again unless the file is published.
+#[derive(Debug, Default)]
+struct NewFolders {
+    made: Vec<PathBuf>,
+}
+
+impl NewFolders {
+    fn create(directory: &Path) -> io::Result<Self> {
+        let missing: Vec<_> = directory
+            .ancestors()
+            .filter(|path| *path != Path::new(""))
+            .take_while(|path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
+            .map(Path::to_owned)
+            .collect();
+        let mut folders = Self::default();
+        for path in missing.into_iter().rev() {
+            match std::fs::create_dir(&path) {
+                Ok(()) => folders.made.push(path),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(folders)
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for path in self.made.iter().rev() {
+            // it stays where somebody else put something in
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn nothing_is_there_before_and_everything_after() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("a/b/disk");
+        let new = NewFile::create(&target, 0o640).unwrap();
+        new.file().write_all(b"data").unwrap();
+        assert!(!target.exists());
+        new.publish(false).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"data");
+        assert_eq!(names(&directory.path().join("a/b")), ["disk"]);
+    }
+
+    #[test]
+    fn what_is_not_published_leaves_nothing_not_even_folders() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(NewFile::create(&directory.path().join("a/b/disk"), 0o600).unwrap());
+        assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_replaced_only_on_request() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("disk");
+        std::fs::write(&target, "old").unwrap();
+        let error = NewFile::create(&target, 0o600).unwrap().publish(false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&target).unwrap(), b"old");
+        NewFile::create(&target, 0o600).unwrap().publish(true).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"");
+        assert_eq!(names(directory.path()), ["disk"]);
+    }
+}
