@@ -89,7 +89,11 @@ pub(crate) struct Writer<'a> {
     pub(crate) hot: &'a mut Vec<u64>,
     /// Clusters that were written to, which compressed writes cannot be.
     pub(crate) touched: HashSet<u64>,
-    pub(crate) compressed: bool,
+    /// Clusters that this run of qemu-io compresses.
+    pub(crate) compressed: HashSet<u64>,
+    /// One of them was freed. QEMU would put the next compressed cluster right behind it, even if that host cluster is
+    /// somebody else's by now (seen with 10.0: wrong data, or "overlaps with active L2 table").
+    pub(crate) freed_compressed: bool,
 }
 
 impl Writer<'_> {
@@ -158,11 +162,12 @@ impl Writer<'_> {
         let start = range.start - range.start % cluster;
         let end = self.alone.size().min(range.end.next_multiple_of(cluster).min(start + 4 * cluster));
         let untouched = self.clusters(&(start..end)).all(|cluster| !self.touched.contains(&cluster));
-        if self.knobs.preallocated || !untouched {
+        if self.knobs.preallocated || self.freed_compressed || !untouched {
             return self.write(prng, range, "", noise);
         }
-        self.compressed = true;
-        self.write(prng, start..end, "-c ", noise)
+        let said = self.write(prng, start..end, "-c ", noise);
+        self.compressed.extend(self.clusters(&(start..end)));
+        said
     }
 
     fn zero(&mut self, prng: &mut Prng, mut range: Range<u64>, how: &str) -> String {
@@ -182,14 +187,17 @@ impl Writer<'_> {
             if range.start <= all.start && all.end <= range.end {
                 self.alone.zero(&all);
                 self.touched.remove(&cluster);
+                self.freed_compressed |= self.compressed.remove(&cluster);
             }
         }
         format!("discard -q {} {}", range.start, range.end - range.start)
     }
 
     fn touch(&mut self, range: &Range<u64>) {
-        let clusters = self.clusters(range);
-        self.touched.extend(clusters);
+        for cluster in self.clusters(range) {
+            self.touched.insert(cluster);
+            self.freed_compressed |= self.compressed.remove(&cluster);
+        }
     }
 
     fn clusters(&self, range: &Range<u64>) -> Range<u64> {

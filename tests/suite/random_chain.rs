@@ -137,10 +137,12 @@ impl Chain {
                 noise: &self.noise,
                 hot: &mut hot,
                 touched: std::mem::take(&mut touched),
-                compressed,
+                compressed: HashSet::new(),
+                freed_compressed: false,
             };
             let batch: Vec<String> = (0..count).map(|_| writer.draw(prng)).collect();
-            (touched, compressed) = (std::mem::take(&mut writer.touched), writer.compressed);
+            touched = std::mem::take(&mut writer.touched);
+            compressed |= writer.freed_compressed || !writer.compressed.is_empty();
             self.hot = hot;
             self.write(&name, &batch, knobs.killed && stage == stages);
             if stage == stages {
