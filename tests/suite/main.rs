@@ -16,6 +16,7 @@
 )]
 
 mod disk;
+mod imago_judge;
 mod layer;
 mod oracle;
 mod prng;

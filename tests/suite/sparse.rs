@@ -119,15 +119,15 @@ pub(crate) fn fingerprints(folder: &Path) -> BTreeMap<String, Fingerprint> {
 /// Where the holes are must not matter: allocated zeroes come and go as data with what is cached.
 fn hash_content(file: &File, hasher: &mut DefaultHasher) {
     let len = file.metadata().unwrap().len();
-    let mut hashed = 0;
+    let mut done = 0;
     for extent in data_extents(file) {
-        let whole = (extent.start - extent.start % CHUNK).max(hashed)..extent.end.next_multiple_of(CHUNK).min(len);
+        let whole = (extent.start - extent.start % CHUNK).max(done)..extent.end.next_multiple_of(CHUNK).min(len);
         for chunk in chunks(whole) {
             let bytes = read(file, &chunk);
             if bytes.iter().any(|byte| *byte != 0) {
                 (chunk.start, bytes).hash(hasher);
             }
-            hashed = chunk.end;
+            done = chunk.end;
         }
     }
 }
