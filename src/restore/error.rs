@@ -54,15 +54,6 @@ pub enum Error {
         /// The name that would be right.
         expected: Option<String>,
     },
-    /// What the disk is said to be and what the image looks like differ.
-    #[error(
-        "{}: its disk is raw by the .config beside it, but the image starts as qcow2 does; a guest can write that \
-         too: say --source-format qcow2 or raw", .path.display()
-    )]
-    AmbiguousFormat {
-        /// The image.
-        path: PathBuf,
-    },
     /// The new image cannot be laid out.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -161,7 +152,6 @@ impl Error {
             Self::ClusterSize { .. } | Self::Layout(_) => ErrorKind::Usage,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Empty
-            | Self::AmbiguousFormat { .. }
             | Self::CompressedTooLarge { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }
