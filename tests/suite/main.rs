@@ -15,9 +15,12 @@
     reason = "in a test these are how a failure is reported, and helpers outside of #[test] are tests too"
 )]
 
+mod architecture;
+mod corpus;
 mod disk;
 mod imago_judge;
 mod layer;
+mod malformed;
 mod merge;
 mod merge_random;
 mod oracle;
