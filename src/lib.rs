@@ -28,4 +28,5 @@
 
 const _: () = assert!(usize::BITS >= 64, "offsets in images need a 64-bit host");
 
+pub mod chain;
 pub mod storage;

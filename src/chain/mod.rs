@@ -1,0 +1,5 @@
+//! What lies in a backup folder: names, order, restore points.
+
+mod name;
+
+pub use name::{ImageName, Level};
