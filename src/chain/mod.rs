@@ -61,6 +61,8 @@ mod name;
 mod point;
 mod scan;
 mod select;
+#[cfg(test)]
+mod tests;
 mod timeless;
 mod when;
 
