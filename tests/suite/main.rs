@@ -18,9 +18,12 @@
 mod disk;
 mod imago_judge;
 mod layer;
+mod merge;
+mod merge_random;
 mod oracle;
 mod prng;
 mod random_chain;
+mod raw_chain;
 mod seeds;
 mod sparse;
 mod tools;

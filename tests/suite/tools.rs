@@ -19,11 +19,6 @@ pub(crate) fn qemu_io() -> Command {
     tool("qemu-io")
 }
 
-/// The program under test.
-pub(crate) fn qmprestore() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_qmprestore"))
-}
-
 /// Runs a command that must succeed, and returns what it printed.
 pub(crate) fn run(command: &mut Command) -> String {
     let output = output(command);
