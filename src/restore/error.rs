@@ -54,6 +54,9 @@ pub enum Error {
         /// The name that would be right.
         expected: Option<String>,
     },
+    /// Between planning and copying the tables of an image became others.
+    #[error("an image of the chain was changed while it was read: nothing else may write to it")]
+    Changed,
     /// The new image cannot be laid out.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -152,6 +155,7 @@ impl Error {
             Self::ClusterSize { .. } | Self::Layout(_) => ErrorKind::Usage,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Empty
+            | Self::Changed
             | Self::CompressedTooLarge { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }

@@ -10,6 +10,7 @@ mod observer;
 mod output;
 mod plan;
 mod pool;
+mod raw;
 mod resolve;
 mod sink;
 mod slices;

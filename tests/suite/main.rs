@@ -16,10 +16,13 @@
 )]
 
 mod architecture;
+mod boot;
 mod corpus;
 mod disk;
 mod imago_judge;
 mod layer;
+mod library;
+mod limits;
 mod malformed;
 mod merge;
 mod merge_random;
