@@ -27,7 +27,9 @@
 //! ```
 
 mod address;
+mod bitmap;
 mod codec;
+mod cursor;
 mod entry;
 mod error;
 mod extensions;
@@ -38,9 +40,11 @@ mod image;
 mod l1;
 mod map;
 mod reader;
+mod snapshot;
 mod wire;
 
 pub use address::{GuestOffset, HostOffset};
+pub use bitmap::Bitmap;
 pub use codec::{Codec, Deflater, Inflater};
 pub use entry::CompressedCluster;
 pub use error::{Allowed, Error, Invalid, Result};
@@ -51,3 +55,4 @@ pub use header::{Backing, Header, Table};
 pub use image::{ClosedGate, Gate, Image};
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
+pub use snapshot::Snapshot;
