@@ -28,6 +28,7 @@
 
 mod address;
 mod bitmap;
+mod check;
 mod codec;
 mod cursor;
 mod entry;
@@ -45,6 +46,7 @@ mod wire;
 
 pub use address::{GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
+pub use check::{CheckLimits, ClusterCounts, Finding, Progress, Report, Severity, check};
 pub use codec::{Codec, Deflater, Inflater};
 pub use entry::CompressedCluster;
 pub use error::{Allowed, Error, Invalid, Result};
