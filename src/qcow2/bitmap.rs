@@ -138,8 +138,7 @@ fn check_entry(raw: &RawBitmap, entry: HostOffset, header: &Header) -> Result<()
     let names = Allowed::Range(1, u64::from(most));
     check("bitmap name_size", 18, u64::from(name), (1..=most).contains(&name), names)?;
     // one that was not saved may be of another size: the disk was resized since
-    let covered = u128::from(entries * unit * 8) << bits;
-    let enough = flags & u64::from(wire::BITMAP_FLAG_IN_USE) != 0 || covered >= u128::from(header.size);
-    let short = Allowed::Because("which is too short for the disk");
-    check("bitmap_table_size", 8, entries, enough, short)
+    let needed = header.size.div_ceil(1 << bits).div_ceil(8).div_ceil(unit);
+    let fits = flags & u64::from(wire::BITMAP_FLAG_IN_USE) != 0 || entries == needed;
+    check("bitmap_table_size", 8, entries, fits, Allowed::Exactly(needed))
 }

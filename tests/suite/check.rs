@@ -581,3 +581,70 @@ fn an_observer_can_end_a_check() {
     let storage = FileStorage::open(&disk.path).unwrap();
     assert!(matches!(qcow2::check(&storage, &mut |_| ControlFlow::Break(())), Err(Error::Cancelled)));
 }
+
+/// An image with a table of 4 Mi entries behind its end, all pointing to the L2 table behind that.
+fn hostile(folder: &Path, name: &str) -> (Vec<u8>, u64) {
+    let disk = Disk::create(folder, name, MIB, "cluster_size=512,refcount_bits=64");
+    let mut bytes = disk.bytes();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    let (table, entries) = (bytes.len() as u64, 4 << 20);
+    let l2 = table + entries * 8;
+    bytes.resize(l2 as usize + 512, 0xff);
+    (0..entries).for_each(|index| put(&mut bytes, table + index * 8, l2 | 1 << 63));
+    (0..64).for_each(|index| put(&mut bytes, l2 + index * 8, 0x200 | 1 << 63));
+    (bytes, table)
+}
+
+/// Appends a snapshot table; the L1 tables start so many bytes apart.
+fn add_snapshots(bytes: &mut Vec<u8>, table: u64, apart: u64) {
+    let (offset, count) = (bytes.len() as u64, 65_536);
+    bytes.resize(bytes.len() + 56 * count as usize, 0);
+    for index in 0..count {
+        let entry = offset + index * 56;
+        put(bytes, entry, table + index * apart);
+        put(bytes, entry + 8, (4 << 20) << 32);
+        put(bytes, entry + 32, 16);
+    }
+    bytes[60..64].copy_from_slice(&(count as u32).to_be_bytes());
+    put(bytes, 64, offset);
+}
+
+#[test]
+fn tables_that_are_claimed_a_thousand_times_are_read_once() {
+    let folder = folder();
+    for apart in [0, 512] {
+        let (mut bytes, table) = hostile(folder.path(), &format!("apart-{apart}"));
+        bytes[36..40].copy_from_slice(&(4_u32 << 20).to_be_bytes());
+        put(&mut bytes, 40, table);
+        add_snapshots(&mut bytes, table, apart);
+        let start = std::time::Instant::now();
+        let storage = MemoryStorage::new(bytes);
+        let report = qcow2::check(&storage, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(report.is_corrupt() && report.findings_dropped() > 0);
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn no_bytes_make_a_check_panic() {
+    let folder = folder();
+    let mut disk = Disk::create(folder.path(), "garbage", 8 * MIB, "cluster_size=16384,extended_l2=on");
+    disk.img(&["bitmap", "--add", disk.name(), "first"]);
+    disk.io("write -P 1", 4, 100 << 10).snapshot("-c", "one").io("write -z", 4, 50 << 10);
+    let sound = disk.bytes();
+    let map = Map::of(&sound);
+    let mut places = [map.l1, map.l2, map.refcount_table, map.refcount_blocks, map.bitmaps].concat();
+    places.extend((0..32).map(|index| index * 8));
+    places.extend((0..6).map(|index| map.header.snapshots_offset.0 + index * 8));
+    places.extend((0..4).map(|index| map.header.extensions.bitmaps.unwrap().directory_offset.0 + index * 8));
+    let mut numbers = Numbers(7);
+    for _ in 0..2000 {
+        let mut bytes = sound.clone();
+        for _ in 0..numbers.below(4) {
+            let value = numbers.next() >> numbers.below(64);
+            put(&mut bytes, *numbers.pick(&places), value);
+        }
+        bytes.truncate(numbers.pick(&[bytes.len(), numbers.0 as usize % bytes.len()]).to_owned());
+        let _ = qcow2::check(&MemoryStorage::new(bytes), &mut |_| ControlFlow::Continue(()));
+    }
+}

@@ -105,7 +105,7 @@ fn check_header(
     while let Some(first) = start {
         observe.tell(0)?;
         // a cluster that is cut by the end of the file may reach into the next one
-        let mut counters = Counters::new(first..(first + window).min(clusters + 1))?;
+        let mut counters = Counters::new(first..first.saturating_add(window).min(clusters + 1))?;
         stored.for_each_used(counters.window(), |cluster, refcount| {
             if refcount == 1 {
                 counters.store_one(cluster);
