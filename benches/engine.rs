@@ -2,6 +2,13 @@
 //!
 //! `benches/compare` measures the merge beside `qemu-img convert`; this shows where its time goes.
 
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a benchmark ends where its data is wrong"
+)]
+
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,8 +111,8 @@ fn merge(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(bytes)).sample_size(20);
     let zlib = OutputFormat::Qcow2 { cluster_size: None, compression: Some(Codec::Deflate) };
     for (name, format) in [("to plain", plain), ("to raw", OutputFormat::Raw), ("to zlib", zlib)] {
-        let plan = || planned(&sources, &out, format);
-        group.bench_function(name, |b| b.iter_batched(plan, |merge| merge.run(&Silent), BatchSize::PerIteration));
+        let setup = || planned(&sources, &out, format);
+        group.bench_function(name, |b| b.iter_batched(setup, |merge| merge.run(&Silent), BatchSize::PerIteration));
     }
     group.finish();
 }

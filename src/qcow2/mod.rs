@@ -27,8 +27,11 @@
 //! ```
 
 mod address;
+mod bitmap;
 mod builder;
+mod check;
 mod codec;
+mod cursor;
 mod entry;
 mod error;
 mod extensions;
@@ -39,10 +42,13 @@ mod image;
 mod l1;
 mod map;
 mod reader;
+mod snapshot;
 mod wire;
 
 pub use address::{GuestOffset, HostOffset};
+pub use bitmap::Bitmap;
 pub use builder::{Layout, LayoutError, Packer, RefcountWriter};
+pub use check::{CheckLimits, ClusterCounts, Finding, Progress, Report, Severity, check};
 pub use codec::{Codec, Deflater, Inflater};
 pub use entry::CompressedCluster;
 pub use error::{Allowed, Error, Invalid, Result};
@@ -54,4 +60,5 @@ pub use image::{ClosedGate, Gate, Image};
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
 
+pub use snapshot::Snapshot;
 pub(crate) use wire::FLAG_ZERO as ZERO_CLUSTER;
