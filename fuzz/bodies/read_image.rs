@@ -1,13 +1,18 @@
 //! Any bytes are opened as an image, and all that it holds is read. The tests replay the corpus with the same body.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use qmpbackup::qcow2::{Content, GuestOffset, Image, MapBuffer, Reader};
+use qmpbackup::qcow2::{Content, GuestOffset, Image, MapBuffer, Reader, check};
 use qmpbackup::storage::MemoryStorage;
 
 pub fn read_image(bytes: &[u8]) {
     let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
+    // damage becomes a report or an error, and nothing else
+    let _ = check(&*storage, &mut |_| ControlFlow::Continue(()));
     let Ok(image) = Image::open(storage) else { return };
+    let _ = image.snapshots();
+    let _ = image.bitmaps();
     let mut buffer = MapBuffer::default();
     let mut reader = Reader::new(&image);
     for range in image.occupied() {

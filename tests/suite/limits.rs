@@ -29,7 +29,7 @@ fn a_disk_of_16_tib_needs_less_than_100_mb() {
     for layer in 0..4u64 {
         let level = if layer == 0 { "FULL" } else { "INC" };
         // every 20 GiB, and never the same place twice
-        let place = |number: u64| (number * 20 << 30) + (layer << 20);
+        let place = |number: u64| ((number * 20) << 30) + (layer << 20);
         let writes: Vec<_> =
             (0..800).map(|number| format!("write -q -P {} {} 64k", layer + 1, place(number))).collect();
         create(&dir.join(format!("{level}-{}-disk", 1_600_000_000 + layer)), "16T", &writes);
@@ -38,7 +38,7 @@ fn a_disk_of_16_tib_needs_less_than_100_mb() {
     let bytes = memory(&["merge".as_ref(), "--dir".as_ref(), dir.as_ref(), "--out".as_ref(), out.as_ref()]);
     assert!(bytes < 100_000_000, "{bytes} bytes");
     tools::run(tools::qemu_img().args(["check", "-q"]).arg(&out));
-    let reads = (0..4u64).map(|layer| format!("read -P {} {} 64k", layer + 1, (799 * 20 << 30) + (layer << 20)));
+    let reads = (0..4u64).map(|layer| format!("read -P {} {} 64k", layer + 1, ((799 * 20) << 30) + (layer << 20)));
     for read in reads {
         let told = tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", &read]).arg(&out));
         assert!(!told.contains("Pattern verification failed"), "{told}");

@@ -24,11 +24,11 @@ fn sound() -> Vec<u8> {
     refcounts.finish(&mut put).unwrap();
     let (data, compressed) = (layout.data_cluster(0), layout.data_cluster(1));
     let stream =
-        qmpbackup::qcow2::Deflater::new(Codec::Deflate, CLUSTER as u64).deflate(&[7; CLUSTER]).unwrap().to_vec();
+        qmpbackup::qcow2::Deflater::new(Codec::Deflate, CLUSTER as u64).deflate(&vec![7; CLUSTER]).unwrap().to_vec();
     let entries = [Layout::entry(data), 1, layout.compressed_entry(compressed, stream.len() as u64).unwrap()];
     put(layout.l1_entry(0), &Layout::entry(layout.l2_table(0)).to_be_bytes()).unwrap();
     put(layout.l2_table(0), &entries.map(u64::to_be_bytes).concat()).unwrap();
-    put(data, &[5; CLUSTER]).unwrap();
+    put(data, &vec![5; CLUSTER]).unwrap();
     put(compressed, &stream).unwrap();
     bytes
 }
@@ -43,6 +43,8 @@ const END: u64 = 0x7_0000;
 /// Reads all of an image.
 fn read(bytes: Vec<u8>) -> Result<Vec<u8>, qmpbackup::qcow2::Error> {
     let image = Image::open(Arc::new(MemoryStorage::new(bytes)))?;
+    image.snapshots()?;
+    image.bitmaps()?;
     let mut disk = vec![0xaa; usize::try_from(image.size()).unwrap()];
     Reader::new(&image).read(&mut disk, GuestOffset(0))?;
     Ok(disk)
