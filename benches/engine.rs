@@ -52,7 +52,7 @@ fn decode(c: &mut Criterion) {
                 .map(0..image.size(), &mut buffer, |extent| {
                     black_box(extent);
                 })
-                .expect("a sound image")
+                .expect("a sound image");
         });
     });
     group.finish();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qmpbackup::qcow2::{Content, GuestOffset, Image, MapBuffer, Reader, check};
 use qmpbackup::storage::MemoryStorage;
 
-pub fn read_image(bytes: &[u8]) {
+pub(super) fn read_image(bytes: &[u8]) {
     let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
     // damage becomes a report or an error, and nothing else
     let _ = check(&*storage, &mut |_| ControlFlow::Continue(()));
