@@ -1,0 +1,29 @@
+//! The outside judges: `qemu-img` first, imago second, and models of a few lines third.
+//!
+//! Everything here looks at the programs from outside, over files. [`random_chain`] makes backup folders by a seed,
+//! [`oracle`] says what QEMU makes of them, [`disk`] is the model that says whether QEMU is asked the right way.
+//!
+//! - `QMPBACKUP_SEEDS=17..18` runs these seeds only, to see one failure again.
+//! - `QMPBACKUP_LONG=1` runs many more than the usual ones.
+//! - `QMPBACKUP_KEEP=1` leaves the folder of a failing chain in place.
+//! - `QMPBACKUP_TEST_QEMU=DIR` names a folder with `qemu-img` and `qemu-io`; see [`tools`].
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "in a test these are how a failure is reported, and helpers outside of #[test] are tests too"
+)]
+
+mod disk;
+mod imago_judge;
+mod layer;
+mod merge;
+mod merge_random;
+mod oracle;
+mod prng;
+mod random_chain;
+mod raw_chain;
+mod seeds;
+mod sparse;
+mod tools;

@@ -1,0 +1,116 @@
+//! Chains of raw images: what is data in an INC overrides what lies below, zeroes included; its holes do not.
+//!
+//! No outside judge knows such chains, so the model decides.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::disk::Disk;
+use crate::merge::Wanted;
+use crate::oracle::convert;
+use crate::prng::Prng;
+use crate::seeds::shared_seeds;
+use crate::sparse;
+
+/// Holes come in blocks of the file system, and no usual one has larger blocks than this.
+const BLOCK: u64 = 64 << 10;
+
+struct RawChain {
+    root: TempDir,
+    dir: PathBuf,
+    /// For each restore point its name and the disk then.
+    points: Vec<(String, Disk)>,
+}
+
+impl RawChain {
+    fn generate(prng: &mut Prng) -> Self {
+        let root = tempfile::Builder::new().prefix("qmpbackup-suite-").tempdir().unwrap();
+        let disk = *prng.pick(&["raw disk-0.img", "vm-102-disk-0.raw"]);
+        let dir = root.path().join("backup").join(disk);
+        std::fs::create_dir_all(&dir).unwrap();
+        if prng.one_in(2) {
+            std::fs::write(root.path().join(format!("backup/{disk}.config")), r#"{"format":"raw"}"#).unwrap();
+        }
+        let mut chain = Self { root, dir, points: Vec::new() };
+        let mut size = prng.between(1, 4 << 20).next_multiple_of(512);
+        let mut time = 1_640_000_000 + prng.below(100_000_000);
+        let mut now = Disk::new(size);
+        for number in 0..prng.between(2, 5) {
+            if number > 0 && prng.one_in(3) {
+                size = prng.between(size / 2, size * 2).next_multiple_of(512);
+                now.resize(size);
+            }
+            time += prng.between(1, 90_000);
+            let point = format!("{}-{time}", if number == 0 { "FULL" } else { "INC" });
+            let path = chain.dir.join(format!("{point}-{disk}"));
+            chain.make_layer(prng, &path, &mut now);
+            chain.points.push((point, now.clone()));
+        }
+        chain
+    }
+
+    fn make_layer(&self, prng: &mut Prng, path: &PathBuf, now: &mut Disk) {
+        let size = now.size();
+        let file = File::create(path).unwrap();
+        file.set_len(size).unwrap();
+        for _ in 0..prng.between(u64::from(self.points.is_empty()), 8) {
+            let start = prng.below(size.div_ceil(BLOCK)) * BLOCK;
+            let end = size.min(start + BLOCK * prng.between(1, 8));
+            let len = usize::try_from(end - start).unwrap();
+            let bytes = match prng.below(3) {
+                0 => vec![0; len],
+                1 => vec![prng.next().to_le_bytes()[0]; len],
+                _ => prng.bytes(len),
+            };
+            file.write_all_at(&bytes, start).unwrap();
+            now.write(start, &bytes);
+        }
+    }
+}
+
+fn raw_layers_override_by_their_extents(seed: u64) {
+    let prng = &mut Prng::stream(seed, 2);
+    let chain = RawChain::generate(prng);
+    let before = sparse::fingerprints(&chain.root.path().join("backup"));
+    let out = chain.root.path().join("merged");
+    for (point, expected) in &chain.points {
+        std::fs::create_dir(&out).unwrap();
+        let wanted = Wanted { raw: true, ..Wanted::default() };
+        let raw = wanted.merge(&chain.dir, point, &out, "raw", prng.between(1, 4));
+        assert_eq!(expected.first_difference(&raw), None, "seed {seed}, {point} as raw");
+
+        let qcow2 = Wanted::default().merge(&chain.dir, point, &out, "qcow2", prng.between(1, 4));
+        convert(&qcow2, &out.join("of qcow2"));
+        assert_eq!(expected.first_difference(&out.join("of qcow2")), None, "seed {seed}, {point} as qcow2");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    assert_eq!(sparse::fingerprints(&chain.root.path().join("backup")), before, "the merge changed the backups");
+}
+
+shared_seeds! {
+    raw_layers_override_by_their_extents, 40;
+    first = 0, second = 1, third = 2, fourth = 3, fifth = 4, sixth = 5, seventh = 6, eighth = 7,
+}
+
+#[test]
+fn a_raw_disk_whose_guest_wrote_a_qcow2_header_stays_raw() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("guest.img");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(root.path().join("guest.img.config"), r#"{"format":"raw"}"#).unwrap();
+    let mut disk = Disk::new(256 << 10);
+    let full = dir.join("FULL-1640000000-guest.img");
+    crate::tools::run(crate::tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(&full).arg("1G"));
+    let header = std::fs::read(&full).unwrap();
+    let file = File::create(&full).unwrap();
+    file.set_len(disk.size()).unwrap();
+    file.write_all_at(&header[..4096], 0).unwrap();
+    disk.write(0, &header[..4096]);
+
+    let wanted = Wanted { raw: true, ..Wanted::default() };
+    let raw = wanted.merge(&dir, "FULL-1640000000", root.path(), "raw", 1);
+    assert_eq!(disk.first_difference(&raw), None);
+}
