@@ -28,6 +28,7 @@
 
 const _: () = assert!(usize::BITS >= 64, "offsets in images need a 64-bit host");
 
+pub mod chain;
 pub mod qcow2;
 pub mod restore;
 pub mod storage;

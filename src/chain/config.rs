@@ -1,0 +1,176 @@
+//! The `.config` beside a disk's images: what `qemu-img info --output json` said of the disk.
+//!
+//! Only the format is taken from it. It comes from the machine that ran the VM, never from what a guest wrote.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{MAX_ENTRIES, Note};
+use crate::storage::{FileStorage, Storage};
+
+/// Larger files are not read: `qemu-img info` prints some kilobytes, and a description of a thousand snapshots fits.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// The folder of the image, and how many above it may hold its settings: that of all disks, and that of all months.
+const FOLDERS: usize = 3;
+
+/// The format of an image, as far as the files beside it tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FormatHint {
+    /// The settings say qcow2.
+    Qcow2,
+    /// The settings say raw.
+    Raw,
+    /// There are no settings, or they name another format.
+    Unknown,
+}
+
+/// Reads each `.config` once, and remembers what was wrong with it.
+#[derive(Debug, Default)]
+pub(super) struct Configs {
+    known: BTreeMap<PathBuf, Option<FormatHint>>,
+    notes: Vec<Note>,
+}
+
+impl Configs {
+    /// The format of a disk's images in a folder; without a name of the disk, what the only settings of the nearest
+    /// folder with any say.
+    pub(super) fn format(&mut self, folder: &Path, disk: Option<&OsStr>) -> FormatHint {
+        for folder in folder.ancestors().take(FOLDERS) {
+            let path = match disk {
+                Some(disk) => file_for(folder, disk),
+                None => match all(folder).as_slice() {
+                    [] => continue,
+                    [only] => only.clone(),
+                    _ => return FormatHint::Unknown,
+                },
+            };
+            if let Some(format) = self.read(path) {
+                return format;
+            }
+        }
+        FormatHint::Unknown
+    }
+
+    /// What was wrong with files that were read.
+    pub(super) fn into_notes(self) -> Vec<Note> {
+        self.notes
+    }
+
+    fn read(&mut self, path: PathBuf) -> Option<FormatHint> {
+        if let Some(known) = self.known.get(&path) {
+            return *known;
+        }
+        let format = read(&path).unwrap_or_else(|reason| {
+            self.notes.push(Note::Config { path: path.clone(), reason });
+            None
+        });
+        self.known.insert(path, format);
+        format
+    }
+}
+
+/// The settings of a disk in a folder, there or not.
+pub(super) fn file_for(folder: &Path, disk: &OsStr) -> PathBuf {
+    let mut name = OsString::from(disk);
+    name.push(".config");
+    folder.join(name)
+}
+
+fn all(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().take(MAX_ENTRIES).flatten();
+    let names = entries.map(|entry| entry.file_name());
+    let configs = names.filter(|name| name.as_bytes().ends_with(b".config") && !name.as_bytes().starts_with(b"."));
+    configs.map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
+}
+
+/// The format in a file; `None` where there is no such file.
+fn read(path: &Path) -> Result<Option<FormatHint>, String> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = FileStorage::open(path).map_err(|error| error.to_string())?;
+    if file.length() > MAX_CONFIG_BYTES {
+        return Err(format!("{} bytes long, at most {MAX_CONFIG_BYTES} are read", file.length()));
+    }
+    let mut bytes = vec![0; usize::try_from(file.length()).map_err(|error| error.to_string())?];
+    file.read_exact_at(&mut bytes, 0).map_err(|error| error.to_string())?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    match value.get("format").and_then(Value::as_str) {
+        Some("qcow2") => Ok(Some(FormatHint::Qcow2)),
+        Some("raw") => Ok(Some(FormatHint::Raw)),
+        Some(_) => Ok(Some(FormatHint::Unknown)),
+        None => Err("names no format".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn format(text: &[u8]) -> (FormatHint, usize) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("disk.config"), text).unwrap();
+        let mut configs = Configs::default();
+        let format = configs.format(folder.path(), Some(OsStr::new("disk")));
+        (format, configs.into_notes().len())
+    }
+
+    #[test]
+    fn the_format_is_what_the_settings_say() {
+        assert_eq!(format(br#"{"format": "qcow2", "filename": "/x"}"#), (FormatHint::Qcow2, 0));
+        assert_eq!(format(br#"{"format": "raw"}"#), (FormatHint::Raw, 0));
+        assert_eq!(format(br#"{"format": "vmdk"}"#), (FormatHint::Unknown, 0));
+    }
+
+    #[test]
+    fn broken_settings_are_noted_and_ignored() {
+        for text in [&b""[..], b"{", b"[]", b"{}", br#"{"format": 7}"#, b"\xff", "[".repeat(100_000).as_bytes()] {
+            assert_eq!(format(text), (FormatHint::Unknown, 1));
+        }
+    }
+
+    #[test]
+    fn settings_of_more_than_a_mebibyte_are_not_read() {
+        let text = |length: usize| {
+            let mut text = br#"{"format": "raw"}"#.to_vec();
+            text.resize(length, b' ');
+            text
+        };
+        let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap();
+        assert_eq!(format(&text(limit)), (FormatHint::Raw, 0));
+        assert_eq!(format(&text(limit + 1)), (FormatHint::Unknown, 1));
+    }
+
+    #[test]
+    fn the_nearest_sound_settings_count_up_to_two_folders_above() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b/c");
+        fs::create_dir_all(&folder).unwrap();
+        let disk = Some(OsStr::new("disk"));
+        fs::write(root.path().join("disk.config"), r#"{"format": "raw"}"#).unwrap();
+        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Unknown);
+        fs::write(root.path().join("a/disk.config"), r#"{"format": "raw"}"#).unwrap();
+        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Raw);
+        fs::write(folder.join("disk.config"), r#"{"format": "qcow2"}"#).unwrap();
+        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Qcow2);
+        fs::write(folder.join("disk.config"), "broken").unwrap();
+        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Raw);
+    }
+
+    #[test]
+    fn a_disk_without_a_name_takes_the_only_settings() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("ide0-hd0");
+        fs::create_dir(&folder).unwrap();
+        fs::write(root.path().join("disk.config"), r#"{"format": "raw"}"#).unwrap();
+        assert_eq!(Configs::default().format(&folder, None), FormatHint::Raw);
+        fs::write(root.path().join("other.config"), r#"{"format": "raw"}"#).unwrap();
+        assert_eq!(Configs::default().format(&folder, None), FormatHint::Unknown);
+    }
+}

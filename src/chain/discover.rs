@@ -1,0 +1,199 @@
+//! From a folder to the disks that it holds backups of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::config::Configs;
+use super::disk::Disk;
+use super::image::{Image, Month};
+use super::layout::Layout;
+use super::scan::scan;
+use super::{Error, FormatHint};
+
+/// How many folders deep images are looked for: the VM, the month, the disk.
+pub const MAX_DEPTH: usize = 3;
+
+/// How many files are looked at: an image each minute for half a year. More is not a backup but a file server.
+pub const MAX_ENTRIES: usize = 1 << 18;
+
+/// What a folder holds.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Inventory {
+    /// The folder that was searched.
+    pub dir: PathBuf,
+    /// The disks, sorted by label.
+    pub disks: Vec<Disk>,
+    /// What was left out and should be known.
+    pub notes: Vec<Note>,
+}
+
+/// Something that was left out of an [`Inventory`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// Settings that could not be read: the format of the disk's images is what other files tell, or unknown.
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A folder that could not be read: its images are missing here.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Config { path, reason } | Self::Folder { path, reason }) = self;
+        write!(f, "{} is ignored: {reason}", path.display())
+    }
+}
+
+/// Finds the disks below a folder: the folder of one disk, one with the images or folders of several, one of months, or
+/// one of VMs.
+///
+/// Folders of months are no disks of their own: the same disk in several months is one, with the chains of all.
+///
+/// # Errors
+/// The folder cannot be read or holds more than [`MAX_ENTRIES`] files.
+pub fn discover(dir: &Path) -> Result<Inventory, Error> {
+    let real = fs::canonicalize(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+    let mut notes = Vec::new();
+    let folders = scan(dir, &mut notes)?;
+    let layouts: Vec<(&Path, Layout)> = folders.iter().map(|f| (f.relative.as_path(), Layout::new(f))).collect();
+    let below = disks_below(&layouts);
+
+    let mut groups: BTreeMap<PathBuf, BTreeMap<Option<OsString>, Vec<Image>>> = BTreeMap::new();
+    for (folder, layout) in &layouts {
+        let group = groups.entry(without_months(folder)).or_default();
+        let none = BTreeSet::new();
+        for found in layout.images(&real.join(folder), below.get(folder).unwrap_or(&none)) {
+            let relative = folder.join(found.file);
+            group.entry(found.disk.clone()).or_default().push(Image {
+                path: dir.join(&relative),
+                relative,
+                disk: found.disk,
+                level: found.level,
+                time: found.time,
+                partial: found.partial,
+                format: FormatHint::Unknown,
+                month: Month::of(folder),
+                overwritten: found.overwritten,
+                since: found.time,
+            });
+        }
+    }
+
+    let mut configs = Configs::default();
+    let mut labels = Labels { root: real.file_name().unwrap_or_default().to_owned(), used: BTreeMap::new() };
+    let mut disks = Vec::new();
+    for (node, mut group) in groups {
+        adopt_nameless(&mut group);
+        let shared = group.len() > 1;
+        for (name, mut images) in group {
+            let mut formats = BTreeMap::new();
+            for image in &mut images {
+                let format = || configs.format(&real.join(image.folder()), name.as_deref());
+                image.format = *formats.entry(image.folder().to_owned()).or_insert_with(format);
+            }
+            let label = labels.label(&node, name.as_deref(), &images, shared);
+            let folder = node.file_name().unwrap_or(&labels.root).to_string_lossy().into_owned();
+            disks.push(Disk::new(label, folder, name, images));
+        }
+    }
+    disks.sort_by(|a, b| a.label().cmp(b.label()));
+    notes.extend(configs.into_notes());
+    Ok(Inventory { dir: dir.to_owned(), disks, notes })
+}
+
+impl Inventory {
+    /// The disk that is meant: the one whose label, folder or file is or, where none is, contains `filter`. Without a
+    /// filter, there must be only one.
+    ///
+    /// # Errors
+    /// No disk, or more than one, is meant.
+    pub fn disk(&self, filter: Option<&str>) -> Result<&Disk, Error> {
+        let labels = |disks: &[&Disk]| disks.iter().map(|disk| disk.label().to_owned()).collect();
+        let all: Vec<&Disk> = self.disks.iter().collect();
+        if all.is_empty() {
+            return Err(Error::NoDisk { path: self.dir.clone() });
+        }
+        let matches = match filter {
+            None => all.clone(),
+            Some(text) => {
+                let exact: Vec<&Disk> = all.iter().copied().filter(|disk| disk.is(text)).collect();
+                let within = || all.iter().copied().filter(|disk| disk.contains(text)).collect();
+                if exact.is_empty() { within() } else { exact }
+            }
+        };
+        match matches.as_slice() {
+            [] => Err(Error::NoSuchDisk { filter: filter.unwrap_or_default().to_owned(), disks: labels(&all) }),
+            [disk] => Ok(disk),
+            several => Err(Error::WhichDisk { disks: labels(several) }),
+        }
+    }
+}
+
+/// For each folder, the disks of images with a time in the folders below it.
+fn disks_below<'a>(layouts: &[(&'a Path, Layout)]) -> BTreeMap<&'a Path, BTreeSet<Option<OsString>>> {
+    let mut below: BTreeMap<&Path, BTreeSet<Option<OsString>>> = BTreeMap::new();
+    for (folder, layout) in layouts {
+        for above in folder.ancestors().skip(1) {
+            below.entry(above).or_default().extend(layout.timed_disks().iter().cloned());
+        }
+    }
+    below
+}
+
+fn without_months(folder: &Path) -> PathBuf {
+    folder.iter().filter(|name| Month::parse(name).is_none()).collect()
+}
+
+/// Images whose names tell no disk are of the one disk that others tell; where they tell several, nobody knows.
+fn adopt_nameless(group: &mut BTreeMap<Option<OsString>, Vec<Image>>) {
+    if group.len() != 2 {
+        return;
+    }
+    if let (Some(images), Some(named)) = (group.remove(&None), group.values_mut().next()) {
+        named.extend(images);
+    }
+}
+
+/// Names for disks, each given once.
+struct Labels {
+    root: OsString,
+    /// Each label, and how often it was wanted.
+    used: BTreeMap<String, u64>,
+}
+
+impl Labels {
+    /// The disk's folder, without the month where there are several; with the disk's file where others share the folder.
+    fn label(&mut self, node: &Path, name: Option<&OsStr>, images: &[Image], shared: bool) -> String {
+        let folders: BTreeSet<&Path> = images.iter().map(Image::folder).collect();
+        let folder = folders.first().filter(|_| folders.len() == 1).copied().unwrap_or(node);
+        let path = match name {
+            Some(name) if shared || folder.as_os_str().is_empty() => folder.join(name),
+            None if folder.as_os_str().is_empty() => PathBuf::from(&self.root),
+            _ => folder.to_owned(),
+        };
+        let label = path.to_string_lossy().into_owned();
+        loop {
+            let count = self.used.entry(label.clone()).or_default();
+            *count = count.saturating_add(1);
+            let unique = if *count == 1 { return label } else { format!("{label} ({count})") };
+            if !self.used.contains_key(&unique) {
+                self.used.insert(unique.clone(), 1);
+                return unique;
+            }
+        }
+    }
+}

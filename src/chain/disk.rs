@@ -1,0 +1,93 @@
+//! One disk of a VM: its images in all folders, the chains that they make and the restore points.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use super::image::Image;
+use super::links::{Chain, Failed};
+use super::point::Point;
+use super::timeless;
+
+/// The images of one disk, and what they make.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    label: String,
+    node: String,
+    name: Option<OsString>,
+    images: Vec<Arc<Image>>,
+    partials: Vec<Arc<Image>>,
+    chains: Vec<Chain>,
+    points: Vec<Point>,
+}
+
+impl Disk {
+    /// Puts a disk's images, of any folders and in any order, into order.
+    pub(super) fn new(label: String, node: String, name: Option<OsString>, mut images: Vec<Image>) -> Self {
+        timeless::place(&mut images);
+        images.sort_by(|a, b| (a.moment(), a.time, &a.relative).cmp(&(b.moment(), b.time, &b.relative)));
+        let (partials, images): (Vec<_>, Vec<_>) = images.into_iter().map(Arc::new).partition(|image| image.partial);
+        let chains = Chain::build(&images);
+        let failed = Failed::new(&partials);
+        let points = chains.iter().enumerate().flat_map(|(number, chain)| chain.points(number, &failed));
+        let mut points: Vec<Point> = points.collect();
+        points.sort_by_key(|point| (point.image.moment(), point.depth));
+        Self { label, node, name, images, partials, chains, points }
+    }
+
+    /// The name that tells this disk from the others that were found.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The name of the folder that QEMU's node or device gave its name to, or of the folder that was searched.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The base name of the disk's file, where images tell it.
+    #[must_use]
+    pub fn name(&self) -> Option<&OsStr> {
+        self.name.as_deref()
+    }
+
+    /// The whole images, oldest first.
+    #[must_use]
+    pub fn images(&self) -> &[Arc<Image>] {
+        &self.images
+    }
+
+    /// The images that are not whole, oldest first. They are never read.
+    #[must_use]
+    pub fn partials(&self) -> &[Arc<Image>] {
+        &self.partials
+    }
+
+    /// The chains, oldest first.
+    #[must_use]
+    pub fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// The restore points, oldest first; broken ones too.
+    #[must_use]
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Whether one of the disk's names is this text.
+    pub(super) fn is(&self, text: &str) -> bool {
+        self.names().iter().any(|name| name == text)
+    }
+
+    /// Whether one of the disk's names contains this text.
+    pub(super) fn contains(&self, text: &str) -> bool {
+        self.names().iter().any(|name| name.contains(text))
+    }
+
+    fn names(&self) -> [String; 3] {
+        let name = self.name.as_deref().unwrap_or_default().to_string_lossy().into_owned();
+        [self.label.clone(), self.node.clone(), name]
+    }
+}

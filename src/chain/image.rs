@@ -1,0 +1,103 @@
+//! One image file of a disk, as its name and place tell; nothing here was read from the image.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::config::FormatHint;
+use super::name::Level;
+
+/// A file that holds an image of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Image {
+    /// Where it is: the folder that was searched, and the path below.
+    pub path: PathBuf,
+    /// The path below the folder that was searched.
+    pub relative: PathBuf,
+    /// The base name of the disk's file; the oldest layout does not tell.
+    pub disk: Option<OsString>,
+    /// What it holds.
+    pub level: Level,
+    /// Seconds since 1970; `None` where the name is the bare name of the disk.
+    pub time: Option<i64>,
+    /// Whether the image is not whole, because it is being made or its run failed.
+    pub partial: bool,
+    /// The format that the settings beside the image claim.
+    pub format: FormatHint,
+    /// The monthly folder it is in.
+    pub(super) month: Option<Month>,
+    /// Whether FULL and COPY were both written under this name, which has no time.
+    pub(super) overwritten: bool,
+    /// The time, or the earliest that a nameless time can be; `None` is before everything.
+    pub(super) since: Option<i64>,
+}
+
+impl Image {
+    /// The name of the file.
+    #[must_use]
+    pub fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
+    /// The name of the file for messages.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        self.name().to_string_lossy().into_owned()
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        self.relative.parent().unwrap_or_else(|| Path::new(""))
+    }
+
+    /// Where the image stands among those of its disk, in time.
+    pub(super) fn moment(&self) -> (Option<i64>, Option<Month>, Level) {
+        (self.since, self.month, self.level)
+    }
+}
+
+/// The year and month of a `--monthly` folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Month {
+    year: i16,
+    month: i8,
+}
+
+impl Month {
+    /// Reads `2021-11`.
+    pub(super) fn parse(name: &OsStr) -> Option<Self> {
+        let (year, month) = std::str::from_utf8(name.as_bytes()).ok()?.split_once('-')?;
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if (year.len(), month.len()) != (4, 2) || !digits(year) || !digits(month) {
+            return None;
+        }
+        let (year, month) = (year.parse().ok()?, month.parse().ok()?);
+        (1..=12).contains(&month).then_some(Self { year, month })
+    }
+
+    /// The first month that a path names.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        path.iter().find_map(Self::parse)
+    }
+
+    /// Its first second in Greenwich, or `None` where calendars do not reach.
+    pub(super) fn start(self) -> Option<i64> {
+        let first = jiff::civil::Date::new(self.year, self.month, 1).ok()?.at(0, 0, 0, 0);
+        jiff::tz::TimeZone::UTC.to_timestamp(first).ok().map(jiff::Timestamp::as_second)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_is_four_digits_and_two() {
+        assert_eq!(Month::parse(OsStr::new("2021-11")), Some(Month { year: 2021, month: 11 }));
+        for name in ["2021-00", "2021-13", "2021-1", "21-11", "2021-11-01", "2021_11", "+021-11", "2021-+1", ""] {
+            assert_eq!(Month::parse(OsStr::new(name)), None, "{name}");
+        }
+        assert_eq!(Month::of(Path::new("vm/2021-11/ide0-hd0")), Some(Month { year: 2021, month: 11 }));
+        assert_eq!(Month { year: 2021, month: 11 }.start(), Some(1_635_724_800));
+    }
+}

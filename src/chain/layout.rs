@@ -1,0 +1,139 @@
+//! Which files of a folder are images: those with a time in their name, and those that bear the bare name of a disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use super::config;
+use super::name::{ImageName, Level, is_stray, strip_partial};
+use super::scan::{Folder, Kind};
+
+/// The extensions of disk images: one such file in a folder is an image even if nothing else tells.
+const EXTENSIONS: [&str; 4] = ["qcow2", "qcow", "img", "raw"];
+
+/// The link that a rebase leaves to the newest image.
+const REBASED: &str = "image";
+
+/// An image as its folder tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) file: OsString,
+    pub(super) disk: Option<OsString>,
+    pub(super) level: Level,
+    pub(super) time: Option<i64>,
+    pub(super) partial: bool,
+    pub(super) overwritten: bool,
+}
+
+/// The files of one folder, sorted into kinds.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    timed: Vec<(OsString, ImageName)>,
+    /// The disks that images with a time tell, and those of INCs among them.
+    disks: BTreeSet<Option<OsString>>,
+    inc_disks: BTreeSet<Option<OsString>>,
+    /// Names that have no time: the file's, the disk's, and whether the image is not whole.
+    bare: Vec<(OsString, OsString, bool)>,
+    /// The levels that links beside bare names tell: `FULL-disk.qcow2` leads to `disk.qcow2`.
+    marks: BTreeMap<OsString, BTreeSet<Level>>,
+}
+
+impl Layout {
+    pub(super) fn new(folder: &Folder) -> Self {
+        let mut layout = Self::default();
+        for (name, kind) in &folder.files {
+            let parsed = ImageName::parse(name);
+            let mark = Level::split(name.as_bytes());
+            let marked = mark.filter(|(level, disk)| {
+                *level != Level::Inc && folder.files.get(OsStr::from_bytes(disk)) == Some(&Kind::File)
+            });
+            match (parsed, marked, kind) {
+                (None, Some((level, disk)), _) | (Some(_), Some((level, disk)), Kind::Link { .. }) => {
+                    layout.marks.entry(OsString::from_vec(disk.to_vec())).or_default().insert(level);
+                }
+                (_, _, Kind::Link { to_file: false }) => {}
+                (_, _, Kind::Link { .. }) if name == REBASED => {}
+                (Some(parsed), ..) => {
+                    layout.disks.insert(parsed.disk.clone());
+                    if parsed.level == Level::Inc {
+                        layout.inc_disks.insert(parsed.disk.clone());
+                    }
+                    layout.timed.push((name.clone(), parsed));
+                }
+                // a link with a disk's bare name may lead to the disk itself
+                (None, None, Kind::File) if mark.is_none() && !is_stray(name) => {
+                    let (disk, partial) = strip_partial(name);
+                    layout.bare.push((name.clone(), OsString::from_vec(disk.to_vec()), partial));
+                }
+                (None, ..) => {}
+            }
+        }
+        layout
+    }
+
+    /// The names of disks that images with a time tell.
+    pub(super) fn timed_disks(&self) -> &BTreeSet<Option<OsString>> {
+        &self.disks
+    }
+
+    /// The images of the folder at `path`, sorted by name. `below` are the disks of images with a time in the folders
+    /// below it.
+    pub(super) fn images(&self, path: &Path, below: &BTreeSet<Option<OsString>>) -> Vec<Found> {
+        let timed = self.timed.iter().map(|(file, name)| Found {
+            file: file.clone(),
+            disk: name.disk.clone(),
+            level: name.level,
+            time: Some(name.time),
+            partial: name.partial,
+            overwritten: false,
+        });
+        let alone = self.timed.is_empty() && below.is_empty() && {
+            let mut likely = self.bare.iter().filter(|(_, disk, partial)| !partial && has_extension(disk));
+            likely.next().is_some() && likely.next().is_none()
+        };
+        let is_image = |disk: &OsString, partial| {
+            if partial { self.is_failed(path, disk) } else { self.is_whole(path, disk, alone, below) }
+        };
+        let bare = self.bare.iter().filter(|(_, disk, partial)| is_image(disk, *partial));
+        let bare = bare.map(|(file, disk, partial)| {
+            let marks = self.marks.get(disk);
+            let marked = |level| marks.is_some_and(|marks| marks.contains(&level));
+            let (full, copy) = (marked(Level::Full), marked(Level::Copy));
+            Found {
+                file: file.clone(),
+                disk: Some(disk.clone()),
+                level: if copy && !full { Level::Copy } else { Level::Full },
+                time: None,
+                partial: *partial,
+                overwritten: full && copy,
+            }
+        });
+        timed.chain(bare).collect()
+    }
+
+    /// Whether a file with a disk's bare name is an image of it: it may as well be a restored disk, or no image at all.
+    /// `alone` says that it is if it is named like one.
+    fn is_whole(&self, path: &Path, disk: &OsString, alone: bool, below: &BTreeSet<Option<OsString>>) -> bool {
+        let name = Some(disk.clone());
+        if self.marks.contains_key(disk) || self.inc_disks.contains(&name) {
+            return true;
+        }
+        // above its own images, it is a disk that was restored
+        !below.contains(&name) && (has_config(path, disk) || (alone && has_extension(disk)))
+    }
+
+    /// Whether a file with a disk's bare name and `.partial` is what a failed run left.
+    fn is_failed(&self, path: &Path, disk: &OsString) -> bool {
+        self.disks.contains(&Some(disk.clone())) || has_config(path, disk) || has_extension(disk)
+    }
+}
+
+/// Whether the folder or the one above it holds the disk's settings.
+fn has_config(folder: &Path, disk: &OsStr) -> bool {
+    folder.ancestors().take(2).any(|folder| config::file_for(folder, disk).is_file())
+}
+
+fn has_extension(disk: &OsStr) -> bool {
+    Path::new(disk).extension().is_some_and(|found| EXTENSIONS.iter().any(|known| found.eq_ignore_ascii_case(known)))
+}

@@ -1,0 +1,77 @@
+//! What lies in a backup folder: names, order, restore points.
+//!
+//! [`discover`] finds the disks below a folder, and [`Disk::select`] the images that a restore of one moment opens.
+//! Nothing here opens an image: all is told by names, folders and the `.config` files beside. So a chain that is
+//! whole by its names may still hold damaged or foreign images, and the layers that read them have to look.
+//!
+//! # What is an image
+//!
+//! ```text
+//! <disk>/FULL-1643308898-disk.qcow2     and INC-…, COPY-…: level, time, base name of the disk's file
+//! <disk>/FULL-1643308898                the oldest names, without the disk
+//! FULL-1643308898-disk.qcow2            several disks in one folder, told apart by their names
+//! <disk>/disk.qcow2                     a FULL or COPY without a time, see below
+//! 2021-11/<disk>/…                      any of these, in a folder for each month
+//! ….partial                             not whole: never read
+//! ```
+//!
+//! - Only regular files are images, and links to regular files where the name has a time. The link `image` that a
+//!   rebase leaves is none. Hidden files and folders, settings, logs, fleece images and editors' backups are none.
+//! - A file with the bare name of a disk is an image where a link `FULL-<name>` or `COPY-<name>` or an INC of the disk
+//!   lies beside it; else where its `.config` lies in the same folder or the one above, or it is the only disk image of a
+//!   folder without other images, unless the disk's own folder is below: then it is a disk that was restored. It is a
+//!   FULL, older than all images with a time in its folder, unless only a link `COPY-<name>` lies beside it.
+//! - A FULL begins a chain, an INC belongs to the newest FULL before it *in its folder*; a COPY stands alone. Order is by
+//!   the time in the name. In the same second, the FULL comes before the INC; two INCs in one second have no order.
+//! - The format of an image is what the `.config` says, never what its content looks like.
+//!
+//! # Listing restore points
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let target = tempfile::tempdir()?;
+//! # std::fs::create_dir(target.path().join("ide0-hd0"))?;
+//! # for name in ["FULL-1643308898-disk.qcow2", "INC-1643308928-disk.qcow2"] {
+//! #     std::fs::write(target.path().join("ide0-hd0").join(name), "")?;
+//! # }
+//! use qmpbackup::chain::{Clock, State, When, discover};
+//!
+//! let inventory = discover(target.path())?;
+//! let disk = inventory.disk(None)?;
+//! let names: Vec<String> = disk.points().iter().map(|point| point.image().display_name()).collect();
+//! assert_eq!(disk.label(), "ide0-hd0");
+//! assert_eq!(names, ["FULL-1643308898-disk.qcow2", "INC-1643308928-disk.qcow2"]);
+//! assert!(disk.points().iter().all(|point| *point.state() == State::Sound));
+//!
+//! let when: When = "2022-01-27T18:42:00Z".parse()?;
+//! let point = disk.select(&when, &Clock::system(), false)?;
+//! assert_eq!((point.time, point.members.len()), (Some(1_643_308_898), 1));
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod discover;
+mod disk;
+mod error;
+mod image;
+mod layout;
+mod links;
+mod name;
+mod point;
+mod scan;
+mod select;
+#[cfg(test)]
+mod tests;
+mod timeless;
+mod when;
+
+pub use config::{FormatHint, MAX_CONFIG_BYTES};
+pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
+pub use disk::Disk;
+pub use error::{Error, ErrorKind};
+pub use image::Image;
+pub use links::Chain;
+pub use name::{ImageName, Level};
+pub use point::{Doubt, Fault, Point, RestorePoint, State};
+pub use when::{Clock, WHEN_FORMS, When};

@@ -1,0 +1,84 @@
+//! The files below a folder. Nothing is opened here, so that a FIFO cannot make us wait.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::fs::{self, DirEntry};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::{Error, MAX_DEPTH, MAX_ENTRIES, Note};
+
+/// A folder, and the files in it that may be images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Folder {
+    /// Its path below the folder that was searched.
+    pub(super) relative: PathBuf,
+    /// Its files, by name.
+    pub(super) files: BTreeMap<OsString, Kind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    /// A symbolic link, whether to a regular file or not.
+    Link {
+        to_file: bool,
+    },
+}
+
+/// Lists a folder and those below it, sorted by path. Hidden folders and links to folders are left alone.
+pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Error> {
+    let mut folders = Vec::new();
+    let mut queue = VecDeque::from([(PathBuf::new(), 0)]);
+    let mut left = MAX_ENTRIES;
+    while let Some((relative, depth)) = queue.pop_front() {
+        let path = if depth == 0 { dir.to_owned() } else { dir.join(&relative) };
+        let mut folder = Folder { relative, files: BTreeMap::new() };
+        let listing = fs::read_dir(&path).and_then(|entries| {
+            for entry in entries {
+                let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
+                left = fewer;
+                let entry = entry?;
+                let name = entry.file_name();
+                match kind(&entry) {
+                    Some(Entry::Folder) if depth < MAX_DEPTH && !name.as_bytes().starts_with(b".") => {
+                        queue.push_back((folder.relative.join(name), depth.saturating_add(1)));
+                    }
+                    Some(Entry::File(kind)) => {
+                        folder.files.insert(name, kind);
+                    }
+                    Some(Entry::Folder) | None => {}
+                }
+            }
+            Ok(true)
+        });
+        match listing {
+            Ok(true) => folders.push(folder),
+            Ok(false) => return Err(Error::TooManyEntries { path: dir.to_owned(), limit: MAX_ENTRIES }),
+            Err(source) if depth == 0 => return Err(Error::Io { path, source }),
+            Err(error) => notes.push(Note::Folder { path, reason: error.to_string() }),
+        }
+    }
+    folders.sort_by(|a, b| a.relative.cmp(&b.relative));
+    Ok(folders)
+}
+
+enum Entry {
+    Folder,
+    File(Kind),
+}
+
+/// What an entry is; `None` for what cannot be an image, and for what is gone by now.
+fn kind(entry: &DirEntry) -> Option<Entry> {
+    let kind = entry.file_type().ok()?;
+    if kind.is_dir() {
+        Some(Entry::Folder)
+    } else if kind.is_file() {
+        Some(Entry::File(Kind::File))
+    } else if kind.is_symlink() {
+        let to_file = fs::metadata(entry.path()).is_ok_and(|target| target.is_file());
+        Some(Entry::File(Kind::Link { to_file }))
+    } else {
+        None
+    }
+}
