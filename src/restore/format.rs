@@ -52,6 +52,11 @@ impl Start {
 
 /// The formats of the images of a chain.
 pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>> {
+    decide_each(images).into_iter().collect()
+}
+
+/// The formats of the images of a chain, as far as they can be told.
+pub(super) fn decide_each(images: &[Evidence<'_>]) -> Vec<Result<Format>> {
     let any_qcow2 = images.iter().any(|image| image.start == Start::Magic);
     let one = |image: &Evidence<'_>| match (image.forced, image.disk, image.start) {
         (Some(format), ..) => Ok(format),

@@ -47,7 +47,8 @@ impl Layers {
         if layers.is_empty() {
             return Err(Error::Empty);
         }
-        check_backing(&layers)?;
+        let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
+        layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
         Ok(Self { layers })
     }
 
@@ -116,20 +117,15 @@ fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Ev
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it
 /// did before, and a chain with a gap is noticed.
-fn check_backing(layers: &[Layer]) -> Result<()> {
-    let mut before: Option<&Layer> = None;
-    for layer in layers {
-        if let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) {
-            let expected = before.and_then(|before| before.path().file_name());
-            if expected.is_none() || Path::new(&backing.name).file_name() != expected {
-                return Err(Error::Backing {
-                    path: layer.path().to_owned(),
-                    backing: backing.name.clone(),
-                    expected: expected.map(OsStr::to_string_lossy).map(String::from),
-                });
-            }
-        }
-        before = Some(layer);
+pub(super) fn check_backing(before: Option<&Path>, layer: &Layer) -> Result<()> {
+    let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) else { return Ok(()) };
+    let expected = before.and_then(Path::file_name);
+    if expected.is_some() && Path::new(&backing.name).file_name() == expected {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Backing {
+        path: layer.path().to_owned(),
+        backing: backing.name.clone(),
+        expected: expected.map(OsStr::to_string_lossy).map(String::from),
+    })
 }

@@ -13,6 +13,7 @@ mod pool;
 mod resolve;
 mod sink;
 mod slices;
+mod survey;
 
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
@@ -20,3 +21,4 @@ pub use layers::{Layers, Source};
 pub use merge::{Merge, MergeOptions, Merged, Output, OutputFormat};
 pub use observer::{Observer, Phase, Silent, Warning};
 pub use plan::Plan;
+pub use survey::{Facts, survey};
