@@ -52,6 +52,7 @@ pub(super) enum Command {
 /// Make one disk image of a restore point
 #[derive(Debug, Args)]
 #[command(after_help = Exit::table())]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches on a command line, independent of each other")]
 pub(super) struct Merge {
     #[command(flatten)]
     pub(super) place: Place,

@@ -43,6 +43,7 @@ impl Level {
 
 /// What is wanted of a console.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches on a command line, independent of each other")]
 pub(super) struct Wanted {
     pub(super) debug: bool,
     pub(super) quiet: bool,
