@@ -101,6 +101,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The system has no memory for tables of a bounded size.
+    #[error("cannot get {bytes} bytes of memory")]
+    Memory {
+        /// How many.
+        bytes: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An observer asked to stop.
+    #[error("the work was cancelled")]
+    Cancelled,
     /// The system could not read.
     #[error("cannot read {what} at offset {offset}")]
     Io {

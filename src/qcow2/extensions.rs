@@ -27,6 +27,8 @@ pub struct Extensions {
 /// Where the bitmap directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BitmapsExtension {
+    /// Where the data of the extension starts.
+    pub offset: HostOffset,
     /// The number of bitmaps.
     pub nb_bitmaps: u32,
     /// Bytes in the directory.
@@ -99,6 +101,7 @@ fn bitmaps(data: &[u8], offset: u64) -> Result<BitmapsExtension> {
         allowed: Allowed::Exactly(size_of::<RawBitmapsExtension>() as u64),
     })?;
     Ok(BitmapsExtension {
+        offset: HostOffset(offset),
         nb_bitmaps: raw.nb_bitmaps.get(),
         directory_size: raw.directory_size.get(),
         directory_offset: HostOffset(raw.directory_offset.get()),

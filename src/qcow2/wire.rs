@@ -20,9 +20,20 @@ pub(crate) const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const SNAPSHOTS_MAX: u32 = 65_536;
 pub(crate) const SNAPSHOT_TABLE_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const SNAPSHOT_EXTRA_MAX: u32 = 1024;
+/// Extra data that snapshots of version 3 must have: VM state size and disk size.
+pub(crate) const SNAPSHOT_EXTRA_MIN_V3: u32 = 16;
 /// QEMU's limits for bitmaps.
 pub(crate) const BITMAPS_MAX: u32 = 65_535;
 pub(crate) const BITMAP_DIRECTORY_BYTES_MAX: u64 = 64 << 20;
+/// The most bytes that the data of one bitmap may have.
+pub(crate) const BITMAP_BYTES_MAX: u64 = 512 << 20;
+pub(crate) const BITMAP_NAME_MAX: u16 = 1023;
+pub(crate) const BITMAP_GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
+/// The only type of bitmap that there is: dirty tracking.
+pub(crate) const BITMAP_TYPE_DIRTY: u8 = 1;
+pub(crate) const BITMAP_FLAG_IN_USE: u32 = 1 << 0;
+pub(crate) const BITMAP_FLAG_AUTO: u32 = 1 << 1;
+pub(crate) const BITMAP_FLAG_EXTRA_DATA_COMPATIBLE: u32 = 1 << 2;
 
 pub(crate) const EXTENSION_END: u32 = 0;
 pub(crate) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -36,6 +47,8 @@ pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// The refcount of the cluster is exactly one.
 pub(crate) const FLAG_COPIED: u64 = 1 << 63;
 pub(crate) const FLAG_COMPRESSED: u64 = 1 << 62;
+/// Without an offset, a bitmap table entry with this bit stands for ones.
+pub(crate) const BITMAP_ENTRY_ONES: u64 = 1;
 /// The cluster reads as zeroes; version 3 without subclusters.
 pub(crate) const FLAG_ZERO: u64 = 1;
 

@@ -12,9 +12,11 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     reason = "in a test these are how a failure is reported, and helpers outside of #[test] are tests too"
 )]
 
+mod check;
 mod disk;
 mod imago_judge;
 mod layer;

@@ -1,0 +1,144 @@
+//! The directory of persistent bitmaps.
+
+use super::address::HostOffset;
+use super::cursor::Cursor;
+use super::error::{Allowed, Error, Invalid, Result};
+use super::extensions::BitmapsExtension;
+use super::features::Features;
+use super::header::{Header, Table};
+use super::image::Image;
+use super::wire::{self, RawBitmap};
+use crate::storage::Storage;
+
+/// A persistent dirty bitmap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Its name.
+    pub name: String,
+    /// The binary logarithm of the guest bytes that a bit stands for.
+    pub granularity_bits: u32,
+    /// It was not saved: what it says may be old.
+    pub in_use: bool,
+    /// It records what is written.
+    pub auto: bool,
+    /// It may be used in spite of extra data that nobody knows.
+    pub extra_data_compatible: bool,
+    /// Bytes of extra data; none are defined.
+    pub extra_data_size: u32,
+    /// The table of clusters that hold its bits.
+    pub table: Table,
+}
+
+impl Image {
+    /// The bitmaps, in the order of their directory.
+    ///
+    /// Where autoclear bit 0 is not set, some program that knows no bitmaps wrote to the image. As in QEMU there
+    /// are none then, whatever the extension says.
+    ///
+    /// # Errors
+    /// What is wrong with the directory: [`Error::Invalid`], [`Error::Truncated`], [`Error::Io`].
+    pub fn bitmaps(&self) -> Result<Vec<Bitmap>> {
+        let mut bitmaps = Vec::new();
+        let Some(extension) = consistent(self.header()) else { return Ok(bitmaps) };
+        read(self.storage(), self.header(), extension, |bitmap| {
+            let bitmap = bitmap?;
+            let (offset, length, file_length) = (bitmap.table.offset, bitmap.table.bytes(), self.storage().length());
+            if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
+                return Err(Error::Truncated { what: "a bitmap table", offset, length, file_length });
+            }
+            bitmaps.push(bitmap);
+            Ok(())
+        })?;
+        Ok(bitmaps)
+    }
+}
+
+/// The bitmaps extension, where it can be believed.
+pub(super) fn consistent(header: &Header) -> Option<&BitmapsExtension> {
+    header.extensions.bitmaps.as_ref().filter(|_| header.features.autoclear & Features::BITMAPS != 0)
+}
+
+/// Calls `each` for every entry of the directory, also for one that has a field out of its range.
+pub(super) fn read(
+    storage: &dyn Storage,
+    header: &Header,
+    extension: &BitmapsExtension,
+    mut each: impl FnMut(Result<Bitmap, Invalid>) -> Result<()>,
+) -> Result<()> {
+    check_extension(header, extension)?;
+    let limit = (extension.directory_size, "bytes of the bitmap directory");
+    let mut cursor = Cursor::new(storage, "the bitmap directory", extension.directory_offset, limit);
+    for _ in 0..extension.nb_bitmaps {
+        cursor.pad();
+        each(entry(&mut cursor, header)?)?;
+    }
+    // QEMU counts the padding of the last entry as a part of the directory
+    cursor.pad();
+    let (value, allowed) = (extension.directory_size, Allowed::Exactly(cursor.done()));
+    let offset = HostOffset(extension.offset.0 + 8);
+    if value != cursor.done() {
+        return Err(Invalid { field: "bitmap_directory_size", offset, value, allowed }.into());
+    }
+    Ok(())
+}
+
+fn check_extension(header: &Header, extension: &BitmapsExtension) -> Result<(), Invalid> {
+    let unit = header.geometry.cluster_size();
+    let check = |field, at, value, right, allowed| {
+        let offset = HostOffset(extension.offset.0 + at);
+        if right { Ok(()) } else { Err(Invalid { field, offset, value, allowed }) }
+    };
+    let (count, size, offset) = (extension.nb_bitmaps, extension.directory_size, extension.directory_offset.0);
+    let most = wire::BITMAPS_MAX;
+    let counts = Allowed::Range(1, u64::from(most));
+    check("nb_bitmaps", 0, u64::from(count), (1..=most).contains(&count), counts)?;
+    let most = wire::BITMAP_DIRECTORY_BYTES_MAX;
+    check("bitmap_directory_size", 8, size, (1..=most).contains(&size), Allowed::Range(1, most))?;
+    check("bitmap_directory_offset", 16, offset, offset % unit == 0, Allowed::MultipleOf(unit))
+}
+
+fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<Result<Bitmap, Invalid>> {
+    let offset = cursor.offset();
+    let raw: RawBitmap = zerocopy::transmute!(cursor.take_array::<{ size_of::<RawBitmap>() }>()?);
+    cursor.skip(u64::from(raw.extra_data_size.get()))?;
+    let name = cursor.take_text(raw.name_size.get())?;
+    let flag = |flag| raw.flags.get() & flag != 0;
+    let bitmap = Bitmap {
+        name,
+        granularity_bits: u32::from(raw.granularity_bits),
+        in_use: flag(wire::BITMAP_FLAG_IN_USE),
+        auto: flag(wire::BITMAP_FLAG_AUTO),
+        extra_data_compatible: flag(wire::BITMAP_FLAG_EXTRA_DATA_COMPATIBLE),
+        extra_data_size: raw.extra_data_size.get(),
+        table: Table { offset: HostOffset(raw.table_offset.get()), entries: u64::from(raw.table_size.get()) },
+    };
+    Ok(check_entry(&raw, offset, header).map(|()| bitmap))
+}
+
+fn check_entry(raw: &RawBitmap, entry: HostOffset, header: &Header) -> Result<(), Invalid> {
+    let check = |field, at, value, right, allowed| {
+        let offset = HostOffset(entry.0 + at);
+        if right { Ok(()) } else { Err(Invalid { field, offset, value, allowed }) }
+    };
+    let unit = header.geometry.cluster_size();
+    let (table, entries) = (raw.table_offset.get(), u64::from(raw.table_size.get()));
+    check("bitmap_table_offset", 0, table, table % unit == 0, Allowed::MultipleOf(unit))?;
+    check("bitmap_table_offset", 0, table, table != 0, Allowed::BehindHeader(unit))?;
+    let most = wire::BITMAP_BYTES_MAX / unit;
+    check("bitmap_table_size", 8, entries, (1..=most).contains(&entries), Allowed::Range(1, most))?;
+    let flags = u64::from(raw.flags.get());
+    let known = wire::BITMAP_FLAG_IN_USE | wire::BITMAP_FLAG_AUTO | wire::BITMAP_FLAG_EXTRA_DATA_COMPATIBLE;
+    check("bitmap flags", 12, flags, flags & !u64::from(known) == 0, Allowed::Bits(u64::from(known)))?;
+    let kind = Allowed::Exactly(u64::from(wire::BITMAP_TYPE_DIRTY));
+    check("bitmap type", 16, u64::from(raw.kind), raw.kind == wire::BITMAP_TYPE_DIRTY, kind)?;
+    let (bits, range) = (raw.granularity_bits, wire::BITMAP_GRANULARITY_BITS);
+    let granularities = Allowed::Range(u64::from(*range.start()), u64::from(*range.end()));
+    check("bitmap granularity_bits", 17, u64::from(bits), range.contains(&bits), granularities)?;
+    let (name, most) = (raw.name_size.get(), wire::BITMAP_NAME_MAX);
+    let names = Allowed::Range(1, u64::from(most));
+    check("bitmap name_size", 18, u64::from(name), (1..=most).contains(&name), names)?;
+    // one that was not saved may be of another size: the disk was resized since
+    let needed = header.size.div_ceil(1 << bits).div_ceil(8).div_ceil(unit);
+    let fits = flags & u64::from(wire::BITMAP_FLAG_IN_USE) != 0 || entries == needed;
+    check("bitmap_table_size", 8, entries, fits, Allowed::Exactly(needed))
+}

@@ -1,0 +1,79 @@
+use super::finding::{Finding, Severity};
+use crate::qcow2::address::HostOffset;
+
+/// Findings that a report keeps; all are counted.
+pub(super) const FINDINGS_KEPT: usize = 100;
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// The dirty bit is set: a program with lazy refcounts did not close the image, so refcounts and COPIED flags
+    /// may well be wrong. [`Report::is_corrupt`] does not count them then.
+    pub dirty: bool,
+    /// The corrupt bit is set: some program found damage before.
+    pub marked_corrupt: bool,
+    /// Clusters whose refcount is too high.
+    pub leaks: u64,
+    /// Refcounts that are too low and COPIED flags that do not fit the refcount.
+    pub refcount_errors: u64,
+    /// Damaged tables.
+    pub structure_errors: u64,
+    /// The first findings, in words.
+    pub findings: Vec<Finding>,
+    /// Guest clusters.
+    pub clusters: ClusterCounts,
+    /// Behind the last cluster that has a refcount or a reference.
+    pub image_end_offset: HostOffset,
+}
+
+/// Guest clusters of the active disk and its VM state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClusterCounts {
+    /// Those of the disk.
+    pub total: u64,
+    /// Those that have a host cluster.
+    pub allocated: u64,
+    /// Those of them that are compressed.
+    pub compressed: u64,
+    /// Those that do not follow their neighbour in the file; compressed ones always count.
+    pub fragmented: u64,
+}
+
+impl Report {
+    /// What `qemu-img check` calls corruptions: everything but leaks.
+    #[must_use]
+    pub fn corruptions(&self) -> u64 {
+        self.refcount_errors + self.structure_errors
+    }
+
+    /// Whether something is wrong that an image in good order cannot have. Wrong refcounts count only where the
+    /// image is not dirty: that is what the dirty bit announces.
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        self.structure_errors > 0 || (self.refcount_errors > 0 && !self.dirty)
+    }
+
+    /// Whether space is lost.
+    #[must_use]
+    pub fn has_leaks(&self) -> bool {
+        self.leaks > 0
+    }
+
+    /// Findings that were counted but not kept.
+    #[must_use]
+    pub fn findings_dropped(&self) -> u64 {
+        self.corruptions() + self.leaks - self.findings.len() as u64
+    }
+
+    pub(super) fn add(&mut self, finding: impl Into<Finding>) {
+        let finding = finding.into();
+        match finding.severity() {
+            Severity::Leak => self.leaks += 1,
+            Severity::Refcount => self.refcount_errors += 1,
+            Severity::Structure => self.structure_errors += 1,
+        }
+        if self.findings.len() < FINDINGS_KEPT {
+            self.findings.push(finding);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The distinct L2 tables of an image and who refers to them.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use crate::qcow2::address::HostOffset;
+
+/// What is known of an L2 table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Noted {
+    /// References from all L1 tables.
+    pub(super) references: u32,
+    /// Its first index in the active L1 table, if it is there.
+    pub(super) active: Option<u32>,
+    /// An entry of an L1 table that has another entry for this table.
+    pub(super) shared: Option<HostOffset>,
+    /// The number of the L1 table that referred to it last.
+    last: u32,
+}
+
+/// L2 tables by host cluster: no more than a limit, the lowest from some cluster on. The others are for the next
+/// pass, so that memory is bounded whatever the L1 tables say.
+pub(super) struct Tables {
+    noted: BTreeMap<u64, Noted>,
+    from: u64,
+    below: u64,
+    limit: usize,
+}
+
+impl Tables {
+    pub(super) fn new(from: u64, limit: usize) -> Self {
+        Self { noted: BTreeMap::new(), from, below: u64::MAX, limit: limit.max(1) }
+    }
+
+    /// Notes that an entry of the numbered L1 table, one of the active one if it has an index there, leads to this cluster.
+    pub(super) fn note(&mut self, cluster: u64, l1: (u32, HostOffset), references: u32, active: Option<u32>) {
+        if !(self.from..self.below).contains(&cluster) {
+            return;
+        }
+        let (number, place) = l1;
+        match self.noted.entry(cluster) {
+            Entry::Occupied(mut entry) => {
+                let noted = entry.get_mut();
+                noted.references = noted.references.saturating_add(references);
+                noted.active = noted.active.or(active);
+                if noted.last == number {
+                    noted.shared = noted.shared.or(Some(place));
+                }
+                noted.last = number;
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Noted { references, active, shared: None, last: number });
+            }
+        }
+        if self.noted.len() > self.limit {
+            if let Some((highest, _)) = self.noted.pop_last() {
+                self.below = highest;
+            }
+        }
+    }
+
+    /// Where the next pass starts, if there has to be one.
+    pub(super) fn next(&self) -> Option<u64> {
+        (self.below < u64::MAX).then_some(self.below)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Noted)> + '_ {
+        self.noted.iter().map(|(cluster, noted)| (*cluster, *noted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn passes_note_each_table_once_with_all_its_references(
+            entries in prop::collection::vec((0u64..30, 0u32..3), 0..60),
+            limit in 1usize..40,
+        ) {
+            let mut expected = BTreeMap::<u64, u32>::new();
+            for (cluster, _) in &entries {
+                *expected.entry(*cluster).or_default() += 5;
+            }
+            let mut found = BTreeMap::new();
+            let mut start = Some(0);
+            while let Some(from) = start {
+                let mut tables = Tables::new(from, limit);
+                for (cluster, l1) in &entries {
+                    tables.note(*cluster, (*l1, HostOffset(0)), 5, None);
+                }
+                for (cluster, noted) in tables.iter() {
+                    prop_assert_eq!(found.insert(cluster, noted.references), None);
+                }
+                start = tables.next();
+            }
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The table of internal snapshots.
+
+use std::time::Duration;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::address::HostOffset;
+use super::cursor::Cursor;
+use super::error::{Allowed, Error, Invalid, Result};
+use super::header::{Header, Table};
+use super::image::Image;
+use super::wire::{self, RawSnapshot};
+use crate::storage::Storage;
+
+/// An internal snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What no other snapshot of this image is called.
+    pub id: String,
+    /// The name that its maker gave.
+    pub name: String,
+    /// Its L1 table.
+    pub l1: Table,
+    /// When it was made, since the epoch.
+    pub date: Duration,
+    /// How long the guest had been running.
+    pub vm_clock: Duration,
+    /// Bytes of saved RAM and devices; zero where only the disk was saved.
+    pub vm_state_size: u64,
+    /// The size of the disk at that time, where the table says it.
+    pub disk_size: Option<u64>,
+}
+
+impl Image {
+    /// The internal snapshots, in the order of their table.
+    ///
+    /// # Errors
+    /// What is wrong with the table: [`Error::Invalid`], [`Error::Truncated`], [`Error::Io`].
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let mut snapshots = Vec::new();
+        read(self.storage(), self.header(), |entry| {
+            entry.check_l1(self.header())?;
+            let table = entry.snapshot.l1;
+            let (offset, length, file_length) = (table.offset, table.bytes(), self.storage().length());
+            if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
+                return Err(Error::Truncated { what: "the L1 table of a snapshot", offset, length, file_length });
+            }
+            snapshots.push(entry.snapshot);
+            Ok(())
+        })?;
+        Ok(snapshots)
+    }
+}
+
+/// An entry of the table, and where it is.
+pub(super) struct SnapshotEntry {
+    pub(super) offset: HostOffset,
+    pub(super) extra_data_size: u32,
+    pub(super) snapshot: Snapshot,
+}
+
+impl SnapshotEntry {
+    /// The L1 table must be aligned and within QEMU's limits.
+    pub(super) fn check_l1(&self, header: &Header) -> Result<(), Invalid> {
+        let (table, unit) = (self.snapshot.l1, header.geometry.cluster_size());
+        let (value, allowed) = (table.offset.0, Allowed::MultipleOf(unit));
+        if value % unit != 0 {
+            return Err(Invalid { field: "snapshot l1_table_offset", offset: self.offset, value, allowed });
+        }
+        let (offset, allowed) = (HostOffset(self.offset.0 + 8), Allowed::Range(0, wire::L1_BYTES_MAX / 8));
+        if table.bytes() > wire::L1_BYTES_MAX {
+            return Err(Invalid { field: "snapshot l1_size", offset, value: table.entries, allowed });
+        }
+        Ok(())
+    }
+
+    /// Version 3 wants to know the size of the disk; QEMU reads snapshots without it all the same.
+    pub(super) fn check_extra(&self, header: &Header) -> Result<(), Invalid> {
+        let least = if header.version > 2 { wire::SNAPSHOT_EXTRA_MIN_V3 } else { 0 };
+        check_extra_size(self.offset, self.extra_data_size, least)
+    }
+}
+
+fn check_extra_size(entry: HostOffset, size: u32, least: u32) -> Result<(), Invalid> {
+    if (least..=wire::SNAPSHOT_EXTRA_MAX).contains(&size) {
+        return Ok(());
+    }
+    let allowed = Allowed::Range(u64::from(least), u64::from(wire::SNAPSHOT_EXTRA_MAX));
+    let offset = HostOffset(entry.0 + 36);
+    Err(Invalid { field: "snapshot extra_data_size", offset, value: u64::from(size), allowed })
+}
+
+/// Calls `each` for every entry of the table and returns the length of the table in bytes.
+pub(super) fn read(
+    storage: &dyn Storage,
+    header: &Header,
+    mut each: impl FnMut(SnapshotEntry) -> Result<()>,
+) -> Result<u64> {
+    let limit = (wire::SNAPSHOT_TABLE_BYTES_MAX, "bytes of the snapshot table");
+    let mut cursor = Cursor::new(storage, "the snapshot table", header.snapshots_offset, limit);
+    for _ in 0..header.nb_snapshots {
+        cursor.pad();
+        each(entry(&mut cursor)?)?;
+    }
+    Ok(cursor.done())
+}
+
+fn entry(cursor: &mut Cursor<'_>) -> Result<SnapshotEntry> {
+    let offset = cursor.offset();
+    let raw: RawSnapshot = zerocopy::transmute!(cursor.take_array::<{ size_of::<RawSnapshot>() }>()?);
+    let extra_data_size = raw.extra_data_size.get();
+    check_extra_size(offset, extra_data_size, 0)?;
+    let extra = cursor.take(u64::from(extra_data_size))?;
+    let number = |at: usize| extra.get(at..at + 8).map(BigEndian::read_u64);
+    let (vm_state_size, disk_size) = (number(0).unwrap_or(u64::from(raw.vm_state_size.get())), number(8));
+    let snapshot = Snapshot {
+        id: cursor.take_text(raw.id_size.get())?,
+        name: cursor.take_text(raw.name_size.get())?,
+        l1: Table { offset: HostOffset(raw.l1_table_offset.get()), entries: u64::from(raw.l1_size.get()) },
+        date: Duration::from_secs(u64::from(raw.date_seconds.get()))
+            + Duration::from_nanos(u64::from(raw.date_nanoseconds.get())),
+        vm_clock: Duration::from_nanos(raw.vm_clock_nanoseconds.get()),
+        vm_state_size,
+        disk_size,
+    };
+    Ok(SnapshotEntry { offset, extra_data_size, snapshot })
+}
