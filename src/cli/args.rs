@@ -47,6 +47,7 @@ pub(super) struct Global {
 pub(super) enum Command {
     Merge(Box<Merge>),
     List(List),
+    Check(Check),
 }
 
 /// Make one disk image of a restore point
@@ -117,6 +118,29 @@ pub(super) struct Merge {
 pub(super) struct List {
     #[command(flatten)]
     pub(super) place: Place,
+}
+
+/// Check images as `qemu-img check` does, without changing them
+///
+/// The exit code is 0 where all are clean, 3 where nothing but space is lost or a program said that an image may be
+/// wrong, 4 where an image is damaged.
+#[derive(Debug, Args)]
+#[command(
+    after_help = Exit::table(),
+    override_usage = "qmprestore check [OPTIONS] <IMAGE>...\n       qmprestore check [OPTIONS] --dir <DIR> [--filter <TEXT>]"
+)]
+pub(super) struct Check {
+    /// The qcow2 images to check
+    #[arg(value_name = "IMAGE", required_unless_present = "dir", conflicts_with = "dir")]
+    pub(super) images: Vec<PathBuf>,
+    /// Check all images of all disks in this folder
+    #[arg(long, value_name = "DIR")]
+    pub(super) dir: Option<PathBuf>,
+    /// Only this disk of the folder: its label, folder or file name, or a part of one
+    #[arg(long, value_name = "TEXT", requires = "dir")]
+    pub(super) filter: Option<String>,
+    #[command(flatten)]
+    pub(super) progress: Progress,
 }
 
 #[derive(Debug, Args)]

@@ -217,7 +217,7 @@ fn worse(one: Verdict, other: Verdict) -> Verdict {
 }
 
 /// The message without the path that the row shows already.
-fn without_path(message: &str, path: &Path) -> String {
+pub(super) fn without_path(message: &str, path: &Path) -> String {
     let path = path.display().to_string();
     message.strip_prefix(&path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(message).to_owned()
 }

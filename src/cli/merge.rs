@@ -48,6 +48,9 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         let merge = Merge::plan(layers, options(arguments, format)?, &reporter)?;
         let planned = Planned { arguments, format, point: &point, merge: &merge };
         planned.event(console)?;
+        if !arguments.skip_check {
+            merge.check(&reporter)?;
+        }
         if arguments.dry_run {
             return planned.print(console);
         }

@@ -18,6 +18,7 @@
 //! | `warning` | `message` |
 //! | `restore_point` | `disk`, `chain`, `name`, `path`, `level`, `time`, `rfc3339`, `size`, `allocated`, `file_length`, `file_usage`, `state` (`ok`, `doubtful`, `marked corrupt`, `broken`), `reason` |
 //! | `partial` | `disk`, `path` of what a failed run left |
+//! | `check` | `path`, `verdict` (`clean`, `leaks`, `dirty`, `marked corrupt`, `damaged`, `unreadable`, `raw`), `reason` where unreadable, `file_length`, of qcow2 images also `version`, `size`, `cluster_size`, `compression`, `snapshots`, `bitmaps`, `features`, `backing`, `clusters` (`total`, `allocated`, `compressed`, `fragmented`), `leaks`, `refcount_errors`, `structure_errors`, `findings` (each `severity`, `message`), `findings_dropped` |
 //! | `done` | `exit_code`; of a merge also `output`, `size`, `bytes`, `length`, `seconds`, `rate` |
 //! | `error` | `message`, `advice`, `exit_code`: the last line where the program fails |
 //!
@@ -27,6 +28,7 @@
 
 mod args;
 mod by_hand;
+mod check;
 mod console;
 mod exit;
 mod failure;
@@ -82,7 +84,7 @@ impl Arguments {
         raise_file_limit();
         let stdout_is_data = match &self.command {
             Command::Merge(merge) => merge.streams(),
-            Command::List(_) => false,
+            Command::List(_) | Command::Check(_) => false,
         };
         let args::Global { debug, quiet, json, ref logfile } = self.global;
         let wanted = Wanted { debug, quiet, json, stdout_is_data };
@@ -93,6 +95,7 @@ impl Arguments {
         let result = match &self.command {
             Command::Merge(merge) => merge::run(merge, &console),
             Command::List(list) => list::run(list, &console),
+            Command::Check(images) => check::run(images, &console),
         };
         result.unwrap_or_else(|failure| {
             console.error(&failure);

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::resolve::Mapped;
 use crate::qcow2::Geometry;
-use crate::storage::FileStorage;
+use crate::storage::{FileStorage, Storage};
 
 /// An image to open, and what is known of its format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,15 +105,22 @@ impl Layers {
     }
 }
 
-fn open(source: &Source) -> Result<Arc<FileStorage>> {
-    let storage = FileStorage::open(&source.path);
-    storage.map(Arc::new).map_err(|error| Error::Open { path: source.path.clone(), source: error })
+pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
+    FileStorage::open(&source.path).map(Arc::new).map_err(|error| open_error(source, error))
+}
+
+pub(super) fn open_error(source: &Source, error: io::Error) -> Error {
+    Error::Open { path: source.path.clone(), source: error }
+}
+
+/// What an image starts with.
+pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
+    Start::read(storage).map_err(|error| open_error(source, error))
 }
 
 fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
-    let path = source.path.as_path();
-    let start = Start::read(&**storage).map_err(|error| Error::Open { path: path.to_owned(), source: error })?;
-    Ok(Evidence { path, forced: source.format, disk: source.disk_format, start })
+    let start = start(source, &**storage)?;
+    Ok(Evidence { path: &source.path, forced: source.format, disk: source.disk_format, start })
 }
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it

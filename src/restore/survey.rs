@@ -3,17 +3,15 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::resolve::Mapped;
 use crate::qcow2::{Content, MapBuffer};
-use crate::storage::FileStorage;
 
 /// What an image says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,15 +48,11 @@ pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
 }
 
 fn start(source: &Source) -> Result<Start> {
-    let path = source.path.as_path();
-    let start = FileStorage::open(path).and_then(|storage| Start::read(&storage));
-    start.map_err(|error| Error::Open { path: path.to_owned(), source: error })
+    layers::start(source, &*layers::open(source)?)
 }
 
 fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts> {
-    let open_error = |error| Error::Open { path: source.path.clone(), source: error };
-    let storage = FileStorage::open(&source.path).map_err(open_error)?;
-    let layer = Layer::new(source.path.clone(), Arc::new(storage), format)?;
+    let layer = Layer::new(source.path.clone(), layers::open(source)?, format)?;
     layers::check_backing(before, &layer)?;
     let mut allocated = 0;
     let mut buffer = MapBuffer::default();
@@ -68,7 +62,7 @@ fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts>
             Content::Unallocated | Content::Zero => {}
         })?;
     }
-    let file = layer.file().map(File::metadata).transpose().map_err(open_error)?;
+    let file = layer.file().map(File::metadata).transpose().map_err(|error| layers::open_error(source, error))?;
     Ok(Facts {
         format,
         size: layer.size(),
