@@ -29,6 +29,8 @@
 const _: () = assert!(usize::BITS >= 64, "offsets in images need a 64-bit host");
 
 pub mod chain;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod qcow2;
 pub mod restore;
 pub mod storage;

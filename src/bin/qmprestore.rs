@@ -1,2 +1,15 @@
 //! Restores disk images from backup folders.
-fn main() {}
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use qmpbackup::cli::{Arguments, Exit};
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let exit: Exit = match Arguments::read(&words) {
+        Ok(arguments) => arguments.run(),
+        Err(exit) => exit,
+    };
+    exit.into()
+}

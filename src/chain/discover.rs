@@ -122,25 +122,36 @@ impl Inventory {
     /// # Errors
     /// No disk, or more than one, is meant.
     pub fn disk(&self, filter: Option<&str>) -> Result<&Disk, Error> {
-        let labels = |disks: &[&Disk]| disks.iter().map(|disk| disk.label().to_owned()).collect();
-        let all: Vec<&Disk> = self.disks.iter().collect();
-        if all.is_empty() {
-            return Err(Error::NoDisk { path: self.dir.clone() });
-        }
-        let matches = match filter {
-            None => all.clone(),
-            Some(text) => {
-                let exact: Vec<&Disk> = all.iter().copied().filter(|disk| disk.is(text)).collect();
-                let within = || all.iter().copied().filter(|disk| disk.contains(text)).collect();
-                if exact.is_empty() { within() } else { exact }
-            }
-        };
-        match matches.as_slice() {
-            [] => Err(Error::NoSuchDisk { filter: filter.unwrap_or_default().to_owned(), disks: labels(&all) }),
+        match self.matching(filter)?.as_slice() {
             [disk] => Ok(disk),
             several => Err(Error::WhichDisk { disks: labels(several) }),
         }
     }
+
+    /// The disks that may be meant: those whose label, folder or file is or, where none is, contains `filter`. Without
+    /// a filter, all.
+    ///
+    /// # Errors
+    /// No disk is meant.
+    pub fn matching(&self, filter: Option<&str>) -> Result<Vec<&Disk>, Error> {
+        let all: Vec<&Disk> = self.disks.iter().collect();
+        if all.is_empty() {
+            return Err(Error::NoDisk { path: self.dir.clone() });
+        }
+        let Some(text) = filter else { return Ok(all) };
+        let mut matches: Vec<&Disk> = all.iter().copied().filter(|disk| disk.is(text)).collect();
+        if matches.is_empty() {
+            matches = all.iter().copied().filter(|disk| disk.contains(text)).collect();
+        }
+        if matches.is_empty() {
+            return Err(Error::NoSuchDisk { filter: text.to_owned(), disks: labels(&all) });
+        }
+        Ok(matches)
+    }
+}
+
+fn labels(disks: &[&Disk]) -> Vec<String> {
+    disks.iter().map(|disk| disk.label().to_owned()).collect()
 }
 
 /// For each folder, the disks of images with a time in the folders below it.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::qcow2::{self, LayoutError};
+use crate::qcow2::{self, Finding, LayoutError};
 
 /// The result of everything in this layer.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -27,6 +27,19 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: qcow2::Error,
+    },
+    /// The metadata of an image is damaged.
+    #[error("{}: {errors} errors in its metadata{}", .path.display(), match .first {
+        Some(first) => format!(", the first: {first}"),
+        None => String::new(),
+    })]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// How many errors were found.
+        errors: u64,
+        /// The first of them, if it was kept.
+        first: Option<Box<Finding>>,
     },
     /// A raw image cannot be read.
     #[error("{}: cannot be read at offset {offset:#x}", .path.display())]
@@ -147,14 +160,8 @@ impl Error {
                 io::ErrorKind::UnexpectedEof => ErrorKind::Damaged,
                 _ => ErrorKind::Other,
             },
-            Self::Image { .. } | Self::Backing { .. } => ErrorKind::Damaged,
-            Self::Write { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
-                _ => ErrorKind::Other,
-            },
-            Self::ClusterSize { .. } | Self::Layout(_) => ErrorKind::Usage,
-            Self::Cancelled => ErrorKind::Cancelled,
-            Self::Empty
+            Self::Image { source: qcow2::Error::Memory { .. }, .. }
+            | Self::Empty
             | Self::Changed
             | Self::CompressedTooLarge { .. }
             | Self::OutputExists { .. }
@@ -162,6 +169,13 @@ impl Error {
             | Self::OutputKind { .. }
             | Self::DeviceTooSmall { .. }
             | Self::Threads { .. } => ErrorKind::Other,
+            Self::Image { .. } | Self::Damaged { .. } | Self::Backing { .. } => ErrorKind::Damaged,
+            Self::Write { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+                _ => ErrorKind::Other,
+            },
+            Self::ClusterSize { .. } | Self::Layout(_) => ErrorKind::Usage,
+            Self::Cancelled => ErrorKind::Cancelled,
         }
     }
 }

@@ -54,6 +54,15 @@ impl Layer {
         &self.path
     }
 
+    /// How its bytes are understood.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match &self.body {
+            Body::Qcow2(_) => Format::Qcow2,
+            Body::Raw(_) => Format::Raw,
+        }
+    }
+
     /// The qcow2 image, if it is one.
     #[must_use]
     pub fn image(&self) -> Option<&Image> {

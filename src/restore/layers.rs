@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::resolve::Mapped;
 use crate::qcow2::Geometry;
-use crate::storage::FileStorage;
+use crate::storage::{FileStorage, Storage};
 
 /// An image to open, and what is known of its format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +46,8 @@ impl Layers {
         if layers.is_empty() {
             return Err(Error::Empty);
         }
-        check_backing(&layers)?;
+        let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
+        layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
         Ok(Self { layers })
     }
 
@@ -101,33 +103,35 @@ impl Layers {
     }
 }
 
-fn open(source: &Source) -> Result<Arc<FileStorage>> {
-    let storage = FileStorage::open(&source.path);
-    storage.map(Arc::new).map_err(|error| Error::Open { path: source.path.clone(), source: error })
+pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
+    FileStorage::open(&source.path).map(Arc::new).map_err(|error| open_error(source, error))
+}
+
+pub(super) fn open_error(source: &Source, error: io::Error) -> Error {
+    Error::Open { path: source.path.clone(), source: error }
+}
+
+/// What an image starts with.
+pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
+    Start::read(storage).map_err(|error| open_error(source, error))
 }
 
 fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
-    let path = source.path.as_path();
-    let start = Start::read(&**storage).map_err(|error| Error::Open { path: path.to_owned(), source: error })?;
-    Ok(Evidence { path, told: source.format, start })
+    let start = start(source, &**storage)?;
+    Ok(Evidence { path: &source.path, told: source.format, start })
 }
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it
 /// did before, and a chain with a gap is noticed.
-fn check_backing(layers: &[Layer]) -> Result<()> {
-    let mut before: Option<&Layer> = None;
-    for layer in layers {
-        if let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) {
-            let expected = before.and_then(|before| before.path().file_name());
-            if expected.is_none() || Path::new(&backing.name).file_name() != expected {
-                return Err(Error::Backing {
-                    path: layer.path().to_owned(),
-                    backing: backing.name.clone(),
-                    expected: expected.map(OsStr::to_string_lossy).map(String::from),
-                });
-            }
-        }
-        before = Some(layer);
+pub(super) fn check_backing(before: Option<&Path>, layer: &Layer) -> Result<()> {
+    let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) else { return Ok(()) };
+    let expected = before.and_then(Path::file_name);
+    if expected.is_some() && Path::new(&backing.name).file_name() == expected {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Backing {
+        path: layer.path().to_owned(),
+        backing: backing.name.clone(),
+        expected: expected.map(OsStr::to_string_lossy).map(String::from),
+    })
 }

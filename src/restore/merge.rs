@@ -5,6 +5,7 @@ use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
+use super::check;
 use super::copier::Work;
 use super::error::{Error, Result};
 use super::layers::Layers;
@@ -114,6 +115,16 @@ impl Merge {
     #[must_use]
     pub fn summary(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Checks the tables of all images as `qemu-img check` does, in parallel. Lost space is no reason to stop, nor are
+    /// refcounts of an image that says by its dirty bit that they may be wrong.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], or what makes an image unreadable.
+    pub fn check(&self, observer: &dyn Observer) -> Result<()> {
+        let layers = self.layers.as_slice();
+        self.pool.install(|| check::check_layers(layers, observer))
     }
 
     /// The images that will be read, oldest first.

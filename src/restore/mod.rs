@@ -1,4 +1,57 @@
 //! Restoring: a chain of images becomes one disk again.
+//!
+//! [`Merge`] opens a FULL and its INCs, decides where each cluster of the new image comes from and goes to, and then
+//! moves the bytes on all processors. [`survey`] and [`check`] look at images without reading the data in them.
+//!
+//! ```
+//! use std::path::{Path, PathBuf};
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! use qmpbackup::chain::{Clock, When, discover};
+//! use qmpbackup::restore::{Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Source};
+//!
+//! /// Counts the bytes that are done.
+//! #[derive(Default)]
+//! struct Progress(AtomicU64);
+//!
+//! impl Observer for Progress {
+//!     fn advance(&self, bytes: u64) {
+//!         self.0.fetch_add(bytes, Ordering::Relaxed);
+//!     }
+//! }
+//!
+//! fn restore(dir: &Path, when: &When, output: PathBuf) -> Result<u64, Box<dyn std::error::Error>> {
+//!     let inventory = discover(dir)?;
+//!     let point = inventory.disk(None)?.select(when, &Clock::system(), false)?;
+//!     let images = point.members.iter();
+//!     let sources: Vec<Source> =
+//!         images.map(|image| Source { path: image.path.clone(), format: None, disk_format: None }).collect();
+//!     let options = MergeOptions {
+//!         output: Output::File(output),
+//!         format: OutputFormat::Qcow2 { cluster_size: None, compression: None },
+//!         threads: None,
+//!         rate_limit: None,
+//!         replace: false,
+//!     };
+//!     let progress = Progress::default();
+//!     let merge = Merge::plan(Layers::open(&sources)?, options, &progress)?;
+//!     merge.check(&progress)?;
+//!     progress.0.store(0, Ordering::Relaxed);
+//!     let merged = merge.run(&progress)?;
+//!     assert_eq!(progress.0.into_inner(), merged.bytes);
+//!     Ok(merged.size)
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain"));
+//! # let folder = tempfile::tempdir()?;
+//! let size = restore(dir, &"2026-11-04T12:00:00Z".parse()?, folder.path().join("disk.qcow2"))?;
+//! assert_eq!(size, 64 << 20);
+//! # Ok(())
+//! # }
+//! ```
+
+mod check;
 mod copier;
 mod error;
 mod format;
@@ -14,10 +67,13 @@ mod raw;
 mod resolve;
 mod sink;
 mod slices;
+mod survey;
 
+pub use check::{Checked, CheckedImage, check};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
 pub use layers::{Layers, Source};
 pub use merge::{Merge, MergeOptions, Merged, Output, OutputFormat};
 pub use observer::{Observer, Phase, Silent, Warning};
 pub use plan::Plan;
+pub use survey::{Facts, survey};

@@ -1,0 +1,198 @@
+//! The arguments of `qmprestore`.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::exit::Exit;
+use super::units;
+use crate::chain::When;
+use crate::qcow2::Codec;
+use crate::restore::Format;
+
+/// Restores disk images from backup folders
+///
+/// A backup folder holds a FULL image of a disk and the INC images that were made after it. The newest INC, or any
+/// image before it, and all that it builds on become one disk image; backups are only read.
+#[derive(Debug, Parser)]
+#[command(name = "qmprestore", version, propagate_version = true, after_help = Exit::table())]
+pub struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub(super) struct Global {
+    /// Log more
+    #[arg(long, global = true)]
+    pub(super) debug: bool,
+    /// Log only warnings and errors, show no progress
+    #[arg(long, global = true)]
+    pub(super) quiet: bool,
+    /// Append the log to this file, too
+    #[arg(short = 'L', long, global = true, value_name = "FILE")]
+    pub(super) logfile: Option<PathBuf>,
+    /// Print JSON, one event a line, instead of text
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Merge(Box<Merge>),
+    List(List),
+    Check(Check),
+}
+
+/// Make one disk image of a restore point
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches on a command line, independent of each other")]
+pub(super) struct Merge {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// The restore point: a time, or the name of an image or its beginning
+    ///
+    /// A time picks the newest image that is not after it: a unix time (1643308928), RFC 3339
+    /// (2026-11-22T19:41:33Z), a local time ("2026-11-22", "2026-11-22 19:41", "2026-11-22 19:41:33") or a time
+    /// before now (-90s, -30m, -6h, -2d, -1w). A name is that of its last image, or its beginning (INC-1643308928)
+    #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
+    pub(super) until: When,
+    /// The file or block device to write; `-` writes raw bytes to stdout
+    #[arg(long, visible_alias = "targetfile", value_name = "FILE")]
+    pub(super) out: PathBuf,
+    /// The format of the output [default: qcow2; raw for `--out -`]
+    #[arg(long, value_enum)]
+    pub(super) format: Option<FormatName>,
+    /// The cluster size of a qcow2 output, 512 to 2M [default: that of the FULL]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    pub(super) cluster_size: Option<u64>,
+    /// Compress a qcow2 output [default: zlib]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "CODEC",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "zlib"
+    )]
+    pub(super) compress: Option<CodecName>,
+    /// Replace an existing output, overwrite a block device that is not empty
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
+    pub(super) rate_limit: u64,
+    /// Threads to work with [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Do not check the metadata of the images before they are read
+    #[arg(long)]
+    pub(super) skip_check: bool,
+    /// Restore even where a failed backup run may have lost changes
+    #[arg(long)]
+    pub(super) allow_partial: bool,
+    /// The format of all images of the chain, where it cannot be told
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) source_format: Option<FormatName>,
+    /// Print what would be done, and the qemu-img commands that do the same
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) progress: Progress,
+}
+
+/// List disks and restore points
+///
+/// "Allocated" is what an image itself holds of the disk. A restore point is `ok`, `doubtful` (a failed run may have
+/// lost changes; merge --allow-partial restores it), `marked corrupt` (by a program that found damage) or `broken`.
+/// The exit code is 3 where one is not ok.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(super) struct List {
+    #[command(flatten)]
+    pub(super) place: Place,
+}
+
+/// Check images as `qemu-img check` does, without changing them
+///
+/// The exit code is 0 where all are clean, 3 where nothing but space is lost or a program said that an image may be
+/// wrong, 4 where an image is damaged.
+#[derive(Debug, Args)]
+#[command(
+    after_help = Exit::table(),
+    override_usage = "qmprestore check [OPTIONS] <IMAGE>...\n       qmprestore check [OPTIONS] --dir <DIR> [--filter <TEXT>]"
+)]
+pub(super) struct Check {
+    /// The qcow2 images to check
+    #[arg(value_name = "IMAGE", required_unless_present = "dir", conflicts_with = "dir")]
+    pub(super) images: Vec<PathBuf>,
+    /// Check all images of all disks in this folder
+    #[arg(long, value_name = "DIR")]
+    pub(super) dir: Option<PathBuf>,
+    /// Only this disk of the folder: its label, folder or file name, or a part of one
+    #[arg(long, value_name = "TEXT", requires = "dir")]
+    pub(super) filter: Option<String>,
+    #[command(flatten)]
+    pub(super) progress: Progress,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    /// The folder of a disk's images, or one with several of these
+    #[arg(long, value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// The disk: its label, folder or file name, or a part of one
+    #[arg(long, value_name = "TEXT")]
+    pub(super) filter: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Progress {
+    /// Time between two progress lines, where no bar is drawn
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = units::parse_seconds)]
+    pub(super) progress_interval: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FormatName {
+    Qcow2,
+    Raw,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum CodecName {
+    Zlib,
+    Zstd,
+}
+
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Qcow2 => Self::Qcow2,
+            FormatName::Raw => Self::Raw,
+        }
+    }
+}
+
+impl From<CodecName> for Codec {
+    fn from(name: CodecName) -> Self {
+        match name {
+            CodecName::Zlib => Self::Deflate,
+            CodecName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+impl Merge {
+    /// Whether the output is stdout.
+    pub(super) fn streams(&self) -> bool {
+        self.out == Path::new("-")
+    }
+}

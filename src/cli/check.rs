@@ -1,0 +1,251 @@
+//! `qmprestore check`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::args;
+use super::console::Console;
+use super::exit::Exit;
+use super::failure::{Failure, joined};
+use super::progress::Reporter;
+use super::text::printable;
+use super::{place, signals, units};
+use crate::chain::discover;
+use crate::qcow2::{Features, Header, Report, Severity};
+use crate::restore::{self, Checked, CheckedImage, ErrorKind, Format, Source};
+
+pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Failure> {
+    signals::watch()?;
+    let chains = chains(arguments, console)?;
+    let reporter = Reporter::new(console, arguments.progress.progress_interval);
+    let results = reporter.follow(|| restore::check(&chains, &reporter))?;
+    let mut verdicts = vec![if console.has_warned() { Verdict::Leaks } else { Verdict::Clean }];
+    for (source, result) in chains.iter().flatten().zip(results) {
+        let verdict = Verdict::of(&result);
+        if console.is_json() {
+            event(console, &source.path, verdict, &result);
+        } else {
+            console.result(&text(&source.path, verdict, &result))?;
+        }
+        verdicts.push(verdict);
+    }
+    let exit = verdicts.into_iter().map(Verdict::exit).max_by_key(|exit| badness(*exit)).unwrap_or(Exit::Success);
+    console.event("done", &[("exit_code", exit.code().into())]);
+    Ok(exit)
+}
+
+/// What is to be checked. Images that are named belong to no chain.
+fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>, Failure> {
+    let Some(dir) = &arguments.dir else {
+        let alone = |path: &std::path::PathBuf| vec![Source { path: path.clone(), format: Some(Format::Qcow2) }];
+        return Ok(arguments.images.iter().map(alone).collect());
+    };
+    let inventory = discover(dir)?;
+    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    let disks = inventory.matching(arguments.filter.as_deref())?;
+    let chains = disks.iter().flat_map(|disk| disk.chains());
+    let images = chains.map(|chain| chain.full().into_iter().chain(chain.incs()));
+    Ok(images.map(|images| images.map(|image| place::source(image, None)).collect()).collect())
+}
+
+/// Of several exit codes, the one to tell is the worst.
+fn badness(exit: Exit) -> u8 {
+    match exit {
+        Exit::Success => 0,
+        Exit::Warnings => 1,
+        Exit::Damaged => 3,
+        _ => 2,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Clean,
+    Raw,
+    Leaks,
+    Dirty,
+    MarkedCorrupt,
+    Damaged,
+    /// With the exit code.
+    Unreadable(Exit),
+}
+
+impl Verdict {
+    fn of(result: &restore::Result<Checked>) -> Self {
+        match result {
+            Err(error) if error.kind() == ErrorKind::Damaged => Self::Unreadable(Exit::Damaged),
+            Err(_) => Self::Unreadable(Exit::Error),
+            Ok(Checked::Qcow2(image)) => Self::of_report(&image.report),
+            Ok(_) => Self::Raw,
+        }
+    }
+
+    fn of_report(report: &Report) -> Self {
+        if report.is_corrupt() {
+            Self::Damaged
+        } else if report.marked_corrupt {
+            Self::MarkedCorrupt
+        } else if report.refcount_errors > 0 {
+            Self::Dirty
+        } else if report.has_leaks() {
+            Self::Leaks
+        } else {
+            Self::Clean
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Raw => "raw",
+            Self::Leaks => "leaks",
+            Self::Dirty => "dirty",
+            Self::MarkedCorrupt => "marked corrupt",
+            Self::Damaged => "damaged",
+            Self::Unreadable(_) => "unreadable",
+        }
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Raw => "raw, there is nothing to check",
+            Self::Leaks => "good, but space is lost",
+            Self::Dirty => "good, but its refcounts are stale: it was not closed",
+            Self::MarkedCorrupt => "marked as corrupt by some program, but nothing was found now",
+            Self::Damaged => "DAMAGED",
+            Self::Unreadable(_) => "UNREADABLE",
+        }
+    }
+
+    fn exit(self) -> Exit {
+        match self {
+            Self::Clean | Self::Raw => Exit::Success,
+            Self::Leaks | Self::Dirty | Self::MarkedCorrupt => Exit::Warnings,
+            Self::Damaged => Exit::Damaged,
+            Self::Unreadable(exit) => exit,
+        }
+    }
+}
+
+fn text(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> String {
+    let path = path.display().to_string();
+    let first = format!("{}: {}", printable(&path), verdict.meaning());
+    let image = match result {
+        Err(error) => {
+            return format!("{first}: {}", printable(&super::list::without_path(&joined(error), Path::new(&path))));
+        }
+        Ok(Checked::Qcow2(image)) => image,
+        Ok(_) => return first,
+    };
+    let CheckedImage { header, report, snapshots, bitmaps, length } = image.as_ref();
+    let mut lines = vec![
+        first,
+        format!(
+            "  qcow2 version {}, disk of {} ({} bytes), file of {}, clusters of {}, {}",
+            header.version,
+            units::size(header.size),
+            header.size,
+            units::size(*length),
+            units::size(header.geometry.cluster_size()),
+            header.codec,
+        ),
+    ];
+    let features = features(header);
+    let clusters = report.clusters;
+    let percent = |part| units::percent(part, clusters.allocated);
+    lines.push(format!(
+        "  {} of {} clusters allocated, {} of them compressed, {} fragmented",
+        clusters.allocated,
+        clusters.total,
+        percent(clusters.compressed),
+        percent(clusters.fragmented)
+    ));
+    let names = |what: &str, names: Vec<&str>| {
+        (!names.is_empty()).then(|| format!("  {what}: {}", printable(&names.join(", "))))
+    };
+    lines.extend(names("features", features));
+    lines.extend(names("backing file", header.backing.iter().map(|backing| backing.name.as_str()).collect()));
+    lines.extend(names("snapshots", snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect()));
+    lines.extend(names("bitmaps", bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect()));
+    if report.corruptions() + report.leaks > 0 {
+        lines.push(format!(
+            "  {} errors in tables, {} wrong refcounts, {} leaked clusters",
+            report.structure_errors, report.refcount_errors, report.leaks
+        ));
+    }
+    lines.extend(report.findings.iter().map(|finding| format!("  - {}", printable(&finding.to_string()))));
+    if report.findings_dropped() > 0 {
+        lines.push(format!("  - and {} more", report.findings_dropped()));
+    }
+    lines.join("\n")
+}
+
+/// The features that an image has, by the names of the format.
+fn features(header: &Header) -> Vec<&'static str> {
+    let Features { incompatible, compatible, autoclear } = header.features;
+    [
+        (incompatible, Features::DIRTY, "dirty"),
+        (incompatible, Features::CORRUPT, "corrupt"),
+        (incompatible, Features::DATA_FILE, "external data file"),
+        (incompatible, Features::COMPRESSION_TYPE, "compression type"),
+        (incompatible, Features::EXTENDED_L2, "extended L2 entries"),
+        (compatible, Features::LAZY_REFCOUNTS, "lazy refcounts"),
+        (autoclear, Features::BITMAPS, "bitmaps"),
+        (autoclear, Features::DATA_FILE_RAW, "raw external data"),
+    ]
+    .into_iter()
+    .filter(|(bits, bit, _)| bits & bit != 0)
+    .map(|(_, _, name)| name)
+    .collect()
+}
+
+fn event(console: &Console, path: &Path, verdict: Verdict, result: &restore::Result<Checked>) {
+    let mut fields = vec![("path", path.to_string_lossy().into()), ("verdict", verdict.name().into())];
+    match result {
+        Err(error) => fields.push(("reason", joined(error).into())),
+        Ok(Checked::Raw { length }) => fields.push(("file_length", (*length).into())),
+        Ok(Checked::Qcow2(image)) => fields.extend(image_fields(image)),
+    }
+    console.event("check", &fields);
+}
+
+fn image_fields(image: &CheckedImage) -> Vec<(&'static str, Value)> {
+    let CheckedImage { header, report, snapshots, bitmaps, length } = image;
+    let severity = |severity| match severity {
+        Severity::Leak => "leak",
+        Severity::Refcount => "refcount",
+        Severity::Structure => "structure",
+    };
+    let findings = report
+        .findings
+        .iter()
+        .map(|finding| json!({ "severity": severity(finding.severity()), "message": finding.to_string() }));
+    let clusters = report.clusters;
+    vec![
+        ("file_length", (*length).into()),
+        ("version", header.version.into()),
+        ("size", header.size.into()),
+        ("cluster_size", header.geometry.cluster_size().into()),
+        ("compression", header.codec.to_string().into()),
+        ("snapshots", snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect()),
+        ("bitmaps", bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect()),
+        ("features", features(header).into()),
+        ("backing", header.backing.as_ref().map(|backing| backing.name.as_str()).into()),
+        (
+            "clusters",
+            json!({
+                "total": clusters.total,
+                "allocated": clusters.allocated,
+                "compressed": clusters.compressed,
+                "fragmented": clusters.fragmented,
+            }),
+        ),
+        ("leaks", report.leaks.into()),
+        ("refcount_errors", report.refcount_errors.into()),
+        ("structure_errors", report.structure_errors.into()),
+        ("findings", findings.collect()),
+        ("findings_dropped", report.findings_dropped().into()),
+    ]
+}

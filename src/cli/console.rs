@@ -1,0 +1,195 @@
+//! Where the words go: results to stdout, log lines to stderr and to a file, JSON lines instead of results.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use indicatif::ProgressBar;
+use serde_json::Value;
+
+use super::failure::Failure;
+use super::text::{self, printable};
+
+/// How much a log line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    Debug,
+    Info,
+    Warning,
+    Error,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "DEBUG",
+            Self::Info => "INFO",
+            Self::Warning => "WARNING",
+            Self::Error => "ERROR",
+        }
+    }
+
+    /// The colour of the name on a terminal.
+    const fn colour(self) -> Option<&'static str> {
+        match self {
+            Self::Debug | Self::Info => None,
+            Self::Warning => Some("\x1b[33m"),
+            Self::Error => Some("\x1b[31m"),
+        }
+    }
+}
+
+/// What is wanted of a console.
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches on a command line, independent of each other")]
+pub(super) struct Wanted {
+    pub(super) debug: bool,
+    pub(super) quiet: bool,
+    pub(super) json: bool,
+    /// Stdout is the disk: results go to stderr, and JSON lines are alone there.
+    pub(super) stdout_is_data: bool,
+}
+
+/// The only place that prints.
+pub(super) struct Console {
+    wanted: Wanted,
+    /// Stderr is a terminal that understands more than lines.
+    terminal: bool,
+    colours: bool,
+    log_file: Option<File>,
+    /// The progress bar that stands in the last line of the terminal.
+    bar: Mutex<Option<ProgressBar>>,
+    warned: AtomicBool,
+}
+
+impl Console {
+    /// # Errors
+    /// The log file cannot be opened.
+    pub(super) fn new(wanted: Wanted, log_file: Option<&Path>) -> Result<Self, Failure> {
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        let terminal = io::stderr().is_terminal() && !dumb;
+        let mut console = Self {
+            wanted,
+            terminal,
+            colours: terminal && !set("NO_COLOR"),
+            log_file: None,
+            bar: Mutex::new(None),
+            warned: AtomicBool::new(false),
+        };
+        if let Some(path) = log_file {
+            let file = File::options().append(true).create(true).open(path);
+            let file = file.map_err(|source| Failure::LogFile { path: path.to_owned(), source });
+            console.log_file = Some(file.inspect_err(|failure| console.error(failure))?);
+        }
+        Ok(console)
+    }
+
+    pub(super) fn debug(&self, message: &str) {
+        if self.wanted.debug {
+            self.log(Level::Debug, message);
+        }
+    }
+
+    pub(super) fn info(&self, message: &str) {
+        self.log(Level::Info, message);
+    }
+
+    /// Says a warning, which the exit code will tell.
+    pub(super) fn warning(&self, message: &str) {
+        self.warned.store(true, Ordering::Relaxed);
+        self.log(Level::Warning, message);
+        self.event("warning", &[("message", message.into())]);
+    }
+
+    /// Says why the program fails.
+    pub(super) fn error(&self, failure: &Failure) {
+        let message = failure.message();
+        let advice = failure.advice();
+        let both = advice.map_or_else(|| message.clone(), |advice| format!("{message}; {advice}"));
+        self.log(Level::Error, &both);
+        self.event(
+            "error",
+            &[("message", message.into()), ("advice", advice.into()), ("exit_code", failure.exit().code().into())],
+        );
+    }
+
+    pub(super) fn has_warned(&self) -> bool {
+        self.warned.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.wanted.json
+    }
+
+    /// Whether progress is drawn as a bar.
+    pub(super) fn draws(&self) -> bool {
+        self.terminal && !self.wanted.json && !self.wanted.quiet
+    }
+
+    /// Puts another progress bar, or none, into the last line.
+    pub(super) fn set_bar(&self, bar: Option<ProgressBar>) {
+        if let Some(before) = std::mem::replace(&mut *self.bar(), bar) {
+            before.finish_and_clear();
+        }
+    }
+
+    /// Says a JSON line, where they are wanted. Nobody may read them, which does not matter.
+    pub(super) fn event(&self, name: &str, fields: &[(&str, Value)]) {
+        if self.wanted.json {
+            let _ = self.write_result(&(text::event(name, fields) + "\n"));
+        }
+    }
+
+    /// Says lines of a result.
+    ///
+    /// # Errors
+    /// What the system says; but not that nobody reads on, as `head` does.
+    pub(super) fn result(&self, lines: &str) -> Result<(), Failure> {
+        match self.write_result(&(text::printable_lines(lines) + "\n")) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.map_err(|source| Failure::Print { source }),
+        }
+    }
+
+    fn write_result(&self, lines: &str) -> io::Result<()> {
+        if self.wanted.stdout_is_data {
+            self.write_stderr(lines)
+        } else {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(lines.as_bytes())?;
+            stdout.flush()
+        }
+    }
+
+    fn log(&self, level: Level, message: &str) {
+        let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S,%3f").to_string();
+        let message = printable(message);
+        let line = format!("[{time}] {:>7}  {message}\n", level.name());
+        if let Some(mut file) = self.log_file.as_ref() {
+            let _ = file.write_all(line.as_bytes());
+        }
+        let json_alone = self.wanted.json && self.wanted.stdout_is_data;
+        if json_alone || (self.wanted.quiet && level < Level::Warning) {
+            return;
+        }
+        let _ = match level.colour().filter(|_| self.colours) {
+            Some(colour) => self.write_stderr(&format!("[{time}] {colour}{:>7}\x1b[0m  {message}\n", level.name())),
+            None => self.write_stderr(&line),
+        };
+    }
+
+    fn write_stderr(&self, text: &str) -> io::Result<()> {
+        let write = || io::stderr().lock().write_all(text.as_bytes());
+        match &*self.bar() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

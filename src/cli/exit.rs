@@ -1,0 +1,91 @@
+//! How the programs end.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// What the exit code of a program says. The codes are the same in all programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Exit {
+    /// Done.
+    Success,
+    /// Failed for a reason that has no code of its own.
+    Error,
+    /// The arguments make no sense, or nothing there fits them.
+    Usage,
+    /// Done, but there were warnings.
+    Warnings,
+    /// A chain is broken or an image is damaged.
+    Damaged,
+    /// The virtual machine cannot be reached.
+    Unreachable,
+    /// Somebody else uses it.
+    Locked,
+    /// The target is full.
+    Full,
+    /// Ended by SIGINT.
+    Interrupted,
+    /// Ended by SIGTERM.
+    Terminated,
+}
+
+impl Exit {
+    const ALL: [Self; 10] = [
+        Self::Success,
+        Self::Error,
+        Self::Usage,
+        Self::Warnings,
+        Self::Damaged,
+        Self::Unreachable,
+        Self::Locked,
+        Self::Full,
+        Self::Interrupted,
+        Self::Terminated,
+    ];
+
+    /// The number.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Error => 1,
+            Self::Usage => 2,
+            Self::Warnings => 3,
+            Self::Damaged => 4,
+            Self::Unreachable => 5,
+            Self::Locked => 6,
+            Self::Full => 7,
+            Self::Interrupted => 130,
+            Self::Terminated => 143,
+        }
+    }
+
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "done",
+            Self::Error => "failed",
+            Self::Usage => "the arguments make no sense, or nothing there fits them",
+            Self::Warnings => "done, but there were warnings; a listing or check found something",
+            Self::Damaged => "the chain is broken or an image is damaged",
+            Self::Unreachable => "the virtual machine cannot be reached",
+            Self::Locked => "in use by another process",
+            Self::Full => "the target is full",
+            Self::Interrupted => "ended by SIGINT",
+            Self::Terminated => "ended by SIGTERM",
+        }
+    }
+
+    /// All codes and what they mean, for the help text.
+    pub(super) fn table() -> String {
+        let mut table = String::from("Exit codes:");
+        for exit in Self::ALL {
+            let _ = write!(table, "\n  {:>3}  {}", exit.code(), exit.meaning());
+        }
+        table
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}

@@ -1,0 +1,90 @@
+//! Why a program fails: what happened, where, why, what to do next, and with which exit code.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use super::exit::Exit;
+use super::signals;
+use crate::{chain, restore};
+
+/// Why a program fails.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Usage(&'static str),
+    #[error(transparent)]
+    Chain(#[from] chain::Error),
+    #[error(transparent)]
+    Restore(#[from] restore::Error),
+    #[error("cannot print the result")]
+    Print { source: io::Error },
+    #[error("{}: cannot be opened for the log", .path.display())]
+    LogFile { path: PathBuf, source: io::Error },
+    #[error("cannot watch for signals")]
+    Signals { source: io::Error },
+}
+
+impl Failure {
+    /// The error and its causes.
+    pub(super) fn message(&self) -> String {
+        joined(self)
+    }
+
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) => Exit::Usage,
+            Self::Chain(error) => match error.kind() {
+                chain::ErrorKind::Usage => Exit::Usage,
+                chain::ErrorKind::Broken => Exit::Damaged,
+                chain::ErrorKind::Io => Exit::Error,
+            },
+            Self::Restore(error) => match error.kind() {
+                restore::ErrorKind::Usage => Exit::Usage,
+                restore::ErrorKind::Damaged => Exit::Damaged,
+                restore::ErrorKind::Full => Exit::Full,
+                restore::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
+                restore::ErrorKind::Other => Exit::Error,
+            },
+            Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
+            Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => Exit::Error,
+        }
+    }
+
+    /// What to do next, where the message does not say it.
+    pub(super) fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Chain(chain::Error::Doubtful { .. }) => {
+                Some("name an earlier one with --until, or take this one as it is with --allow-partial")
+            }
+            Self::Chain(error) => match error.kind() {
+                chain::ErrorKind::Broken => Some("`qmprestore list` shows which restore points are whole"),
+                chain::ErrorKind::Usage | chain::ErrorKind::Io => None,
+            },
+            Self::Restore(error) => match error.kind() {
+                restore::ErrorKind::Damaged => {
+                    Some("nothing was written; `qmprestore list` shows other restore points, --until names one")
+                }
+                restore::ErrorKind::Full => {
+                    Some("nothing was left there; free space, or name another place with --out")
+                }
+                restore::ErrorKind::Cancelled => Some("nothing was left of the output"),
+                restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
+            },
+            Self::Usage(_) | Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => None,
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(super) fn joined(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        message.push_str(": ");
+        message.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    message
+}

@@ -1,0 +1,265 @@
+//! `qmprestore merge`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::num::NonZeroU64;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::args::{self, FormatName};
+use super::by_hand::ByHand;
+use super::console::Console;
+use super::exit::Exit;
+use super::failure::Failure;
+use super::place;
+use super::progress::Reporter;
+use super::table::{Align, table};
+use super::{signals, units};
+use crate::chain::{Clock, RestorePoint, discover};
+use crate::restore::{Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
+
+pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
+    let format = output_format(arguments)?;
+    if arguments.streams() && !arguments.dry_run && io::stdout().is_terminal() {
+        return Err(Failure::Usage("the disk does not go to a terminal: send stdout to a file or a pipe"));
+    }
+    signals::watch()?;
+    let start = Instant::now();
+    let inventory = discover(&arguments.place.dir)?;
+    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
+    if let Some(doubt) = &point.doubt {
+        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+    }
+    let sources: Vec<Source> =
+        point.members.iter().map(|image| place::source(image, arguments.source_format.map(Into::into))).collect();
+    let layers = Layers::open(&sources)?;
+    if layers.has_raw_increments() {
+        console.info(
+            "NOTE: zeroes in raw INC images cannot be told from holes where a file was copied without them; what was \
+             a hole shows the image before it",
+        );
+    }
+    let reporter = Reporter::new(console, arguments.progress.progress_interval);
+    reporter.follow(|| {
+        let merge = Merge::plan(layers, options(arguments, format)?, &reporter)?;
+        let planned = Planned { arguments, format, point: &point, merge: &merge };
+        planned.event(console)?;
+        if !arguments.skip_check {
+            merge.check(&reporter)?;
+        }
+        if arguments.dry_run {
+            return planned.print(console);
+        }
+        for (layer, image) in merge.layers().as_slice().iter().zip(&point.members) {
+            console.debug(&format!("reading {} ({})", layer.path().display(), image.level));
+        }
+        let merged = merge.run(&reporter)?;
+        report(arguments, &point, merged, start, console);
+        Ok(())
+    })?;
+    Ok(if console.has_warned() { Exit::Warnings } else { Exit::Success })
+}
+
+fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
+    let explicit_qcow2 = arguments.format == Some(FormatName::Qcow2);
+    let qcow2_options = arguments.compress.is_some() || arguments.cluster_size.is_some();
+    if arguments.streams() && (explicit_qcow2 || qcow2_options) {
+        return Err(Failure::Usage("stdout takes raw bytes only, a qcow2 image needs a file: say --out FILE"));
+    }
+    if arguments.streams() || arguments.format == Some(FormatName::Raw) {
+        if qcow2_options {
+            return Err(Failure::Usage("--compress and --cluster-size are for a qcow2 output: leave --format raw out"));
+        }
+        return Ok(OutputFormat::Raw);
+    }
+    let compression = arguments.compress.map(Into::into);
+    Ok(OutputFormat::Qcow2 { cluster_size: arguments.cluster_size, compression })
+}
+
+fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions, Failure> {
+    let output = if arguments.streams() {
+        // without the buffer of the standard library, which looks for ends of lines
+        let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(|source| Failure::Print { source })?;
+        Output::Stream(Box::new(File::from(stdout)))
+    } else {
+        Output::File(arguments.out.clone())
+    };
+    Ok(MergeOptions {
+        output,
+        format,
+        threads: arguments.threads,
+        rate_limit: NonZeroU64::new(arguments.rate_limit),
+        replace: arguments.force,
+    })
+}
+
+/// The name of the restore point.
+fn name(point: &RestorePoint) -> String {
+    point.members.last().map(|image| image.display_name()).unwrap_or_default()
+}
+
+fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: Instant, console: &Console) {
+    let Merged { size, bytes, length } = merged;
+    let time = start.elapsed();
+    let rate = units::rate(bytes, time);
+    let exit = if console.has_warned() { Exit::Warnings } else { Exit::Success };
+    console.info(&format!(
+        "{} of {} is in {}: a disk of {}, {} moved in {}, {}/s",
+        name(point),
+        point.disk,
+        if arguments.streams() { "stdout".into() } else { arguments.out.display().to_string() },
+        units::size(size),
+        units::size(bytes),
+        units::duration(time),
+        units::size(rate),
+    ));
+    console.event(
+        "done",
+        &[
+            ("output", arguments.out.to_string_lossy().into()),
+            ("size", size.into()),
+            ("bytes", bytes.into()),
+            ("length", length.into()),
+            ("seconds", time.as_secs_f64().into()),
+            ("rate", rate.into()),
+            ("exit_code", exit.code().into()),
+        ],
+    );
+}
+
+/// A merge before it runs.
+struct Planned<'a> {
+    arguments: &'a args::Merge,
+    format: OutputFormat,
+    point: &'a RestorePoint,
+    merge: &'a Merge,
+}
+
+impl Planned<'_> {
+    fn event(&self, console: &Console) -> Result<(), Failure> {
+        let plan = self.merge.summary();
+        let (format, cluster_size, compression) = self.output();
+        console.event(
+            "plan",
+            &[
+                ("disk", self.point.disk.clone().into()),
+                ("restore_point", name(self.point).into()),
+                ("time", self.point.time.into()),
+                ("images", self.members().map(|(image, layer)| image_json(image, layer)).collect()),
+                (
+                    "output",
+                    json!({
+                        "path": self.arguments.out.to_string_lossy(),
+                        "format": format,
+                        "cluster_size": cluster_size,
+                        "compression": compression,
+                        "length": self.merge.length()?,
+                    }),
+                ),
+                ("size", plan.size.into()),
+                ("bytes", plan.bytes.into()),
+                ("dry_run", self.arguments.dry_run.into()),
+                ("commands", self.commands().into()),
+            ],
+        );
+        Ok(())
+    }
+
+    fn print(&self, console: &Console) -> Result<(), Failure> {
+        if console.is_json() {
+            return Ok(());
+        }
+        let plan = self.merge.summary();
+        let mut lines = vec![
+            format!("disk           {}", self.point.disk),
+            format!("restore point  {}, {}", name(self.point), place::local_time(self.point.time)),
+            "images".to_owned(),
+        ];
+        let columns = [
+            ("TIME", Align::Left),
+            ("LEVEL", Align::Left),
+            ("FORMAT", Align::Left),
+            ("DISK", Align::Right),
+            ("FILE", Align::Right),
+            ("PATH", Align::Left),
+        ];
+        let rows: Vec<Vec<String>> = self
+            .members()
+            .map(|(image, layer)| {
+                vec![
+                    place::local_time(image.time),
+                    image.level.to_string(),
+                    format_name(layer).to_owned(),
+                    units::size(layer.image().map_or_else(|| layer.data().length(), crate::qcow2::Image::size)),
+                    units::size(layer.data().length()),
+                    layer.path().display().to_string(),
+                ]
+            })
+            .collect();
+        lines.push(table("  ", &columns, &rows));
+        let (format, cluster_size, compression) = self.output();
+        let details = cluster_size.map(|size| format!(", clusters of {}", units::size(size))).unwrap_or_default();
+        let compressed = compression.as_ref().map(|codec| format!(", compressed with {codec}")).unwrap_or_default();
+        let at_most = if compression.is_some() { "at most " } else { "" };
+        let length = self.merge.length()?;
+        lines.push(format!("output         {}", self.arguments.out.display()));
+        lines.push(format!("format         {format}{details}{compressed}"));
+        lines.push(format!("disk size      {} ({} bytes)", units::size(plan.size), plan.size));
+        lines.push(format!("length         {at_most}{} ({length} bytes)", units::size(length)));
+        lines.push(format!("data to move   {} ({} bytes)", units::size(plan.bytes), plan.bytes));
+        let commands = self.commands();
+        lines.push(if commands.is_empty() {
+            "qemu-img cannot merge raw INC images".to_owned()
+        } else {
+            "the same by hand".to_owned()
+        });
+        lines.extend(commands.into_iter().map(|command| format!("  {command}")));
+        console.result(&lines.join("\n"))
+    }
+
+    fn members(&self) -> impl Iterator<Item = (&crate::chain::Image, &Layer)> {
+        self.point.members.iter().map(AsRef::as_ref).zip(self.merge.layers().as_slice())
+    }
+
+    /// Format, cluster size and codec of the output.
+    fn output(&self) -> (&'static str, Option<u64>, Option<String>) {
+        match self.format {
+            OutputFormat::Raw => ("raw", None, None),
+            OutputFormat::Qcow2 { compression, .. } => {
+                ("qcow2", Some(self.merge.cluster_size()), compression.map(|codec| codec.to_string()))
+            }
+        }
+    }
+
+    fn commands(&self) -> Vec<String> {
+        let layers = self.merge.layers().as_slice();
+        let by_hand = ByHand {
+            members: layers.iter().map(|layer| (layer.path(), layer.format())).collect(),
+            output: (!self.arguments.streams()).then_some(self.arguments.out.as_path()),
+            format: self.format,
+            cluster_size: self.merge.cluster_size(),
+        };
+        by_hand.commands()
+    }
+}
+
+fn format_name(layer: &Layer) -> &'static str {
+    if layer.image().is_some() { "qcow2" } else { "raw" }
+}
+
+fn image_json(image: &crate::chain::Image, layer: &Layer) -> Value {
+    let length = layer.data().length();
+    json!({
+        "path": layer.path().to_string_lossy(),
+        "level": image.level.as_str(),
+        "time": image.time,
+        "format": format_name(layer),
+        "size": layer.image().map_or(length, crate::qcow2::Image::size),
+        "cluster_size": layer.image().map(|image| image.header().geometry.cluster_size()),
+        "file_length": length,
+    })
+}

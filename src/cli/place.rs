@@ -1,0 +1,31 @@
+//! What several commands say of images and times.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::chain::{FormatHint, Image};
+use crate::restore::{Format, Source};
+
+/// An image of a chain as something to open.
+pub(super) fn source(image: &Image, format: Option<Format>) -> Source {
+    let written_down = match image.format {
+        FormatHint::Qcow2 => Some(Format::Qcow2),
+        FormatHint::Raw => Some(Format::Raw),
+        FormatHint::Unknown => None,
+    };
+    Source { path: image.path.clone(), format: format.or(written_down) }
+}
+
+/// A restore point's time in the local zone.
+pub(super) fn local_time(time: Option<i64>) -> String {
+    match time.map(Timestamp::from_second) {
+        Some(Ok(time)) => time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Some(Err(_)) => "out of calendars".to_owned(),
+        None => "unknown".to_owned(),
+    }
+}
+
+/// The same for machines.
+pub(super) fn rfc3339(time: Option<i64>) -> Option<String> {
+    time.and_then(|time| Timestamp::from_second(time).ok()).map(|time| time.to_string())
+}

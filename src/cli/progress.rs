@@ -1,0 +1,146 @@
+//! Follows the work: a bar on a terminal, log lines elsewhere, JSON lines where they are wanted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::console::Console;
+use super::{signals, units};
+use crate::restore::{Observer, Phase, Warning};
+
+/// Time between two looks at the bar.
+const FRAME: Duration = Duration::from_millis(100);
+
+pub(super) struct Reporter<'a> {
+    console: &'a Console,
+    /// Time between two lines.
+    interval: Duration,
+    /// Bytes of the phase that are done.
+    done: AtomicU64,
+    running: Mutex<Option<Running>>,
+}
+
+/// A phase that takes long enough to be followed.
+#[derive(Clone)]
+struct Running {
+    name: &'static str,
+    total: u64,
+    start: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl<'a> Reporter<'a> {
+    pub(super) fn new(console: &'a Console, interval: Duration) -> Self {
+        Self { console, interval, done: AtomicU64::new(0), running: Mutex::new(None) }
+    }
+
+    /// Does the work and tells how far it is.
+    pub(super) fn follow<R>(&self, work: impl FnOnce() -> R) -> R {
+        let period = if self.console.draws() { FRAME } else { self.interval };
+        std::thread::scope(|scope| {
+            // dropped when the work is done, or was given up
+            let (_working, done) = mpsc::channel::<()>();
+            let tell = move || {
+                while done.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                    self.tell();
+                }
+            };
+            // without this thread there is no progress to see, but the work is done
+            let _ = std::thread::Builder::new().name("progress".to_owned()).spawn_scoped(scope, tell);
+            let result = work();
+            self.set(None);
+            result
+        })
+    }
+
+    fn set(&self, running: Option<Running>) {
+        let mut current = self.running();
+        self.console.set_bar(running.as_ref().and_then(|running| running.bar.clone()));
+        self.done.store(0, Ordering::Relaxed);
+        *current = running;
+    }
+
+    fn begin(&self, name: &'static str, total: u64) {
+        let bar = self.console.draws().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
+            bar.with_message(name).with_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("=> "),
+            )
+        });
+        self.set(Some(Running { name, total, start: Instant::now(), bar }));
+    }
+
+    fn tell(&self) {
+        let Some(Running { name, total, start, bar }) = self.running().clone() else { return };
+        let done = self.done.load(Ordering::Relaxed).min(total);
+        if let Some(bar) = bar {
+            bar.set_position(done);
+            return;
+        }
+        let rate = units::rate(done, start.elapsed());
+        let left = (total - done).checked_div(rate);
+        if self.console.is_json() {
+            let fields = [
+                ("phase", name.into()),
+                ("done", done.into()),
+                ("total", total.into()),
+                ("rate", rate.into()),
+                ("eta", left.into()),
+            ];
+            self.console.event("progress", &fields);
+            return;
+        }
+        let left = left
+            .map_or_else(String::new, |seconds| format!(", {} left", units::duration(Duration::from_secs(seconds))));
+        let percent = units::percent(done, total);
+        let (done, total, rate) = (units::size(done), units::size(total), units::size(rate));
+        self.console.info(&format!("{name}: {percent}, {done} of {total}, {rate}/s{left}"));
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Reporter<'_> {
+    fn phase(&self, phase: Phase) {
+        let name = match phase {
+            Phase::Checking { bytes } => {
+                self.begin("checking", bytes);
+                "checking"
+            }
+            Phase::Planning => {
+                self.set(None);
+                "planning"
+            }
+            Phase::Copying { bytes } => {
+                self.begin("copying", bytes);
+                "copying"
+            }
+            Phase::Syncing => {
+                self.set(None);
+                "syncing"
+            }
+        };
+        self.console.event("phase", &[("phase", name.into())]);
+        self.console.debug(&format!("phase: {name}"));
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn warning(&self, warning: Warning) {
+        self.console.warning(&warning.to_string());
+    }
+
+    fn is_cancelled(&self) -> bool {
+        signals::caught().is_some()
+    }
+}

@@ -1,0 +1,139 @@
+//! Are the tables of images sound? In parallel, an image each thread.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::error::{Error, Result};
+use super::format::{self, Evidence, Start};
+use super::layer::{Format, Layer};
+use super::layers::{self, Source};
+use super::observer::{Observer, Phase};
+use super::pool;
+use crate::qcow2::{self, Bitmap, CheckLimits, Header, Image, Progress, Report, Severity, Snapshot};
+use crate::storage::Storage;
+
+/// An image that was checked.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Checked {
+    /// A raw image, in which nothing can be wrong.
+    Raw {
+        /// The length of the file.
+        length: u64,
+    },
+    /// A qcow2 image.
+    Qcow2(Box<CheckedImage>),
+}
+
+/// A qcow2 image that was checked.
+#[derive(Debug)]
+pub struct CheckedImage {
+    /// The header.
+    pub header: Header,
+    /// What was found.
+    pub report: Report,
+    /// The internal snapshots; none where their table is damaged.
+    pub snapshots: Vec<Snapshot>,
+    /// The bitmaps; none where their directory is damaged.
+    pub bitmaps: Vec<Bitmap>,
+    /// The length of the file.
+    pub length: u64,
+}
+
+/// Checks images, which are known as members of chains, oldest first, or alone. The results come in their order.
+///
+/// # Errors
+/// [`Error::Cancelled`]; what is wrong with an image is a result of its own.
+pub fn check(chains: &[Vec<Source>], observer: &dyn Observer) -> Result<Vec<Result<Checked>>> {
+    let images: Vec<&Source> = chains.iter().flatten().collect();
+    let formats: Vec<Format> = chains.iter().flat_map(|chain| formats(chain)).collect();
+    let bytes = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
+    observer.phase(Phase::Checking { bytes });
+    pool::for_each(
+        images.into_iter().zip(formats),
+        || (),
+        |(), (source, format)| match check_file(source, format, observer) {
+            Err(Error::Cancelled) => Err(Error::Cancelled),
+            result => Ok(result),
+        },
+    )
+}
+
+fn formats(chain: &[Source]) -> Vec<Format> {
+    let start = |source: &Source| layers::open(source).and_then(|storage| layers::start(source, &*storage));
+    let evidence: Vec<Evidence<'_>> = chain
+        .iter()
+        .map(|source| Evidence {
+            path: &source.path,
+            told: source.format,
+            // the check will say why it cannot be read
+            start: start(source).unwrap_or(Start::Damaged),
+        })
+        .collect();
+    format::decide(&evidence)
+}
+
+fn check_file(source: &Source, format: Format, observer: &dyn Observer) -> Result<Checked> {
+    let path = source.path.as_path();
+    let storage = layers::open(source)?;
+    let length = storage.length();
+    if format == Format::Raw {
+        observer.advance(length);
+        return Ok(Checked::Raw { length });
+    }
+    let image_error = |source| image_error(path, source);
+    let header = Header::read(&*storage).map_err(image_error)?;
+    let report = observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?;
+    // what cannot be opened has findings in its report
+    let image = Image::open(storage).ok();
+    let snapshots = image.as_ref().and_then(|image| image.snapshots().ok()).unwrap_or_default();
+    let bitmaps = image.as_ref().and_then(|image| image.bitmaps().ok()).unwrap_or_default();
+    Ok(Checked::Qcow2(Box::new(CheckedImage { header, report, snapshots, bitmaps, length })))
+}
+
+/// Checks the images of a chain that is about to be read: damage is an error, wrong refcounts of an image that says
+/// so by its dirty bit, and lost space, are not.
+pub(super) fn check_layers(layers: &[Layer], observer: &dyn Observer) -> Result<()> {
+    let images = || layers.iter().filter_map(|layer| Some((layer.path(), layer.image()?)));
+    observer.phase(Phase::Checking { bytes: images().map(|(_, image)| image.storage().length()).sum() });
+    pool::for_each(
+        images(),
+        || (),
+        |(), (path, image)| {
+            let report = observed(observer, |each| image.check(CheckLimits::default(), each));
+            let report = report.map_err(|source| image_error(path, source))?;
+            if !report.is_corrupt() {
+                return Ok(());
+            }
+            let least = if report.dirty { Severity::Structure } else { Severity::Refcount };
+            Err(Error::Damaged {
+                path: path.to_owned(),
+                errors: report.structure_errors + if report.dirty { 0 } else { report.refcount_errors },
+                first: report.findings.iter().find(|finding| finding.severity() >= least).cloned().map(Box::new),
+            })
+        },
+    )?;
+    Ok(())
+}
+
+/// Tells an observer how far one image is.
+fn observed(
+    observer: &dyn Observer,
+    check: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> qcow2::Result<Report>,
+) -> qcow2::Result<Report> {
+    let mut told = Progress { done: 0, total: 0 };
+    let report = check(&mut |progress| {
+        observer.advance(progress.done.saturating_sub(told.done));
+        told = Progress { done: progress.done.max(told.done), total: progress.total };
+        if observer.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    observer.advance(told.total.saturating_sub(told.done));
+    Ok(report)
+}
+
+fn image_error(path: &Path, source: qcow2::Error) -> Error {
+    match source {
+        qcow2::Error::Cancelled => Error::Cancelled,
+        source => Error::Image { path: path.to_owned(), source },
+    }
+}

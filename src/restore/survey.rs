@@ -1,0 +1,73 @@
+//! What the images of a chain are, each looked at by itself: damage in one does not hide the others.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::error::Result;
+use super::format::{self, Evidence, Start};
+use super::layer::{Format, Layer};
+use super::layers::{self, Source};
+use super::resolve::Mapped;
+use crate::qcow2::{Content, MapBuffer};
+
+/// What an image says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// How its bytes are to be understood.
+    pub format: Format,
+    /// The size of the virtual disk.
+    pub size: u64,
+    /// Guest bytes that the image holds, before compression; zeroes that it only names are not counted.
+    pub allocated: u64,
+    /// The length of the file.
+    pub file_length: u64,
+    /// Bytes that the file takes in its file system.
+    pub file_usage: u64,
+    /// Some program found the image damaged and marked it.
+    pub marked_corrupt: bool,
+}
+
+/// Looks at a FULL and its INCs, in this order: at their headers and tables, not at the data.
+#[must_use]
+pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
+    let starts: Vec<Result<Start>> = chain.par_iter().map(start).collect();
+    // what cannot be opened says nothing about the others
+    let evidence = chain.iter().zip(&starts).map(|(source, start)| Evidence {
+        path: &source.path,
+        told: source.format,
+        start: start.as_ref().map_or(Start::Damaged, |start| *start),
+    });
+    let formats = format::decide(&evidence.collect::<Vec<_>>());
+    let before = std::iter::once(None).chain(chain.iter().map(|source| Some(source.path.as_path())));
+    let images: Vec<_> = chain.iter().zip(before).zip(starts).zip(formats).collect();
+    images.into_par_iter().map(|(((source, before), start), format)| start.and(look(source, before, format))).collect()
+}
+
+fn start(source: &Source) -> Result<Start> {
+    layers::start(source, &*layers::open(source)?)
+}
+
+fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts> {
+    let layer = Layer::new(source.path.clone(), layers::open(source)?, format)?;
+    layers::check_backing(before, &layer)?;
+    let mut allocated = 0;
+    let mut buffer = MapBuffer::default();
+    for range in layer.occupied() {
+        layer.map(range, &mut buffer, &mut |extent| match extent.content {
+            Content::Data(_) | Content::Compressed { .. } => allocated += extent.guest.end - extent.guest.start,
+            Content::Unallocated | Content::Zero => {}
+        })?;
+    }
+    let file = layer.file().map(File::metadata).transpose().map_err(|error| layers::open_error(source, error))?;
+    Ok(Facts {
+        format,
+        size: layer.size(),
+        allocated,
+        file_length: layer.data().length(),
+        file_usage: file.map_or(0, |file| file.blocks() * 512),
+        marked_corrupt: layer.image().is_some_and(|image| image.header().is_corrupt()),
+    })
+}
