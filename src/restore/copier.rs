@@ -12,7 +12,7 @@ use super::limiter::Limiter;
 use super::observer::Observer;
 use super::plan::{Operation, Origin};
 use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
-use crate::storage::to_usize;
+use crate::storage::{start_writeback, to_usize};
 
 /// What all threads of a merge share.
 pub(super) struct Work<'a> {
@@ -133,7 +133,11 @@ impl<'a> Copier<'a> {
                 done += length;
             }
         }
-        self.flush()
+        self.flush()?;
+        if let (Some(first), Some(last)) = (operations.first(), operations.last()) {
+            start_writeback(self.target, first.target..last.target + last.length);
+        }
+        Ok(())
     }
 
     fn copy_part(&mut self, operation: &Operation, start: u64, length: u64) -> Result<()> {

@@ -5,6 +5,7 @@
 mod file;
 mod memory;
 mod publish;
+mod writeback;
 
 use std::fs::File;
 use std::io;
@@ -13,6 +14,7 @@ use std::ops::Range;
 pub use file::FileStorage;
 pub use memory::MemoryStorage;
 pub use publish::NewFile;
+pub(crate) use writeback::start_writeback;
 
 /// A source of bytes with random access, shared by threads.
 ///
