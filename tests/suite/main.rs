@@ -16,7 +16,11 @@
     reason = "in a test these are how a failure is reported, and helpers outside of #[test] are tests too"
 )]
 
+mod by_hand;
 mod check;
+mod cli_merge;
+mod cli_signals;
+mod cli_words;
 mod disk;
 mod imago_judge;
 mod layer;
@@ -24,6 +28,7 @@ mod merge;
 mod merge_random;
 mod oracle;
 mod prng;
+mod program;
 mod random_chain;
 mod raw_chain;
 mod seeds;
