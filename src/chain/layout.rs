@@ -12,9 +12,6 @@ use super::scan::{Folder, Kind};
 /// The extensions of disk images: one such file in a folder is an image even if nothing else tells.
 const EXTENSIONS: [&str; 4] = ["qcow2", "qcow", "img", "raw"];
 
-/// The link that a rebase leaves to the newest image.
-const REBASED: &str = "image";
-
 /// An image as its folder tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
@@ -53,7 +50,6 @@ impl Layout {
                     layout.marks.entry(OsString::from_vec(disk.to_vec())).or_default().insert(level);
                 }
                 (_, _, Kind::Link { to_file: false }) => {}
-                (_, _, Kind::Link { .. }) if name == REBASED => {}
                 (Some(parsed), ..) => {
                     layout.disks.insert(parsed.disk.clone());
                     if parsed.level == Level::Inc {
@@ -61,7 +57,7 @@ impl Layout {
                     }
                     layout.timed.push((name.clone(), parsed));
                 }
-                // a link with a disk's bare name may lead to the disk itself
+                // a link with any other name may lead to the disk itself, or be the `image` that a rebase leaves
                 (None, None, Kind::File) if mark.is_none() && !is_stray(name) => {
                     let (disk, partial) = strip_partial(name);
                     layout.bare.push((name.clone(), OsString::from_vec(disk.to_vec()), partial));

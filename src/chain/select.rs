@@ -15,8 +15,8 @@ impl Disk {
     ///
     /// By time, it is the newest that is not after the wanted moment, COPY images as well as chains; it is never an older
     /// one because that one is broken. An image without a time in its name counts as older than all others of its
-    /// folder, and as made after the folder's month began; a COPY without a time is only the latest where there is
-    /// nothing else, and no time picks it.
+    /// folder, and as made after the folder's month began; a COPY without a time may be the latest, but no time
+    /// picks it.
     ///
     /// # Errors
     /// No restore point, or more than one, is meant; the one that is meant is broken; or it is doubtful and
@@ -64,7 +64,7 @@ impl Disk {
             None => true,
         });
         // the last of equals
-        let newest = timely.max_by_key(|point| (!timeless_copy(point), point.image.moment()));
+        let newest = timely.max_by_key(|point| point.image.moment());
         let Some(newest) = newest else { return Err(self.none_before(moment)) };
         let equal = |other: &&Point| {
             !Arc::ptr_eq(&other.image, &newest.image)

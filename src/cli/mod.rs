@@ -66,7 +66,9 @@ impl Arguments {
                 let _ = error.print();
                 return Exit::Success;
             }
-            let message = text::printable_lines(&error.to_string());
+            let message = error.to_string();
+            let message: Vec<_> = message.lines().map(text::printable).collect();
+            let message = message.join("\n") + "\n";
             let _ = std::io::stderr().write_all(message.as_bytes());
             if words.iter().any(|word| word == "--json") {
                 let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");

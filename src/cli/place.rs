@@ -8,12 +8,12 @@ use crate::restore::{Format, Source};
 
 /// An image of a chain as something to open.
 pub(super) fn source(image: &Image, format: Option<Format>) -> Source {
-    let disk_format = match image.format {
+    let written_down = match image.format {
         FormatHint::Qcow2 => Some(Format::Qcow2),
         FormatHint::Raw => Some(Format::Raw),
         FormatHint::Unknown => None,
     };
-    Source { path: image.path.clone(), format, disk_format }
+    Source { path: image.path.clone(), format: format.or(written_down) }
 }
 
 /// A restore point's time in the local zone.

@@ -110,13 +110,13 @@ impl L2Entry {
 
     fn decode_compressed(value: u64, bitmap: u64, rules: EntryRules) -> Result<Self, Allowed> {
         if rules.data_file {
-            return Err(Allowed::Because("a compressed cluster, which images with an external data file cannot have"));
+            return Err(Allowed::Otherwise("images with an external data file have no compressed clusters"));
         }
         if value & FLAG_COPIED != 0 {
-            return Err(Allowed::Because("a compressed cluster with the COPIED flag"));
+            return Err(Allowed::Otherwise("compressed clusters have no COPIED flag"));
         }
         if bitmap != 0 {
-            return Err(Allowed::Because("a compressed cluster with subclusters"));
+            return Err(Allowed::Otherwise("compressed clusters have no subclusters"));
         }
         let bits = rules.geometry.compressed_offset_bits();
         let host = value & ((1 << bits) - 1);
@@ -128,10 +128,10 @@ impl L2Entry {
         let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
         let (zero, allocated) = (half(bitmap >> 32), half(bitmap));
         if zero & allocated != 0 {
-            return Err(Allowed::Because("a cluster with subclusters that are both allocated and zero"));
+            return Err(Allowed::Otherwise("a subcluster is either allocated or zero"));
         }
         if host.is_none() && allocated != 0 {
-            return Err(Allowed::Because("a cluster with allocated subclusters but no offset"));
+            return Err(Allowed::Otherwise("allocated subclusters need an offset"));
         }
         Ok(match (host, allocated, zero) {
             (None, 0, 0) => Self::Unallocated,

@@ -153,8 +153,10 @@ pub enum Allowed {
     BehindHeader(u64),
     /// No bits but these.
     Bits(u64),
-    /// Anything but what it holds, for this reason.
+    /// Another number, for this reason.
     Because(&'static str),
+    /// Other bits, for this reason.
+    Otherwise(&'static str),
 }
 
 impl std::error::Error for Invalid {}
@@ -178,7 +180,7 @@ impl fmt::Display for Allowed {
             Self::BeforeEnd(end) => write!(f, "it must lie before the end of the file at {end:#x}"),
             Self::BehindHeader(end) => write!(f, "it must lie behind the header, which ends at {end:#x}"),
             Self::Bits(mask) => write!(f, "only the bits {mask:#x} may be set"),
-            Self::Because(reason) => f.write_str(reason),
+            Self::Because(reason) | Self::Otherwise(reason) => f.write_str(reason),
         }
     }
 }

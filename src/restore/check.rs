@@ -46,32 +46,31 @@ pub struct CheckedImage {
 /// [`Error::Cancelled`]; what is wrong with an image is a result of its own.
 pub fn check(chains: &[Vec<Source>], observer: &dyn Observer) -> Result<Vec<Result<Checked>>> {
     let images: Vec<&Source> = chains.iter().flatten().collect();
-    let formats: Vec<Result<Format>> = chains.iter().flat_map(|chain| formats(chain)).collect();
+    let formats: Vec<Format> = chains.iter().flat_map(|chain| formats(chain)).collect();
     let bytes = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
     observer.phase(Phase::Checking { bytes });
     pool::for_each(
         images.into_iter().zip(formats),
         || (),
-        |(), (source, format)| match format.and_then(|format| check_file(source, format, observer)) {
+        |(), (source, format)| match check_file(source, format, observer) {
             Err(Error::Cancelled) => Err(Error::Cancelled),
             result => Ok(result),
         },
     )
 }
 
-fn formats(chain: &[Source]) -> Vec<Result<Format>> {
+fn formats(chain: &[Source]) -> Vec<Format> {
     let start = |source: &Source| layers::open(source).and_then(|storage| layers::start(source, &*storage));
     let evidence: Vec<Evidence<'_>> = chain
         .iter()
         .map(|source| Evidence {
             path: &source.path,
-            forced: source.format,
-            disk: source.disk_format,
+            told: source.format,
             // the check will say why it cannot be read
             start: start(source).unwrap_or(Start::Damaged),
         })
         .collect();
-    format::decide_each(&evidence)
+    format::decide(&evidence)
 }
 
 fn check_file(source: &Source, format: Format, observer: &dyn Observer) -> Result<Checked> {

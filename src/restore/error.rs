@@ -67,15 +67,9 @@ pub enum Error {
         /// The name that would be right.
         expected: Option<String>,
     },
-    /// What the disk is said to be and what the image looks like differ.
-    #[error(
-        "{}: its disk is raw by the .config beside it, but the image starts as qcow2 does; a guest can write that \
-         too: say --source-format qcow2 or raw", .path.display()
-    )]
-    AmbiguousFormat {
-        /// The image.
-        path: PathBuf,
-    },
+    /// Between planning and copying the tables of an image became others.
+    #[error("an image of the chain was changed while it was read: nothing else may write to it")]
+    Changed,
     /// The new image cannot be laid out.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -168,7 +162,7 @@ impl Error {
             },
             Self::Image { source: qcow2::Error::Memory { .. }, .. }
             | Self::Empty
-            | Self::AmbiguousFormat { .. }
+            | Self::Changed
             | Self::CompressedTooLarge { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }

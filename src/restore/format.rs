@@ -7,7 +7,6 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use super::error::{Error, Result};
 use super::layer::Format;
 use crate::storage::Storage;
 
@@ -15,10 +14,8 @@ use crate::storage::Storage;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Evidence<'a> {
     pub(super) path: &'a Path,
-    /// What the caller says, beyond doubt.
-    pub(super) forced: Option<Format>,
-    /// What the disk was when it was backed up.
-    pub(super) disk: Option<Format>,
+    /// What somebody wrote down or says.
+    pub(super) told: Option<Format>,
     pub(super) start: Start,
 }
 
@@ -51,19 +48,12 @@ impl Start {
 }
 
 /// The formats of the images of a chain.
-pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>> {
-    decide_each(images).into_iter().collect()
-}
-
-/// The formats of the images of a chain, as far as they can be told.
-pub(super) fn decide_each(images: &[Evidence<'_>]) -> Vec<Result<Format>> {
+pub(super) fn decide(images: &[Evidence<'_>]) -> Vec<Format> {
     let any_qcow2 = images.iter().any(|image| image.start == Start::Magic);
-    let one = |image: &Evidence<'_>| match (image.forced, image.disk, image.start) {
-        (Some(format), ..) => Ok(format),
-        (None, Some(Format::Raw), Start::Magic) => Err(Error::AmbiguousFormat { path: image.path.to_owned() }),
-        (None, Some(Format::Raw), _) => Ok(Format::Raw),
-        (None, None, Start::Foreign) if !any_qcow2 && !named_qcow2(image.path) => Ok(Format::Raw),
-        _ => Ok(Format::Qcow2),
+    let one = |image: &Evidence<'_>| match (image.told, image.start) {
+        (Some(format), _) => format,
+        (None, Start::Foreign) if !any_qcow2 && !named_qcow2(image.path) => Format::Raw,
+        _ => Format::Qcow2,
     };
     images.iter().map(one).collect()
 }
@@ -77,26 +67,25 @@ mod tests {
     use super::*;
     use crate::storage::MemoryStorage;
 
-    fn decided(name: &str, disk: Option<Format>, starts: &[Start]) -> Result<Vec<Format>> {
+    fn decided(name: &str, told: Option<Format>, starts: &[Start]) -> Vec<Format> {
         let path = Path::new(name);
-        decide(&starts.iter().map(|start| Evidence { path, forced: None, disk, start: *start }).collect::<Vec<_>>())
+        decide(&starts.iter().map(|start| Evidence { path, told, start: *start }).collect::<Vec<_>>())
     }
 
     #[test]
     fn a_damaged_qcow2_image_never_passes_as_raw() {
         use Start::{Damaged, Foreign, Magic};
-        assert_eq!(decided("FULL-1-disk", None, &[Damaged]).unwrap(), [Format::Qcow2]);
-        assert_eq!(decided("FULL-1-disk", None, &[Foreign, Magic]).unwrap(), [Format::Qcow2; 2]);
-        assert_eq!(decided("FULL-1-disk.qcow2", None, &[Foreign]).unwrap(), [Format::Qcow2]);
-        assert_eq!(decided("FULL-1-disk", Some(Format::Qcow2), &[Foreign]).unwrap(), [Format::Qcow2]);
+        assert_eq!(decided("FULL-1-disk", None, &[Damaged]), [Format::Qcow2]);
+        assert_eq!(decided("FULL-1-disk", None, &[Foreign, Magic]), [Format::Qcow2; 2]);
+        assert_eq!(decided("FULL-1-disk.qcow2", None, &[Foreign]), [Format::Qcow2]);
+        assert_eq!(decided("FULL-1-disk", Some(Format::Qcow2), &[Foreign]), [Format::Qcow2]);
     }
 
     #[test]
-    fn a_raw_disk_is_raw_and_one_that_looks_like_qcow2_is_asked_about() {
-        use Start::{Foreign, Magic};
-        assert_eq!(decided("FULL-1-disk", None, &[Foreign, Foreign]).unwrap(), [Format::Raw; 2]);
-        assert_eq!(decided("FULL-1-disk", Some(Format::Raw), &[Foreign]).unwrap(), [Format::Raw]);
-        assert!(decided("FULL-1-disk", Some(Format::Raw), &[Magic]).is_err());
+    fn a_raw_disk_is_raw_also_where_its_guest_wrote_a_qcow2_header() {
+        use Start::{Damaged, Foreign, Magic};
+        assert_eq!(decided("FULL-1-disk", None, &[Foreign, Foreign]), [Format::Raw; 2]);
+        assert_eq!(decided("FULL-1-disk", Some(Format::Raw), &[Magic, Damaged]), [Format::Raw; 2]);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{Error, Result};
+use super::raw::RawImage;
 use super::resolve::Mapped;
-use crate::qcow2::{Content, Extent, HostOffset, Image, MapBuffer};
+use crate::qcow2::{Extent, Image, MapBuffer};
 use crate::storage::{FileStorage, Storage};
 
 /// An image of a chain.
@@ -20,8 +21,7 @@ pub struct Layer {
 #[derive(Debug)]
 enum Body {
     Qcow2(Box<Image>),
-    /// Data extents of the file, zeroes included, hide what is below; holes show it.
-    Raw(Arc<FileStorage>),
+    Raw(RawImage),
 }
 
 /// How the bytes of an image are to be understood.
@@ -36,7 +36,10 @@ pub enum Format {
 impl Layer {
     pub(super) fn new(path: PathBuf, storage: Arc<FileStorage>, format: Format) -> Result<Self> {
         let body = match format {
-            Format::Raw => Body::Raw(storage),
+            Format::Raw => match RawImage::open(storage) {
+                Ok(image) => Body::Raw(image),
+                Err(source) => return Err(Error::Open { path, source }),
+            },
             Format::Qcow2 => match Image::open(storage) {
                 Ok(image) => Body::Qcow2(Box::new(image)),
                 Err(source) => return Err(Error::Image { path, source }),
@@ -74,7 +77,7 @@ impl Layer {
     pub fn data(&self) -> &dyn Storage {
         match &self.body {
             Body::Qcow2(image) => image.data(),
-            Body::Raw(storage) => &**storage,
+            Body::Raw(image) => image.storage(),
         }
     }
 
@@ -87,30 +90,12 @@ impl Layer {
     pub(super) fn occupied(&self) -> Vec<Range<u64>> {
         match &self.body {
             Body::Qcow2(image) => image.occupied(),
-            Body::Raw(storage) => std::iter::once(0..storage.length()).collect(),
+            Body::Raw(image) => image.occupied().to_vec(),
         }
     }
 
     pub(super) fn read_error(&self, offset: u64, source: std::io::Error) -> Error {
         Error::Read { path: self.path.clone(), offset, source }
-    }
-
-    fn map_raw(&self, storage: &FileStorage, guest: Range<u64>, each: &mut dyn FnMut(Extent)) -> Result<()> {
-        let mut start = guest.start;
-        while start < guest.end {
-            let next = storage.next_data(start).map_err(|source| self.read_error(start, source))?;
-            let data = next.unwrap_or(guest.end..guest.end);
-            let hole = start..data.start.clamp(start, guest.end);
-            let data = hole.end..data.end.clamp(hole.end, guest.end);
-            start = data.end;
-            if !hole.is_empty() {
-                each(Extent { guest: hole, content: Content::Unallocated });
-            }
-            if !data.is_empty() {
-                each(Extent { content: Content::Data(HostOffset(data.start)), guest: data });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -121,7 +106,7 @@ impl Mapped for Layer {
     fn size(&self) -> u64 {
         match &self.body {
             Body::Qcow2(image) => image.size(),
-            Body::Raw(storage) => storage.length(),
+            Body::Raw(image) => image.size(),
         }
     }
 
@@ -130,7 +115,10 @@ impl Mapped for Layer {
             Body::Qcow2(image) => {
                 image.map(guest, scratch, each).map_err(|source| Error::Image { path: self.path.clone(), source })
             }
-            Body::Raw(storage) => self.map_raw(storage, guest, each),
+            Body::Raw(image) => {
+                image.map(guest, each);
+                Ok(())
+            }
         }
     }
 }

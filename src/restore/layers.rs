@@ -20,10 +20,8 @@ use crate::storage::{FileStorage, Storage};
 pub struct Source {
     /// Where the image is.
     pub path: PathBuf,
-    /// The format of the image, where the caller knows it.
+    /// The format, where somebody wrote it down or says it; else the image must tell.
     pub format: Option<Format>,
-    /// The format of the disk that was backed up, where somebody wrote it down.
-    pub disk_format: Option<Format>,
 }
 
 /// The images of a restore point, oldest first.
@@ -40,7 +38,7 @@ impl Layers {
     pub fn open(sources: &[Source]) -> Result<Self> {
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(evidence).collect::<Result<_>>()?;
-        let formats = format::decide(&evidence)?;
+        let formats = format::decide(&evidence);
         let layers = sources.iter().zip(storages).zip(formats);
         let layers: Vec<_> = layers
             .map(|((source, storage), format)| Layer::new(source.path.clone(), storage, format))
@@ -120,7 +118,7 @@ pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
 
 fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
     let start = start(source, &**storage)?;
-    Ok(Evidence { path: &source.path, forced: source.format, disk: source.disk_format, start })
+    Ok(Evidence { path: &source.path, told: source.format, start })
 }
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it

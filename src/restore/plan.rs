@@ -32,8 +32,9 @@ pub struct Plan {
 pub(super) struct PlannedSlice {
     pub(super) guest: Range<u64>,
     pub(super) bytes: u64,
-    /// The number of its first data cluster.
+    /// The number of its first data cluster, and how many there are.
     pub(super) first_cluster: u64,
+    pub(super) clusters: u64,
     /// The number of the L2 table of that cluster.
     pub(super) first_table: u64,
     /// Whether an earlier slice enters that table in the L1 table.
@@ -76,6 +77,7 @@ impl Plan {
                 guest: count.guest,
                 bytes: count.bytes,
                 first_cluster: plan.clusters,
+                clusters: count.clusters,
                 first_table,
                 shares_first_table,
             });

@@ -86,7 +86,16 @@ mod tests {
     #[test]
     fn parts_are_taken_in_order() {
         let mut taken = Vec::new();
-        in_order(0..100, || (), |(), item| Ok::<_, ()>(item), |item| Ok(taken.push(item))).unwrap();
+        in_order(
+            0..100,
+            || (),
+            |(), item| Ok::<_, ()>(item),
+            |item| {
+                taken.push(item);
+                Ok(())
+            },
+        )
+        .unwrap();
         assert_eq!(taken, (0..100).collect::<Vec<_>>());
     }
 }

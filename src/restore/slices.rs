@@ -76,7 +76,7 @@ mod tests {
                 prop_assert!(pair[0].end <= pair[1].start);
             }
             for range in &occupied {
-                for place in [range.start, (range.start + range.end) / 2, range.end.saturating_sub(1)] {
+                for place in [range.start, u64::midpoint(range.start, range.end), range.end.saturating_sub(1)] {
                     if range.contains(&place) && place < size {
                         prop_assert!(all.iter().any(|slice| slice.contains(&place)));
                     }

@@ -37,14 +37,13 @@ pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
     // what cannot be opened says nothing about the others
     let evidence = chain.iter().zip(&starts).map(|(source, start)| Evidence {
         path: &source.path,
-        forced: source.format,
-        disk: source.disk_format,
+        told: source.format,
         start: start.as_ref().map_or(Start::Damaged, |start| *start),
     });
-    let formats = format::decide_each(&evidence.collect::<Vec<_>>());
+    let formats = format::decide(&evidence.collect::<Vec<_>>());
     let before = std::iter::once(None).chain(chain.iter().map(|source| Some(source.path.as_path())));
     let images: Vec<_> = chain.iter().zip(before).zip(starts).zip(formats).collect();
-    images.into_par_iter().map(|(((source, before), start), format)| start.and(look(source, before, format?))).collect()
+    images.into_par_iter().map(|(((source, before), start), format)| start.and(look(source, before, format))).collect()
 }
 
 fn start(source: &Source) -> Result<Start> {

@@ -3,9 +3,10 @@
 //! Where the file system can, the file has no name at all until then, so that even a killed process leaves nothing.
 //! Elsewhere it has a name that nobody can guess, and is removed when it is dropped.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -29,21 +30,19 @@ impl NewFile {
     /// # Errors
     /// What the system says.
     pub fn create(target: &Path, mode: u32) -> io::Result<Self> {
-        let directory = match target.parent() {
-            Some(parent) if parent != Path::new("") => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        Self::start(target, mode, unnamed)
+    }
+
+    fn start(target: &Path, mode: u32, unnamed: fn(&Path, u32) -> io::Result<Option<File>>) -> io::Result<Self> {
+        let directory = parent(target).to_owned();
         let folders = NewFolders::create(&directory)?;
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let (file, name) = match rustix::fs::openat(CWD, &directory, flags, Mode::from_raw_mode(mode)) {
-            Ok(file) => (File::from(file), None),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
-                let named = tempfile::Builder::new().prefix(PREFIX).tempfile_in(&directory)?;
-                let (file, name) = named.into_parts();
-                rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-                (file, Some(name))
-            }
-            Err(error) => return Err(error.into()),
+        let (file, name) = if let Some(file) = unnamed(&directory, mode)? {
+            (file, None)
+        } else {
+            let mut builder = tempfile::Builder::new();
+            let file = builder.prefix(PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(&directory)?;
+            let (file, name) = file.into_parts();
+            (file, Some(name))
         };
         Ok(Self { file, target: target.to_owned(), directory, name, folders })
     }
@@ -60,22 +59,36 @@ impl NewFile {
     /// `AlreadyExists`, or what the system says; the file is gone then.
     pub fn publish(self, replace: bool) -> io::Result<()> {
         self.file.sync_all()?;
-        let Self { file, target, directory, name, mut folders } = self;
+        let Self { file, target, directory, name, folders } = self;
         match name {
             Some(name) if replace => name.persist(&target)?,
             Some(name) => name.persist_noclobber(&target)?,
             None => link(&file, &target, &directory, replace)?,
         }
-        folders.made.clear();
-        File::open(&directory)?.sync_all()
+        sync(&directory)?;
+        folders.keep()
     }
 }
 
 const PREFIX: &str = ".qmpbackup-";
 
+/// A file without a name, where there can be such, and a way to name it later.
+fn unnamed(directory: &Path, mode: u32) -> io::Result<Option<File>> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::openat(CWD, directory, flags, Mode::from_raw_mode(mode)) {
+        Ok(file) => Ok(Some(File::from(file)).filter(|file| by_descriptor(file).exists())),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn by_descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// Names a file that has no name.
 fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Result<()> {
-    let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let open = by_descriptor(file);
     let link = |path: &Path| rustix::fs::linkat(CWD, &open, CWD, path, AtFlags::SYMLINK_FOLLOW);
     match link(target) {
         // a link cannot replace, a rename can
@@ -87,6 +100,14 @@ fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Resu
         }
         result => Ok(result?),
     }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 /// Folders that were made on the way; removed again unless the file is published.
@@ -113,6 +134,11 @@ impl NewFolders {
         }
         Ok(folders)
     }
+
+    fn keep(mut self) -> io::Result<()> {
+        let made = std::mem::take(&mut self.made);
+        made.iter().try_for_each(|path| sync(parent(path)))
+    }
 }
 
 impl Drop for NewFolders {
@@ -134,35 +160,47 @@ mod tests {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
+    type Unnamed = fn(&Path, u32) -> io::Result<Option<File>>;
+
+    /// With and without files that have no name.
+    const WAYS: [Unnamed; 2] = [unnamed, |_, _| Ok(None)];
+
     #[test]
     fn nothing_is_there_before_and_everything_after() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("a/b/disk");
-        let new = NewFile::create(&target, 0o640).unwrap();
-        new.file().write_all(b"data").unwrap();
-        assert!(!target.exists());
-        new.publish(false).unwrap();
-        assert_eq!(std::fs::read(&target).unwrap(), b"data");
-        assert_eq!(names(&directory.path().join("a/b")), ["disk"]);
+        for unnamed in WAYS {
+            let directory = tempfile::tempdir().unwrap();
+            let target = directory.path().join("a/b/disk");
+            let new = NewFile::start(&target, 0o640, unnamed).unwrap();
+            new.file().write_all(b"data").unwrap();
+            assert!(!target.exists());
+            new.publish(false).unwrap();
+            assert_eq!(std::fs::read(&target).unwrap(), b"data");
+            assert_eq!(target.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+            assert_eq!(names(&directory.path().join("a/b")), ["disk"]);
+        }
     }
 
     #[test]
     fn what_is_not_published_leaves_nothing_not_even_folders() {
-        let directory = tempfile::tempdir().unwrap();
-        drop(NewFile::create(&directory.path().join("a/b/disk"), 0o600).unwrap());
-        assert!(names(directory.path()).is_empty());
+        for unnamed in WAYS {
+            let directory = tempfile::tempdir().unwrap();
+            drop(NewFile::start(&directory.path().join("a/b/disk"), 0o600, unnamed).unwrap());
+            assert!(names(directory.path()).is_empty());
+        }
     }
 
     #[test]
     fn a_name_that_is_taken_is_replaced_only_on_request() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("disk");
-        std::fs::write(&target, "old").unwrap();
-        let error = NewFile::create(&target, 0o600).unwrap().publish(false).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read(&target).unwrap(), b"old");
-        NewFile::create(&target, 0o600).unwrap().publish(true).unwrap();
-        assert_eq!(std::fs::read(&target).unwrap(), b"");
-        assert_eq!(names(directory.path()), ["disk"]);
+        for unnamed in WAYS {
+            let directory = tempfile::tempdir().unwrap();
+            let target = directory.path().join("disk");
+            std::fs::write(&target, "old").unwrap();
+            let error = NewFile::start(&target, 0o600, unnamed).unwrap().publish(false).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(std::fs::read(&target).unwrap(), b"old");
+            NewFile::start(&target, 0o600, unnamed).unwrap().publish(true).unwrap();
+            assert_eq!(std::fs::read(&target).unwrap(), b"");
+            assert_eq!(names(directory.path()), ["disk"]);
+        }
     }
 }

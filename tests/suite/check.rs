@@ -648,3 +648,33 @@ fn no_bytes_make_a_check_panic() {
         let _ = qcow2::check(&MemoryStorage::new(bytes), &mut |_| ControlFlow::Continue(()));
     }
 }
+
+#[test]
+fn one_wrong_bit_is_one_finding_and_makes_no_leaks() {
+    let folder = folder();
+    let mut disk = Disk::create(folder.path(), "one-bit", 8 * MIB, "cluster_size=4096");
+    disk.img(&["bitmap", "--add", "-g", "512", disk.name(), "first"]);
+    disk.io("write -P 1", 8, 100 << 10);
+    let sound = disk.bytes();
+    let map = Map::of(&sound);
+    let bitmap = *map.bitmaps.iter().find(|place| number(&sound, **place) > 1).unwrap();
+    let pokes = [(map.l1[0], 1 << 57), (map.l2[0], 1 << 57), (map.l2[1], 1 << 1)];
+    for (place, bit) in pokes {
+        let mut bytes = sound.clone();
+        put(&mut bytes, place, number(&sound, place) ^ bit);
+        std::fs::write(&disk.path, &bytes).unwrap();
+        let report = check(&disk.path).unwrap();
+        let [Finding::Invalid(invalid)] = report.findings.as_slice() else { panic!("{report:#?}") };
+        assert_eq!((invalid.offset.0, invalid.value), (place, number(&bytes, place)));
+        let judgement = judge(&disk.path);
+        assert_eq!((judgement.corruptions, judgement.leaks), (1, 0), "{judgement:#?}");
+    }
+    // as in QEMU, what a damaged entry of a bitmap table points to is not counted
+    for change in [512, 1, 1 << 60] {
+        let mut bytes = sound.clone();
+        put(&mut bytes, bitmap, number(&sound, bitmap) + change);
+        let report = qcow2::check(&MemoryStorage::new(bytes), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(report.findings[0].to_string().starts_with("bitmap table entry is"), "{:#?}", report.findings);
+        assert_eq!((report.structure_errors, report.leaks), (1, 1));
+    }
+}

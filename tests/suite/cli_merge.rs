@@ -29,7 +29,7 @@ fn the_newest_restore_point_becomes_a_qcow2_image() {
     let out = backup.path("deep/er/disk.qcow2");
     let ended = backup.merged([Path::new("--out"), &out]).with(0);
     assert_eq!(ended.stdout, "");
-    let ended = ended.says("INC-1793847600-disk.qcow2 of disk0 is in ").says("a disk of 64 MiB, 4 MiB moved in ");
+    let ended = ended.says("INC-1793847600-disk.qcow2 of disk.qcow2 is in ").says("a disk of 64 MiB, 4 MiB moved in ");
     let (time, rest) = ended.stderr.split_once(']').unwrap();
     assert!(time.len() == "[2022-01-27 19:41:33,819".len() && time.as_bytes()[20] == b',', "{time}");
     assert!(rest.starts_with("    INFO  INC-"), "{rest}");
@@ -379,7 +379,7 @@ fn a_full_target_is_exit_code_7_and_nothing_is_left() {
     }
     let target = backup.path("target");
     std::fs::create_dir(&target).unwrap();
-    let mount = ["-t", "tmpfs", "-o", "size=1m", "none"];
+    let mount = ["-t", "tmpfs", "-o", "size=128k", "none"];
     tools::run(std::process::Command::new("mount").args(mount).arg(&target));
     let _unmount = Undo(vec!["umount".to_owned(), target.to_str().unwrap().to_owned()]);
     for arguments in [&[][..], &["--format=raw"], &["--compress", "--cluster-size=512"]] {

@@ -37,7 +37,7 @@ impl Knobs {
             version_3,
             cluster_bits,
             refcount_bits: if version_3 && prng.one_in(2) { 1 << prng.below(7) } else { 16 },
-            extended_l2: version_3 && cluster_bits >= 14 && prng.one_in(3),
+            extended_l2: version_3 && cluster_bits >= 14 && prng.one_in(2),
             zstd: version_3 && prng.one_in(2),
             lazy_refcounts: version_3 && prng.one_in(4),
             preallocated: size <= LARGEST_PREALLOCATED && prng.one_in(8),
@@ -109,6 +109,20 @@ impl Writer<'_> {
             17 => self.zero(prng, range, "-z -u"),
             _ => self.discard(&range),
         }
+    }
+
+    /// All of a small disk, so that whatever a layer wrongly covers or leaves is seen.
+    pub(crate) fn fill(&mut self, prng: &mut Prng) -> Option<String> {
+        let all = 0..self.alone.size();
+        (all.end <= LARGEST_PREALLOCATED).then(|| self.write(prng, all, "", true))
+    }
+
+    /// Data across an offset in the middle of a cluster, and that offset: where the disk could end soon.
+    pub(crate) fn straddle(&mut self, prng: &mut Prng) -> (String, u64) {
+        let size = self.alone.size();
+        let cut = prng.between(1, size.div_ceil(SECTOR)) * SECTOR;
+        let range = cut.saturating_sub(prng.between(1, 4 * SECTOR))..size.min(cut + self.knobs.cluster_size());
+        (self.write(prng, range, "", false), cut)
     }
 
     fn range(&mut self, prng: &mut Prng) -> Range<u64> {

@@ -16,14 +16,20 @@
     reason = "in a test these are how a failure is reported, and helpers outside of #[test] are tests too"
 )]
 
+mod architecture;
+mod boot;
 mod by_hand;
 mod check;
 mod cli_merge;
 mod cli_signals;
 mod cli_words;
+mod corpus;
 mod disk;
 mod imago_judge;
 mod layer;
+mod library;
+mod limits;
+mod malformed;
 mod merge;
 mod merge_random;
 mod oracle;

@@ -79,7 +79,9 @@ impl Chain {
             };
             let point = format!("{}-{time}", if full { "FULL" } else { "INC" });
             chain.make_layer(prng, knobs, full, point, &suffix, size);
-            size = chain.layers.last().map_or(size, |layer| layer.alone.size());
+            let now = chain.layers.last().map_or(size, |layer| layer.alone.size());
+            // Half of the disks that shrank grow again at once
+            size = if now < size && prng.one_in(2) { size } else { now };
         }
         chain.leave_strays(prng, disk, time);
         chain.scramble_times(prng);
@@ -128,6 +130,8 @@ impl Chain {
         let mut alone = Disk::new(size);
         let (mut touched, mut compressed, mut snapshots) = (HashSet::new(), false, 0);
         let stages = prng.between(1, 3);
+        let shrinks = !knobs.killed && prng.one_in(4);
+        let (mut shrank, mut end) = (false, None);
         for stage in 1..=stages {
             let count = prng.between(u64::from(full), if full { 12 } else { 6 });
             let mut hot = std::mem::take(&mut self.hot);
@@ -140,7 +144,13 @@ impl Chain {
                 compressed: HashSet::new(),
                 freed_compressed: false,
             };
-            let batch: Vec<String> = (0..count).map(|_| writer.draw(prng)).collect();
+            let first = if full && stage == 1 && !prng.one_in(3) { writer.fill(prng) } else { None };
+            let mut batch: Vec<String> = first.into_iter().chain((0..count).map(|_| writer.draw(prng))).collect();
+            if stage == stages && shrinks && snapshots == 0 {
+                let (write, cut) = writer.straddle(prng);
+                batch.push(write);
+                end = Some(cut);
+            }
             touched = std::mem::take(&mut writer.touched);
             compressed |= writer.freed_compressed || !writer.compressed.is_empty();
             self.hot = hot;
@@ -162,24 +172,24 @@ impl Chain {
                 2 if knobs.version_3 || snapshots == 0 => {
                     let to = prng.between(alone.size() / 2, alone.size() * 2).next_multiple_of(512).max(512);
                     // What a shrunk image still has past its end would come back
-                    if full || to < alone.size() {
-                        let to_text = to.to_string();
-                        self.run(tools::qemu_img().args([
-                            "resize",
-                            "-q",
-                            "--shrink",
-                            "-f",
-                            "qcow2",
-                            &name,
-                            to_text.as_str(),
-                        ]));
-                        alone.resize(to);
+                    if to < alone.size() || (full && !shrank) {
+                        shrank |= to < alone.size();
+                        self.resize(&name, &mut alone, to);
                     }
                 }
                 _ => {}
             }
         }
+        if let Some(cut) = end {
+            self.resize(&name, &mut alone, cut);
+        }
         self.layers.push(Layer { name, point, full, knobs, alone });
+    }
+
+    /// A smaller disk keeps its last cluster whole in the file: data that no longer is the disk's.
+    fn resize(&mut self, name: &str, alone: &mut Disk, to: u64) {
+        self.run(tools::qemu_img().args(["resize", "-q", "--shrink", "-f", "qcow2", name, &to.to_string()]));
+        alone.resize(to);
     }
 
     fn write(&mut self, name: &str, batch: &[String], killed: bool) {

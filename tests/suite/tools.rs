@@ -1,7 +1,7 @@
 //! The programs that the tests run. Each either does what it was told or ends the test with all that it said.
 //!
 //! `qemu-img` and `qemu-io` are looked for in the folder `$QMPBACKUP_TEST_QEMU`, then in `PATH` if QEMU is at least 10
-//! there, then in `${QMPBACKUP_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qmpbackup-tests}/qemu-10.0`.
+//! there, then in `${QMPBACKUP_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qmpbackup-tests}/qemu/10.0`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ fn folder() -> Option<PathBuf> {
     if major(Path::new("qemu-img")).is_some_and(|major| major >= OLDEST_MAJOR) {
         return None;
     }
-    let cached = cache().join("qemu-10.0");
+    let cached = cache().join("qemu/10.0");
     assert!(
         major(&cached.join("qemu-img")).is_some(),
         "no qemu-img of QEMU {OLDEST_MAJOR} or later in PATH, nor in {}, and QMPBACKUP_TEST_QEMU is not set",

@@ -55,6 +55,8 @@ fn a_failed_run_without_a_time_may_have_been_before_any_inc() {
     let disk = tree.disk();
     assert_eq!(points(&disk), ["vm.qcow2", "INC-200-vm.qcow2?", "INC-300-vm.qcow2?"]);
     assert!(select(&disk, "vm.qcow2").is_ok());
+    let tree = Tree::new(["FULL-100-vm", "INC-200-vm", "vm.partial"]);
+    assert_eq!(points(&tree.disk()), ["FULL-100-vm", "INC-200-vm?"]);
 }
 
 #[test]

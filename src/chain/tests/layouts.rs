@@ -104,7 +104,14 @@ fn the_only_disk_image_of_a_folder_is_an_image() {
     for name in ["vm.qcow2", "vm.QCOW", "vm.img", "vm.raw"] {
         assert_eq!(points(&Tree::new([name, "uuid", "run.log"]).disk()), [name]);
     }
-    for other in [&["vm.iso"][..], &["vm"], &["vm.qcow2", "other.qcow2"], &["vm.qcow2 -> /dev/null"], &["vm.qcow2/"]] {
+    for other in [
+        &["vm.iso"][..],
+        &["vm"],
+        &["vm.qcow2", "other.qcow2"],
+        &["vm", "INC-vm -> vm"],
+        &["vm.qcow2 -> /dev/null"],
+        &["vm.qcow2/"],
+    ] {
         assert_eq!(Tree::new(other.iter().copied()).labels(), Vec::<String>::new(), "{other:?}");
     }
 }
@@ -112,6 +119,8 @@ fn the_only_disk_image_of_a_folder_is_an_image() {
 #[test]
 fn a_restored_disk_is_no_image() {
     let tree = Tree::new(["disk.qcow2.config", "disk.qcow2", "new.qcow2", "hd0/FULL-100-disk.qcow2"]);
+    assert_eq!(tree.labels(), ["hd0"]);
+    let tree = Tree::new(["new.qcow2", "hd0/FULL-100-disk.qcow2"]);
     assert_eq!(tree.labels(), ["hd0"]);
     let tree = Tree::new(["hd0/FULL-100-disk.qcow2", "hd0/restored.qcow2"]);
     assert_eq!(points(&tree.disk()), ["FULL-100-disk.qcow2"]);
@@ -191,6 +200,7 @@ fn stray_files_are_no_images() {
         "hd0/FULL-300-disk.qcow2/",
         "hd0/.hidden",
         "hd0/image -> FULL-100-disk.qcow2",
+        "hd0/newest.qcow2 -> FULL-100-disk.qcow2",
         "hd0/INC-400-disk.qcow2 -> gone",
         "hd0/INC-500-disk.qcow2 -> /dev/null",
         "hd1 -> hd0",

@@ -28,7 +28,7 @@ pub(in crate::restore) fn write_compressed(
     (output, file): (&Path, &File),
 ) -> Result<u64> {
     let maker = || Maker::new(work, layout, codec);
-    let mut writer = Writer::new(layout, Copier::new(work, output, file))?;
+    let mut writer = Writer::new(plan, layout, Copier::new(work, output, file))?;
     let unit = PART.max(layout.geometry().cluster_size());
     let parts = plan.slices.iter().flat_map(|slice| slices::parts(slice.guest.clone(), unit));
     pool::in_order(parts, maker, Maker::make, |part| writer.take(&part))?;
@@ -154,6 +154,7 @@ fn clip(pieces: &[Piece], range: &Range<u64>) -> Vec<Piece> {
 
 /// Places parts in order and writes them with their tables.
 struct Writer<'a> {
+    plan: &'a Plan,
     layout: &'a Layout,
     copier: Copier<'a>,
     packer: Packer<'a>,
@@ -161,17 +162,22 @@ struct Writer<'a> {
     l1_index: Option<u64>,
     table: Vec<u8>,
     tables: u64,
+    clusters: u64,
 }
 
 impl<'a> Writer<'a> {
-    fn new(layout: &'a Layout, copier: Copier<'a>) -> Result<Self> {
+    fn new(plan: &'a Plan, layout: &'a Layout, copier: Copier<'a>) -> Result<Self> {
         let packer = Packer::new(layout, |host, bytes| copier.write(bytes, host.0))?;
         let table = vec![0; to_usize(layout.geometry().cluster_size())];
         copier.write(&layout.header(), 0)?;
-        Ok(Self { layout, copier, packer, l1_index: None, table, tables: 0 })
+        Ok(Self { plan, layout, copier, packer, l1_index: None, table, tables: 0, clusters: 0 })
     }
 
     fn take(&mut self, part: &Part) -> Result<()> {
+        self.clusters += part.clusters.len() as u64;
+        if self.clusters > self.plan.clusters {
+            return Err(Error::Changed);
+        }
         for (cluster, stored) in &part.clusters {
             let entry = match stored {
                 Stored::Zero => ZERO_CLUSTER,
@@ -207,6 +213,9 @@ impl<'a> Writer<'a> {
 
     fn write_table(&mut self) -> Result<()> {
         let Some(index) = self.l1_index.take() else { return Ok(()) };
+        if self.tables == self.plan.l2_tables {
+            return Err(Error::Changed);
+        }
         let host: HostOffset = self.layout.l2_table(self.tables);
         self.copier.write(&self.table, host.0)?;
         self.copier.write(&Layout::entry(host).to_be_bytes(), self.layout.l1_entry(index).0)?;
@@ -218,6 +227,9 @@ impl<'a> Writer<'a> {
     fn finish(mut self) -> Result<u64> {
         self.write_table()?;
         self.copier.flush()?;
+        if (self.clusters, self.tables) != (self.plan.clusters, self.plan.l2_tables) {
+            return Err(Error::Changed);
+        }
         let Self { packer, copier, .. } = self;
         packer.finish(|host, bytes| copier.write(bytes, host.0))
     }

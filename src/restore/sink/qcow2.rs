@@ -32,6 +32,9 @@ pub(in crate::restore) fn write_qcow2(
     for_each_slice(plan, copier, |copier, buffer, slice| {
         let pieces = resolve(work.layers, slice.guest.clone(), buffer)?;
         let clusters = plan::touched(&pieces, layout.geometry());
+        if clusters.len() as u64 != slice.clusters {
+            return Err(Error::Changed);
+        }
         write_tables(copier, layout, slice, &clusters)?;
         let first = layout.data_cluster(slice.first_cluster);
         copier.copy(&plan::operations(pieces, plan::packed(&clusters, first, layout.geometry())))

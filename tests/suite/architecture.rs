@@ -1,0 +1,57 @@
+//! The layers of the crate: which folder of `src` may use which.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each layer and what it may use, from the top to the ground.
+const ALLOWED: [(&str, &[&str]); 6] = [
+    ("bin", &["cli"]),
+    ("cli", &["restore", "chain", "qcow2", "storage"]),
+    ("restore", &["chain", "qcow2", "storage"]),
+    ("chain", &["qcow2", "storage"]),
+    ("qcow2", &["storage"]),
+    ("storage", &[]),
+];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+/// The layers that a line of code names.
+fn used(line: &str) -> Vec<&str> {
+    let code = line.split("//").next().unwrap();
+    let paths = ["crate::", "qmpbackup::"].iter().flat_map(|start| code.split(start).skip(1));
+    paths.map(|path| path.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()).collect()
+}
+
+#[test]
+fn a_layer_uses_only_those_below_it() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for (layer, allowed) in ALLOWED {
+        for path in sources(&src.join(layer)) {
+            seen += 1;
+            for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+                for name in used(line) {
+                    let known = ALLOWED.iter().any(|(other, _)| *other == name);
+                    let place = format!("{}:{}: {name}", path.display(), number + 1);
+                    assert!(name == layer || allowed.contains(&name), "{place} is above {layer}, or no layer");
+                    assert!(known, "{place} is no layer");
+                }
+            }
+        }
+    }
+    assert_eq!(seen + 1, sources(&src).len(), "a file is in no layer");
+}
+
+#[test]
+fn only_the_layer_for_people_prints() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in ["restore", "chain", "qcow2", "storage"].iter().flat_map(|layer| sources(&src.join(layer))) {
+        let text = fs::read_to_string(&path).unwrap();
+        for word in ["println!", "print!(", "dbg!(", "std::io::stdout", "std::io::stderr"] {
+            assert!(!text.contains(word), "{} has {word}", path.display());
+        }
+    }
+}

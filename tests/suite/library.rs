@@ -1,0 +1,127 @@
+//! The library by itself: what the programs do not offer, or cannot be made to meet.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
+use qmpbackup::restore::{self, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source};
+use qmpbackup::storage::{FileStorage, Storage};
+
+use crate::oracle::convert;
+use crate::tools;
+
+/// Opens data files of one folder.
+struct Folder(PathBuf);
+
+impl Gate for Folder {
+    fn open_data_file(&self, name: &str) -> Result<Arc<dyn Storage>, String> {
+        let path = self.0.join(Path::new(name).file_name().ok_or("no file name")?);
+        FileStorage::open(&path).map(|storage| Arc::new(storage) as Arc<dyn Storage>).map_err(|error| error.to_string())
+    }
+}
+
+fn create(path: &Path, options: &str, size: u64) {
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", options]).arg(path).arg(size.to_string()));
+}
+
+fn write(path: &Path, commands: &[&str]) {
+    let commands = commands.iter().flat_map(|command| ["-c", command]);
+    tools::run(tools::qemu_io().args(["-f", "qcow2"]).args(commands).arg(path));
+}
+
+fn open(path: &Path) -> Arc<FileStorage> {
+    Arc::new(FileStorage::open(path).unwrap())
+}
+
+fn options(out: &Path) -> MergeOptions {
+    let format = OutputFormat::Qcow2 { cluster_size: None, compression: None };
+    MergeOptions { output: Output::File(out.to_owned()), format, threads: None, rate_limit: None, replace: false }
+}
+
+fn sources(paths: &[PathBuf]) -> Vec<Source> {
+    paths.iter().map(|path| Source { path: path.clone(), format: None }).collect()
+}
+
+#[test]
+fn an_external_data_file_is_opened_through_a_gate_or_not_at_all() {
+    for raw in ["on", "off"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let data = folder.path().join("data");
+        create(&path, &format!("data_file={},data_file_raw={raw}", data.display()), 1 << 20);
+        write(&path, &["write -P 3 0 64k", "write -P 4 200k 100k", "write -z 600k 64k"]);
+        let image = Image::open_with(open(&path), &Folder(folder.path().to_owned())).unwrap();
+        let mut disk = vec![0xaa; 1 << 20];
+        Reader::new(&image).read(&mut disk, GuestOffset(0)).unwrap();
+        let expected = folder.path().join("raw");
+        convert(&path, &expected);
+        assert_eq!(fs::read(expected).unwrap(), disk);
+        assert!(
+            matches!(Image::open(open(&path)), Err(Error::DataFile { name, .. }) if name == data.to_str().unwrap())
+        );
+    }
+}
+
+#[test]
+fn sizes_that_are_no_multiple_of_a_sector_keep_their_exact_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (full, inc) = (folder.path().join("FULL-1-disk"), folder.path().join("INC-2-disk"));
+    for path in [&full, &inc] {
+        create(path, "cluster_size=4096", 20 << 10);
+    }
+    write(&full, &["write -P 1 0 20k"]);
+    write(&inc, &["write -P 2 8k 4k"]);
+    // the FULL ends in the middle of a sector, the INC in that of another cluster
+    for (path, size) in [(&full, 10_001u64), (&inc, 13_005)] {
+        File::options().write(true).open(path).unwrap().write_all_at(&size.to_be_bytes(), 24).unwrap();
+    }
+    let out = folder.path().join("out");
+    let merge = Merge::plan(Layers::open(&sources(&[full, inc])).unwrap(), options(&out), &Silent).unwrap();
+    assert_eq!(merge.run(&Silent).unwrap().size, 13_005);
+    let image = Image::open(open(&out)).unwrap();
+    let mut disk = vec![0xaa; 13_005];
+    Reader::new(&image).read(&mut disk, GuestOffset(0)).unwrap();
+    let expected = |at: usize| match at {
+        0..8192 => 1,
+        8192..12_288 => 2,
+        _ => 0,
+    };
+    assert!(disk.iter().enumerate().all(|(at, byte)| *byte == expected(at)));
+}
+
+#[test]
+fn an_image_above_4_tib_is_read_and_merged_at_both_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (full, inc) = (folder.path().join("FULL-1-disk"), folder.path().join("INC-2-disk"));
+    create(&full, "cluster_size=65536", 20 << 40);
+    create(&inc, "cluster_size=65536", 20 << 40);
+    write(&full, &["write -P 1 0 64k", "write -P 2 10T 64k", "write -P 3 21990232489984 64k"]);
+    write(&inc, &["write -P 4 10995116343296 64k"]);
+    let out = folder.path().join("out");
+    let merge = Merge::plan(Layers::open(&sources(&[full, inc])).unwrap(), options(&out), &Silent).unwrap();
+    assert_eq!((merge.summary().clusters, merge.summary().l2_tables), (4, 3));
+    merge.run(&Silent).unwrap();
+    tools::run(tools::qemu_img().args(["check", "-q"]).arg(&out));
+    let patterns =
+        ["read -P 1 0 64k", "read -P 2 10T 64k", "read -P 4 10995116343296 64k", "read -P 3 21990232489984 64k"];
+    write(&out, &patterns);
+}
+
+#[test]
+fn a_table_that_changes_between_plan_and_copy_is_noticed_and_nothing_is_left() {
+    for compression in [None, Some(qmpbackup::qcow2::Codec::Zstd)] {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-1-disk");
+        create(&full, "cluster_size=65536", 1 << 20);
+        write(&full, &["write -P 1 0 128k"]);
+        let out = folder.path().join("out");
+        let format = OutputFormat::Qcow2 { cluster_size: None, compression };
+        let layers = Layers::open(&sources(std::slice::from_ref(&full))).unwrap();
+        let merge = Merge::plan(layers, MergeOptions { format, ..options(&out) }, &Silent).unwrap();
+        write(&full, &["discard 64k 64k"]);
+        assert!(matches!(merge.run(&Silent), Err(restore::Error::Changed)));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

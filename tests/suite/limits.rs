@@ -1,0 +1,67 @@
+//! Memory and open files stay within bounds that do not depend on the disk.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::tools;
+
+/// Runs the program, and returns the most memory that it used, in bytes.
+fn memory(arguments: &[&std::ffi::OsStr]) -> u64 {
+    let script = "import resource, subprocess, sys\n\
+        subprocess.run(sys.argv[1:], check=True)\n\
+        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let mut command = Command::new("python3");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_qmprestore")]).args(arguments);
+    tools::run(&mut command).trim().parse::<u64>().unwrap() * 1024
+}
+
+fn create(path: &Path, size: &str, writes: &[String]) {
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size));
+    let writes = writes.iter().flat_map(|write| ["-c", write]);
+    tools::run(tools::qemu_io().args(["-f", "qcow2", "-t", "unsafe"]).args(writes).arg(path));
+}
+
+#[test]
+fn a_disk_of_16_tib_needs_less_than_100_mb() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    for layer in 0..4u64 {
+        let level = if layer == 0 { "FULL" } else { "INC" };
+        // every 20 GiB, and never the same place twice
+        let place = |number: u64| ((number * 20) << 30) + (layer << 20);
+        let writes: Vec<_> =
+            (0..800).map(|number| format!("write -q -P {} {} 64k", layer + 1, place(number))).collect();
+        create(&dir.join(format!("{level}-{}-disk", 1_600_000_000 + layer)), "16T", &writes);
+    }
+    let out = folder.path().join("out");
+    let bytes = memory(&["merge".as_ref(), "--dir".as_ref(), dir.as_ref(), "--out".as_ref(), out.as_ref()]);
+    assert!(bytes < 100_000_000, "{bytes} bytes");
+    tools::run(tools::qemu_img().args(["check", "-q"]).arg(&out));
+    let reads = (0..4u64).map(|layer| format!("read -P {} {} 64k", layer + 1, ((799 * 20) << 30) + (layer << 20)));
+    for read in reads {
+        let told = tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", &read]).arg(&out));
+        assert!(!told.contains("Pattern verification failed"), "{told}");
+    }
+}
+
+#[test]
+fn a_chain_of_300_incs_needs_no_more_than_1024_open_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    let image = folder.path().join("image");
+    for layer in 0..=300u64 {
+        let level = if layer == 0 { "FULL" } else { "INC" };
+        if layer < 2 {
+            let writes = [format!("write -q -P {} {}k 64k", 1 + layer % 250, layer * 64)];
+            create(&image, "64M", &writes);
+        }
+        std::fs::copy(&image, dir.join(format!("{level}-{}-disk", 1_600_000_000 + layer))).unwrap();
+    }
+    let out = folder.path().join("out");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 1024 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_qmprestore"), "merge", "--dir"]);
+    tools::run(command.arg(&dir).arg("--out").arg(&out));
+    tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", "read -P 1 0 64k", "-c", "read -P 2 64k 64k"]).arg(&out));
+}
