@@ -143,8 +143,9 @@ fn every_line_of_json_parses_and_tells_the_story() {
     let error = event(&ended.events(), "error").clone();
     assert!(error["message"].as_str().unwrap().contains("exists already"));
     assert_eq!(error["exit_code"], 1);
-    let ended = Ended::run(["merge", "--json", "--nonsense"]).with(2);
-    assert_eq!(event(&ended.events(), "error")["exit_code"], 2);
+    let error = event(&Ended::run(["merge", "--json"]).with(2).events(), "error").clone();
+    let message = "the following required arguments were not provided: --dir <DIR> --out <FILE>";
+    assert_eq!((&error["exit_code"], &error["message"]), (&2.into(), &message.into()));
 
     let output = tools::output(&mut backup.merge(["--json", "--out", "-"]));
     assert_eq!(output.stdout.len(), 64 << 20);
