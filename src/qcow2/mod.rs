@@ -59,6 +59,6 @@ pub use header::{Backing, Header, Table};
 pub use image::{ClosedGate, Gate, Image};
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
-
 pub use snapshot::Snapshot;
+
 pub(crate) use wire::FLAG_ZERO as ZERO_CLUSTER;

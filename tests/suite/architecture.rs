@@ -22,7 +22,13 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 fn used(line: &str) -> Vec<&str> {
     let code = line.split("//").next().unwrap();
     let paths = ["crate::", "qmpbackup::"].iter().flat_map(|start| code.split(start).skip(1));
-    paths.map(|path| path.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()).collect()
+    paths
+        .flat_map(|path| match path.strip_prefix('{') {
+            Some(several) => several.split(['}', ';']).next().unwrap().split(", ").collect(),
+            None => vec![path],
+        })
+        .map(|path| path.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap())
+        .collect()
 }
 
 #[test]

@@ -30,6 +30,20 @@ fn every_restore_point_of_the_real_chain_has_the_bytes_of_its_day() {
     }
 }
 
+#[test]
+fn every_qemu_reads_what_is_compressed_here_with_the_longest_window_of_deflate() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = restored(folder.path(), POINTS[3], &["--compress", "--cluster-size=1M"]);
+    let expected = std::fs::read_to_string(root().join("testdata/SHA256SUMS")).unwrap();
+    for release in ["5.2", "7.2", "10.0", "11"] {
+        let raw = folder.path().join(format!("raw-{release}"));
+        tools::run(tools::qemu_img_of(release).args(["convert", "-O", "raw"]).arg(&image).arg(&raw));
+        let sum = tools::run(Command::new("sha256sum").stdin(std::fs::File::open(&raw).unwrap()));
+        let line = format!("{}  disk-{}.raw", sum.split(' ').next().unwrap(), POINTS[3]);
+        assert!(expected.lines().any(|known| known == line), "QEMU {release}: {line}");
+    }
+}
+
 /// Boots a disk and returns what the guest says of it.
 fn boot(image: &Path, release: &str) -> String {
     tools::run(Command::new(root().join("tests/setup/boot")).arg(image).arg(release))
@@ -38,6 +52,10 @@ fn boot(image: &Path, release: &str) -> String {
 fn boots(release: &str) {
     let folder = tempfile::tempdir().unwrap();
     for (point, options) in [(POINTS[2], &[][..]), (POINTS[3], &["--compress"]), (POINTS[1], &["--compress=zstd"])] {
+        // Debian built this one without zstd
+        if release == "5.2" && options == ["--compress=zstd"] {
+            continue;
+        }
         let told = boot(&restored(folder.path(), point, options), release);
         let sums = std::fs::read(root().join(format!("testdata/files/{point}.md5"))).unwrap();
         let sum = tools::run(Command::new("md5sum").stdin(file(&folder.path().join("sums"), &sums)));

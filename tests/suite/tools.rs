@@ -85,6 +85,11 @@ fn folder() -> Option<PathBuf> {
     Some(cached)
 }
 
+/// The `qemu-img` of a release, as `tests/setup/qemu` has unpacked it.
+pub(crate) fn qemu_img_of(release: &str) -> Command {
+    Command::new(cache().join("qemu").join(release).join("qemu-img"))
+}
+
 fn cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
     set("QMPBACKUP_TEST_CACHE").unwrap_or_else(|| {
