@@ -169,7 +169,7 @@ fn lines(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Ve
     lines.extend(names("bitmaps", bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect()));
     if report.corruptions() + report.leaks > 0 {
         lines.push(format!(
-            "  {} errors in tables, {} wrong refcounts, {} leaked clusters",
+            "  errors in tables: {}, wrong refcounts: {}, leaked clusters: {}",
             report.structure_errors, report.refcount_errors, report.leaks
         ));
     }

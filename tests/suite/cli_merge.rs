@@ -236,8 +236,10 @@ fn damage_found_by_the_check_is_exit_code_4_and_no_output() {
     backup.set_header_refcount(1, 0);
     let before = sparse::fingerprints(backup.root.path());
     let arguments = ["--out", "new/folder/out"];
-    let ended =
-        backup.merged(arguments).with(4).says("INC-1793674800-disk.qcow2: 1 errors in its metadata, the first: ");
+    let ended = backup
+        .merged(arguments)
+        .with(4)
+        .says("INC-1793674800-disk.qcow2: its metadata is damaged, errors: 1, the first: ");
     ended.says("refcount 0, but 1 references").says("nothing was written");
     backup.merged(["--dry-run", "--out", "x"]).with(4);
     assert_eq!(sparse::fingerprints(backup.root.path()), before, "parents are gone again");
@@ -258,7 +260,7 @@ fn leaks_and_stale_refcounts_are_no_reason_to_stop() {
     Ended::run([Path::new("check"), &backup.images[0]])
         .with(3)
         .says("good, but space is lost")
-        .says("1 leaked clusters");
+        .says("leaked clusters: 1");
     Ended::run([Path::new("check"), &backup.images[1]]).with(3).says("refcounts are stale");
 }
 

@@ -104,8 +104,9 @@ fn check_tells_what_an_image_is_and_what_is_wrong_with_it() {
     Ended::run(["check", "--dir", backup.dir.to_str().unwrap()]).with(3).says("good, but space is lost");
     backup.set_header_refcount(3, 0);
     let ended = Ended::run(["check", "--dir", backup.dir.to_str().unwrap()]).with(4).says("DAMAGED");
-    ended
-        .says("0 errors in tables, 1 wrong refcounts, 0 leaked clusters\n  - the cluster at offset 0x0 has refcount 0");
+    ended.says(
+        "errors in tables: 0, wrong refcounts: 1, leaked clusters: 0\n  - the cluster at offset 0x0 has refcount 0",
+    );
     let all = [Path::new("check"), Path::new("/no/such/image"), &backup.images[3], &image, Path::new("--json")];
     let events = Ended::run(all).with(4).events();
     let verdicts: Vec<&str> = events.iter().filter_map(|event| event["verdict"].as_str()).collect();
