@@ -10,13 +10,11 @@ use crate::random_chain::Chain;
 use crate::seeds::Told;
 use crate::{sparse, tools};
 
-/// Runs commands with a shell that finds the same qemu-img as the tests.
-fn shell(commands: &str, folder: &Path) {
-    let qemu_img = tools::qemu_img();
-    let program = Path::new(qemu_img.get_program());
+/// Runs commands with a shell that finds this qemu-img.
+fn shell(commands: &str, folder: &Path, qemu_img: &Command) {
     let mut shell = Command::new("sh");
     shell.args(["-e", "-c", commands]).current_dir(folder);
-    if let Some(tools) = program.parent().filter(|parent| parent.is_absolute()) {
+    if let Some(tools) = Path::new(qemu_img.get_program()).parent().filter(|parent| parent.is_absolute()) {
         let path = std::env::var_os("PATH").unwrap_or_default();
         shell
             .env("PATH", std::env::join_paths([tools.into()].into_iter().chain(std::env::split_paths(&path))).unwrap());
@@ -50,7 +48,7 @@ fn printed_commands_make_the_same_disk_whatever_the_names_are() {
             let mut command = qmprestore(["merge", "--dry-run", "--dir"]);
             command.arg(dir).arg("--out").arg(&out).args(Some(option).filter(|option| !option.is_empty()));
             let ended = Ended::of(command.current_dir(&folder)).with(0);
-            shell(&commands(&ended), &folder);
+            shell(&commands(&ended), &folder, &tools::qemu_img());
             let made: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert_eq!(made, [out.clone()], "{name:?}");
             let made = folder.join(&out);
@@ -80,9 +78,36 @@ fn printed_commands_make_the_same_disk_of_any_chain() {
         let plan = event(&ended.events(), "plan").clone();
         let commands: Vec<&str> =
             plan["commands"].as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
-        shell(&commands.join("\n"), &room);
+        shell(&commands.join("\n"), &room, &tools::qemu_img());
         convert(&room.join("out"), &room.join("raw"));
         sparse::assert_same(&room.join("raw"), &oracle.raw(&chain, last), "by hand");
+    }
+}
+
+/// A disk that grows, in a folder that JSON and the shell must quote.
+#[test]
+fn every_qemu_img_from_5_2_on_knows_the_commands() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a \"b\", c's");
+    std::fs::create_dir(&dir).unwrap();
+    for (name, size, write) in [
+        ("FULL-1-x", "3M", "write -P 1 0 3M"),
+        ("INC-2-x", "4M", "write -z 1M 1M"),
+        ("INC-3-x", "4M", "write -P 3 64K 2M"),
+    ] {
+        let image = dir.join(name);
+        tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(&image).arg(size));
+        tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", write]).arg(&image));
+    }
+    let merge = |out: &str, more: &[&str]| {
+        let arguments = ["merge", "--format=raw", "--out", out, "--dir", dir.to_str().unwrap()];
+        Ended::of(qmprestore(arguments.iter().chain(more)).current_dir(root.path())).with(0)
+    };
+    merge("merged", &[]);
+    for release in ["5.2", "7.2", "10.0", "11"] {
+        let by_hand = commands(&merge(release, &["--dry-run"]));
+        shell(&by_hand, root.path(), &tools::qemu_img_of(release));
+        sparse::assert_same(&root.path().join(release), &root.path().join("merged"), release);
     }
 }
 
