@@ -8,8 +8,8 @@ use super::args;
 use super::console::Console;
 use super::exit::Exit;
 use super::failure::{Failure, joined};
+use super::list::without_path;
 use super::progress::Reporter;
-use super::text::printable;
 use super::{place, signals, units};
 use crate::chain::discover;
 use crate::qcow2::{Features, Header, Report, Severity};
@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
         if console.is_json() {
             event(console, &source.path, verdict, &result);
         } else {
-            console.result(&text(&source.path, verdict, &result))?;
+            console.result(&lines(&source.path, verdict, &result))?;
         }
         verdicts.push(verdict);
     }
@@ -129,15 +129,15 @@ impl Verdict {
     }
 }
 
-fn text(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> String {
+fn lines(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Vec<String> {
     let path = path.display().to_string();
-    let first = format!("{}: {}", printable(&path), verdict.meaning());
+    let first = format!("{path}: {}", verdict.meaning());
     let image = match result {
         Err(error) => {
-            return format!("{first}: {}", printable(&super::list::without_path(&joined(error), Path::new(&path))));
+            return vec![format!("{first}: {}", without_path(&joined(error), Path::new(&path)))];
         }
         Ok(Checked::Qcow2(image)) => image,
-        Ok(_) => return first,
+        Ok(_) => return vec![first],
     };
     let CheckedImage { header, report, snapshots, bitmaps, length } = image.as_ref();
     let mut lines = vec![
@@ -162,24 +162,22 @@ fn text(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Str
         percent(clusters.compressed),
         percent(clusters.fragmented)
     ));
-    let names = |what: &str, names: Vec<&str>| {
-        (!names.is_empty()).then(|| format!("  {what}: {}", printable(&names.join(", "))))
-    };
+    let names = |what: &str, names: Vec<&str>| (!names.is_empty()).then(|| format!("  {what}: {}", names.join(", ")));
     lines.extend(names("features", features));
     lines.extend(names("backing file", header.backing.iter().map(|backing| backing.name.as_str()).collect()));
     lines.extend(names("snapshots", snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect()));
     lines.extend(names("bitmaps", bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect()));
     if report.corruptions() + report.leaks > 0 {
         lines.push(format!(
-            "  {} errors in tables, {} wrong refcounts, {} leaked clusters",
+            "  errors in tables: {}, wrong refcounts: {}, leaked clusters: {}",
             report.structure_errors, report.refcount_errors, report.leaks
         ));
     }
-    lines.extend(report.findings.iter().map(|finding| format!("  - {}", printable(&finding.to_string()))));
+    lines.extend(report.findings.iter().map(|finding| format!("  - {finding}")));
     if report.findings_dropped() > 0 {
         lines.push(format!("  - and {} more", report.findings_dropped()));
     }
-    lines.join("\n")
+    lines
 }
 
 /// The features that an image has, by the names of the format.

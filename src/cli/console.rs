@@ -143,12 +143,13 @@ impl Console {
         }
     }
 
-    /// Says lines of a result.
+    /// Says lines of a result; a name in one cannot begin another.
     ///
     /// # Errors
     /// What the system says; but not that nobody reads on, as `head` does.
-    pub(super) fn result(&self, lines: &str) -> Result<(), Failure> {
-        match self.write_result(&(text::printable_lines(lines) + "\n")) {
+    pub(super) fn result(&self, lines: &[String]) -> Result<(), Failure> {
+        let text: String = lines.iter().flat_map(|line| [printable(line), "\n".into()]).collect();
+        match self.write_result(&text) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             result => result.map_err(|source| Failure::Print { source }),
         }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
-use crate::{chain, restore};
+use crate::chain;
+use crate::restore;
 
 /// Why a program fails.
 #[derive(Debug, thiserror::Error)]

@@ -24,8 +24,10 @@ pub(super) fn run(arguments: &args::List, console: &Console) -> Result<Exit, Fai
         if console.is_json() {
             listing.events(console);
         } else {
-            let gap = if number > 0 { "\n" } else { "" };
-            console.result(&format!("{gap}{}", listing.text()))?;
+            if number > 0 {
+                console.result(&[String::new()])?;
+            }
+            console.result(&listing.lines())?;
         }
     }
     let exit = if all_ok && !console.has_warned() { Exit::Success } else { Exit::Warnings };
@@ -87,7 +89,7 @@ impl<'a> Listing<'a> {
         Self { disk, rows: rows.collect() }
     }
 
-    fn text(&self) -> String {
+    fn lines(&self) -> Vec<String> {
         let columns = [
             ("CHAIN", Align::Right),
             ("TIME", Align::Left),
@@ -118,18 +120,16 @@ impl<'a> Listing<'a> {
             })
             .collect();
         let file = self.disk.name().map(|name| format!(" ({})", name.to_string_lossy())).unwrap_or_default();
-        let mut lines = vec![super::text::printable(&format!("{}{file}", self.disk.label())).into_owned()];
+        let mut lines = vec![format!("{}{file}", self.disk.label())];
         if rows.is_empty() {
             lines.push("  no restore point".to_owned());
         } else {
-            lines.push(table("  ", &columns, &rows));
+            lines.extend(table("  ", &columns, &rows));
         }
         for partial in self.disk.partials() {
-            let name = partial.display_name();
-            lines
-                .push(format!("  {}: left by a run that failed or goes on, never read", super::text::printable(&name)));
+            lines.push(format!("  {}: left by a run that failed or goes on, never read", partial.display_name()));
         }
-        lines.join("\n")
+        lines
     }
 
     fn events(&self, console: &Console) {

@@ -200,7 +200,7 @@ impl Planned<'_> {
                 ]
             })
             .collect();
-        lines.push(table("  ", &columns, &rows));
+        lines.extend(table("  ", &columns, &rows));
         let (format, cluster_size, compression) = self.output();
         let details = cluster_size.map(|size| format!(", clusters of {}", units::size(size))).unwrap_or_default();
         let compressed = compression.as_ref().map(|codec| format!(", compressed with {codec}")).unwrap_or_default();
@@ -218,7 +218,7 @@ impl Planned<'_> {
             "the same by hand".to_owned()
         });
         lines.extend(commands.into_iter().map(|command| format!("  {command}")));
-        console.result(&lines.join("\n"))
+        console.result(&lines)
     }
 
     fn members(&self) -> impl Iterator<Item = (&crate::chain::Image, &Layer)> {

@@ -66,10 +66,15 @@ impl Arguments {
                 let _ = error.print();
                 return Exit::Success;
             }
-            let message = text::printable_lines(&error.to_string());
+            // the message repeats words of the user: it is made again, of words that are printable
+            let printable = |word: &OsString| text::printable(&word.to_string_lossy()).into_owned();
+            let again = Self::try_parse_from(words.iter().map(printable));
+            let message = again.err().unwrap_or(error).to_string();
             let _ = std::io::stderr().write_all(message.as_bytes());
             if words.iter().any(|word| word == "--json") {
-                let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                let lines: Vec<&str> = message.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+                let message = lines.join(" ");
+                let message = message.strip_prefix("error: ").unwrap_or(&message);
                 let fields =
                     [("message", message.into()), ("advice", Value::Null), ("exit_code", Exit::Usage.code().into())];
                 let _ = std::io::stdout().write_all((text::event("error", &fields) + "\n").as_bytes());

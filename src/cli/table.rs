@@ -12,7 +12,7 @@ pub(super) enum Align {
 }
 
 /// Rows under a header, as lines that begin with `indent`.
-pub(super) fn table(indent: &str, header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+pub(super) fn table(indent: &str, header: &[(&str, Align)], rows: &[Vec<String>]) -> Vec<String> {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| printable(cell).into_owned()).collect()).collect();
     let width = |column: usize, title: &str| {
@@ -33,7 +33,7 @@ pub(super) fn table(indent: &str, header: &[(&str, Align)], rows: &[Vec<String>]
         }
         line.trim_end().to_owned()
     };
-    std::iter::once(&titles).chain(&rows).map(line).collect::<Vec<_>>().join("\n")
+    std::iter::once(&titles).chain(&rows).map(line).collect()
 }
 
 #[cfg(test)]
@@ -44,6 +44,6 @@ mod tests {
     fn cells_stand_below_each_other() {
         let rows = [vec!["a\n".to_owned(), "1".to_owned()], vec!["größe".to_owned(), "100".to_owned()]];
         let text = table("  ", &[("NAME", Align::Left), ("N", Align::Right)], &rows);
-        assert_eq!(text, "  NAME     N\n  a\\n      1\n  größe  100");
+        assert_eq!(text, ["  NAME     N", "  a\\n      1", "  größe  100"]);
     }
 }

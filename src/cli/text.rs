@@ -24,16 +24,6 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     clean.into()
 }
 
-/// Lines that are printable each.
-pub(super) fn printable_lines(text: &str) -> String {
-    text.split_inclusive('\n')
-        .map(|line| match line.strip_suffix('\n') {
-            Some(line) => printable(line).into_owned() + "\n",
-            None => printable(line).into_owned(),
-        })
-        .collect()
-}
-
 /// A value as JSON without any control character.
 pub(super) fn json(value: &Value) -> String {
     let text = value.to_string();
@@ -90,7 +80,6 @@ mod tests {
     fn control_characters_become_escapes() {
         assert_eq!(printable("größe 'a'"), "größe 'a'");
         assert_eq!(printable("a\x1b[31m\n\u{9b}\u{202e}b"), r"a\u{1b}[31m\n\u{9b}\u{202e}b");
-        assert_eq!(printable_lines("a\tb\nc\r\n"), "a\\tb\nc\\r\n");
         assert_eq!(
             event("x", &[("path", "a\x1b\u{9b}\"".into())]),
             "{\"event\":\"x\",\"path\":\"a\\u001b\\u009b\\\"\"}"

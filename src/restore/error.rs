@@ -29,7 +29,7 @@ pub enum Error {
         source: qcow2::Error,
     },
     /// The metadata of an image is damaged.
-    #[error("{}: {errors} errors in its metadata{}", .path.display(), match .first {
+    #[error("{}: its metadata is damaged, errors: {errors}{}", .path.display(), match .first {
         Some(first) => format!(", the first: {first}"),
         None => String::new(),
     })]

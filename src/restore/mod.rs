@@ -25,7 +25,7 @@
 //!     let point = inventory.disk(None)?.select(when, &Clock::system(), false)?;
 //!     let images = point.members.iter();
 //!     let sources: Vec<Source> =
-//!         images.map(|image| Source { path: image.path.clone(), format: None, disk_format: None }).collect();
+//!         images.map(|image| Source { path: image.path.clone(), format: None }).collect();
 //!     let options = MergeOptions {
 //!         output: Output::File(output),
 //!         format: OutputFormat::Qcow2 { cluster_size: None, compression: None },

@@ -18,7 +18,11 @@
 
 mod architecture;
 mod boot;
+mod by_hand;
 mod check;
+mod cli_merge;
+mod cli_signals;
+mod cli_words;
 mod corpus;
 mod disk;
 mod imago_judge;
@@ -30,6 +34,7 @@ mod merge;
 mod merge_random;
 mod oracle;
 mod prng;
+mod program;
 mod random_chain;
 mod raw_chain;
 mod seeds;

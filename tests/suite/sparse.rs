@@ -107,7 +107,7 @@ pub(crate) fn fingerprints(folder: &Path) -> BTreeMap<String, Fingerprint> {
             }
             let print =
                 Fingerprint { len: metadata.len(), modified: metadata.modified().unwrap(), hash: hasher.finish() };
-            found.insert(path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned(), print);
+            found.insert(path.strip_prefix(folder).unwrap().to_string_lossy().into_owned(), print);
             if metadata.is_dir() {
                 folders.push(path);
             }
