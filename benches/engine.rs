@@ -97,7 +97,7 @@ fn sources() -> Vec<Source> {
     let inventory = discover(&dir).expect("the test data");
     let disk = inventory.disk(None).expect("one disk");
     let point = disk.select(&When::Latest, &Clock::system(), false).expect("a sound chain");
-    point.members.iter().map(|image| Source { path: image.path.clone(), format: None }).collect()
+    point.members.iter().map(|image| Source::from(&**image)).collect()
 }
 
 fn planned(sources: &[Source], out: &Path, format: OutputFormat) -> Merge {

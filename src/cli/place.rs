@@ -3,17 +3,13 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::{FormatHint, Image};
+use crate::chain::Image;
 use crate::restore::{Format, Source};
 
 /// An image of a chain as something to open.
 pub(super) fn source(image: &Image, format: Option<Format>) -> Source {
-    let written_down = match image.format {
-        FormatHint::Qcow2 => Some(Format::Qcow2),
-        FormatHint::Raw => Some(Format::Raw),
-        FormatHint::Unknown => None,
-    };
-    Source { path: image.path.clone(), format: format.or(written_down) }
+    let source = Source::from(image);
+    Source { format: format.or(source.format), ..source }
 }
 
 /// A restore point's time in the local zone.

@@ -12,6 +12,7 @@ use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::resolve::Mapped;
+use crate::chain::{self, FormatHint};
 use crate::qcow2::Geometry;
 use crate::storage::{FileStorage, Storage};
 
@@ -22,6 +23,17 @@ pub struct Source {
     pub path: PathBuf,
     /// The format, where somebody wrote it down or says it; else the image must tell.
     pub format: Option<Format>,
+}
+
+impl From<&chain::Image> for Source {
+    fn from(image: &chain::Image) -> Self {
+        let format = match image.format {
+            FormatHint::Qcow2 => Some(Format::Qcow2),
+            FormatHint::Raw => Some(Format::Raw),
+            FormatHint::Unknown => None,
+        };
+        Self { path: image.path.clone(), format }
+    }
 }
 
 /// The images of a restore point, oldest first.

@@ -23,9 +23,7 @@
 //! fn restore(dir: &Path, when: &When, output: PathBuf) -> Result<u64, Box<dyn std::error::Error>> {
 //!     let inventory = discover(dir)?;
 //!     let point = inventory.disk(None)?.select(when, &Clock::system(), false)?;
-//!     let images = point.members.iter();
-//!     let sources: Vec<Source> =
-//!         images.map(|image| Source { path: image.path.clone(), format: None }).collect();
+//!     let sources: Vec<Source> = point.members.iter().map(|image| Source::from(&**image)).collect();
 //!     let options = MergeOptions {
 //!         output: Output::File(output),
 //!         format: OutputFormat::Qcow2 { cluster_size: None, compression: None },
