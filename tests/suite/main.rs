@@ -19,6 +19,7 @@
 mod architecture;
 mod boot;
 mod check;
+mod compressed;
 mod corpus;
 mod disk;
 mod imago_judge;
