@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::tools;
+use crate::{sparse, tools};
 
 /// Runs the program, and returns the most memory that it used, in bytes.
 fn memory(arguments: &[&std::ffi::OsStr]) -> u64 {
@@ -72,6 +72,33 @@ fn empty_tables_of_a_huge_disk_need_less_than_100_mb() {
     let arguments = ["merge".as_ref(), "--skip-check".as_ref(), "--dir".as_ref(), dir.as_ref()];
     let bytes = memory(&[&arguments[..], &["--out".as_ref(), out.as_ref()]].concat());
     assert!(bytes < 100_000_000, "{bytes} bytes");
+}
+
+#[test]
+fn a_compressed_cluster_in_pieces_is_inflated_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    let raw = folder.path().join("raw");
+    let digits: String = (0..400_000_u64).map(|number| format!("{:010}", number.pow(2))).collect();
+    std::fs::write(&raw, &digits[..2 << 20]).unwrap();
+    let full = dir.join("FULL-1600000000-disk");
+    let compressed = ["convert", "-c", "-O", "qcow2", "-o", "cluster_size=2M"];
+    tools::run(tools::qemu_img().args(compressed).args([&raw, &full]));
+    let inc = dir.join("INC-1600000001-disk");
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"]).arg(&inc).arg("2M"));
+    let writes = (0..2048_u64).flat_map(|pair| ["-c".to_owned(), format!("write -q -c -P 7 {} 512", pair * 1024)]);
+    tools::run(tools::qemu_io().args(["-f", "qcow2", "-t", "unsafe"]).args(writes).arg(&inc));
+
+    // 2048 times would be 4 GiB
+    let out = folder.path().join("out");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -t 2 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_qmprestore"), "merge", "--dir"]);
+    tools::run(command.arg(&dir).args(["--format", "raw", "--out"]).arg(&out));
+    let mut expected = digits.into_bytes();
+    expected.truncate(2 << 20);
+    expected.chunks_mut(1024).for_each(|pair| pair[..512].fill(7));
+    assert_eq!(sparse::difference(&std::fs::read(&out).unwrap(), &expected), None);
 }
 
 #[test]
