@@ -18,6 +18,8 @@ pub(super) enum Failure {
     Chain(#[from] chain::Error),
     #[error(transparent)]
     Restore(#[from] restore::Error),
+    #[error("{}: is an image of the backup, which --force does not replace", .path.display())]
+    OutputIsBackup { path: PathBuf },
     #[error("cannot print the result")]
     Print { source: io::Error },
     #[error("{}: cannot be opened for the log", .path.display())]
@@ -48,7 +50,9 @@ impl Failure {
                 restore::ErrorKind::Other => Exit::Error,
             },
             Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
-            Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => Exit::Error,
+            Self::OutputIsBackup { .. } | Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => {
+                Exit::Error
+            }
         }
     }
 
@@ -72,7 +76,11 @@ impl Failure {
                 restore::ErrorKind::Cancelled => Some("nothing was left of the output"),
                 restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
             },
-            Self::Usage(_) | Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => None,
+            Self::Usage(_)
+            | Self::OutputIsBackup { .. }
+            | Self::Print { .. }
+            | Self::LogFile { .. }
+            | Self::Signals { .. } => None,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! `qmprestore merge`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal};
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use super::place;
 use super::progress::Reporter;
 use super::table::{Align, table};
 use super::{signals, units};
-use crate::chain::{Clock, RestorePoint, discover};
+use crate::chain::{Clock, Inventory, RestorePoint, discover};
 use crate::restore::{Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
@@ -29,6 +30,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
     inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    refuse_backup(arguments, &inventory)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {
@@ -62,6 +64,17 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         Ok(())
     })?;
     Ok(if console.has_warned() { Exit::Warnings } else { Exit::Success })
+}
+
+/// The output must not take the place of any image that was found, be it one that this merge reads or not.
+fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
+    let Ok(out) = arguments.out.metadata() else { return Ok(()) };
+    let images = inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
+    let is_out = |there: Metadata| (there.dev(), there.ino()) == (out.dev(), out.ino());
+    if images.filter_map(|image| image.path.metadata().ok()).any(is_out) {
+        return Err(Failure::OutputIsBackup { path: arguments.out.clone() });
+    }
+    Ok(())
 }
 
 fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {

@@ -30,6 +30,7 @@ mod malformed;
 mod merge;
 mod merge_random;
 mod oracle;
+mod outputs;
 mod prng;
 mod random_chain;
 mod raw_chain;
