@@ -18,6 +18,9 @@ pub(super) enum Failure {
     Chain(#[from] chain::Error),
     #[error(transparent)]
     Restore(#[from] restore::Error),
+    /// The output is one that does not go away: a block device, or what has left through stdout.
+    #[error(transparent)]
+    Unfinished(restore::Error),
     #[error("{}: is an image of the backup, which --force does not replace", .path.display())]
     OutputIsBackup { path: PathBuf },
     #[error("cannot print the result")]
@@ -42,7 +45,7 @@ impl Failure {
                 chain::ErrorKind::Broken => Exit::Damaged,
                 chain::ErrorKind::Io => Exit::Error,
             },
-            Self::Restore(error) => match error.kind() {
+            Self::Restore(error) | Self::Unfinished(error) => match error.kind() {
                 restore::ErrorKind::Usage => Exit::Usage,
                 restore::ErrorKind::Damaged => Exit::Damaged,
                 restore::ErrorKind::Full => Exit::Full,
@@ -76,6 +79,7 @@ impl Failure {
                 restore::ErrorKind::Cancelled => Some("nothing was left of the output"),
                 restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
             },
+            Self::Unfinished(_) => Some("what was written is not the whole disk"),
             Self::Usage(_)
             | Self::OutputIsBackup { .. }
             | Self::Print { .. }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::args::{self, FormatName};
-use super::by_hand::ByHand;
+use super::by_hand::{self, ByHand};
 use super::console::Console;
 use super::exit::Exit;
 use super::failure::Failure;
@@ -59,7 +59,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         for (layer, image) in merge.layers().as_slice().iter().zip(&point.members) {
             console.debug(&format!("reading {} ({})", layer.path().display(), image.level));
         }
-        let merged = merge.run(&reporter)?;
+        let stays = arguments.streams() || by_hand::is_block_device(&arguments.out);
+        let merged = merge.run(&reporter).map_err(if stays { Failure::Unfinished } else { Failure::Restore })?;
         report(arguments, &point, merged, start, console);
         Ok(())
     })?;

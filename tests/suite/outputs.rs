@@ -79,3 +79,15 @@ fn damage(dir: &Path) {
     bytes[stream..stream + 16].fill(0xff);
     fs::write(path, bytes).unwrap();
 }
+
+#[test]
+fn a_stream_that_fails_does_not_say_that_nothing_was_written() {
+    let (root, dir) = chain();
+    damage(&dir);
+    let (code, said) = merge(&dir, Path::new("-"), &[]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("what was written is not the whole disk"), "{said}");
+    let (code, said) = merge(&dir, &root.path().join("out"), &[]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("nothing was written"), "{said}");
+}
