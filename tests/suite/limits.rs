@@ -58,7 +58,7 @@ fn claim_much(path: &Path) {
     file.read_exact_at(&mut l1, 40).unwrap();
     let first = file.metadata().unwrap().len().next_multiple_of(CLUSTER);
     file.set_len(first + TABLES * CLUSTER).unwrap();
-    let entries = (0..TABLES).flat_map(|table| (first + table * CLUSTER | 1 << 63).to_be_bytes());
+    let entries = (0..TABLES).flat_map(|table| ((first + table * CLUSTER) | 1 << 63).to_be_bytes());
     file.write_all_at(&entries.collect::<Vec<u8>>(), u64::from_be_bytes(l1)).unwrap();
 }
 
@@ -80,7 +80,7 @@ fn a_compressed_cluster_in_pieces_is_inflated_once() {
     let dir = folder.path().join("disk0");
     std::fs::create_dir(&dir).unwrap();
     let raw = folder.path().join("raw");
-    let digits: String = (0..400_000_u64).map(|number| format!("{:010}", number.pow(2))).collect();
+    let digits: Vec<u8> = (0..400_000_u64).flat_map(|number| format!("{:010}", number.pow(2)).into_bytes()).collect();
     std::fs::write(&raw, &digits[..2 << 20]).unwrap();
     let full = dir.join("FULL-1600000000-disk");
     let compressed = ["convert", "-c", "-O", "qcow2", "-o", "cluster_size=2M"];
@@ -95,7 +95,7 @@ fn a_compressed_cluster_in_pieces_is_inflated_once() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -t 2 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_qmprestore"), "merge", "--dir"]);
     tools::run(command.arg(&dir).args(["--format", "raw", "--out"]).arg(&out));
-    let mut expected = digits.into_bytes();
+    let mut expected = digits;
     expected.truncate(2 << 20);
     expected.chunks_mut(1024).for_each(|pair| pair[..512].fill(7));
     assert_eq!(sparse::difference(&std::fs::read(&out).unwrap(), &expected), None);
