@@ -21,7 +21,7 @@ pub(super) enum Failure {
     /// The output is one that does not go away: a block device, or what has left through stdout.
     #[error(transparent)]
     Unfinished(restore::Error),
-    #[error("{}: is an image of the backup, which --force does not replace", .path.display())]
+    #[error("{}: is an image of the backup or would be taken for one: take another name", .path.display())]
     OutputIsBackup { path: PathBuf },
     #[error("cannot print the result")]
     Print { source: io::Error },

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use super::place;
 use super::progress::Reporter;
 use super::table::{Align, table};
 use super::{signals, units};
-use crate::chain::{Clock, Inventory, RestorePoint, discover};
+use crate::chain::{Clock, Image, ImageName, Inventory, RestorePoint, discover};
 use crate::restore::{Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
@@ -64,15 +65,29 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         report(arguments, &point, merged, start, console);
         Ok(())
     })?;
-    Ok(if console.has_warned() { Exit::Warnings } else { Exit::Success })
+    Ok(exit(console))
 }
 
-/// The output must not take the place of any image that was found, be it one that this merge reads or not.
+/// How a merge ends that does not fail.
+fn exit(console: &Console) -> Exit {
+    if console.has_warned() { Exit::Warnings } else { Exit::Success }
+}
+
+/// The output must not take the place of any image that was found, be it one that this merge reads or not, nor become
+/// one that a later merge reads.
 fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
-    let Ok(out) = arguments.out.metadata() else { return Ok(()) };
-    let images = inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
-    let is_out = |there: Metadata| (there.dev(), there.ino()) == (out.dev(), out.ino());
-    if images.filter_map(|image| image.path.metadata().ok()).any(is_out) {
+    let images = || inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
+    let is_one = arguments.out.metadata().is_ok_and(|out| {
+        let is_out = |there: Metadata| (there.dev(), there.ino()) == (out.dev(), out.ino());
+        images().filter_map(|image| image.path.metadata().ok()).any(is_out)
+    });
+    let name = arguments.out.file_name().unwrap_or_default();
+    let folder = |path: &Path| path.parent().and_then(|folder| Path::new(".").join(folder).canonicalize().ok());
+    let becomes_one = folder(&arguments.out).is_some_and(|out| {
+        let named = |image: &Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
+        images().filter(|image| named(image)).any(|image| folder(&image.path).is_some_and(|folder| folder == out))
+    });
+    if is_one || becomes_one {
         return Err(Failure::OutputIsBackup { path: arguments.out.clone() });
     }
     Ok(())
@@ -120,7 +135,6 @@ fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: 
     let Merged { size, bytes, length } = merged;
     let time = start.elapsed();
     let rate = units::rate(bytes, time);
-    let exit = if console.has_warned() { Exit::Warnings } else { Exit::Success };
     console.info(&format!(
         "{} of {} is in {}: a disk of {}, {} moved in {}, {}/s",
         name(point),
@@ -140,7 +154,7 @@ fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: 
             ("length", length.into()),
             ("seconds", time.as_secs_f64().into()),
             ("rate", rate.into()),
-            ("exit_code", exit.code().into()),
+            ("exit_code", exit(console).code().into()),
         ],
     );
 }
@@ -235,7 +249,7 @@ impl Planned<'_> {
         console.result(&lines.join("\n"))
     }
 
-    fn members(&self) -> impl Iterator<Item = (&crate::chain::Image, &Layer)> {
+    fn members(&self) -> impl Iterator<Item = (&Image, &Layer)> {
         self.point.members.iter().map(AsRef::as_ref).zip(self.merge.layers().as_slice())
     }
 
@@ -265,7 +279,7 @@ fn format_name(layer: &Layer) -> &'static str {
     if layer.image().is_some() { "qcow2" } else { "raw" }
 }
 
-fn image_json(image: &crate::chain::Image, layer: &Layer) -> Value {
+fn image_json(image: &Image, layer: &Layer) -> Value {
     let length = layer.data().length();
     json!({
         "path": layer.path().to_string_lossy(),

@@ -51,6 +51,20 @@ fn no_image_of_the_backup_is_replaced_be_it_read_or_not() {
 }
 
 #[test]
+fn no_output_becomes_an_image_of_the_backup() {
+    let (root, dir) = chain();
+    let before = sparse::fingerprints(&dir);
+    for name in ["INC-1600000002-disk", "FULL-1600000002", "disk"] {
+        let (code, said) = merge(&dir, &dir.join(name), &[]);
+        assert!(code == Some(1) && said.contains("would be taken for one"), "{name}: {said}");
+    }
+    assert_eq!(sparse::fingerprints(&dir), before);
+    // another name does there, and any elsewhere
+    assert_eq!(merge(&dir, &dir.join("restored"), &[]).0, Some(0));
+    assert_eq!(merge(&dir, &root.path().join("INC-1600000002-disk"), &[]).0, Some(0));
+}
+
+#[test]
 fn a_place_where_no_file_can_be_is_refused_before_the_work() {
     let (root, dir) = chain();
     damage(&dir);
