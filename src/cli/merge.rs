@@ -199,6 +199,7 @@ impl Planned<'_> {
 
     fn print(&self, console: &Console) -> Result<(), Failure> {
         if console.is_json() {
+            console.event("done", &[("exit_code", exit(console).code().into())]);
             return Ok(());
         }
         let plan = self.merge.summary();

@@ -105,3 +105,12 @@ fn a_stream_that_fails_does_not_say_that_nothing_was_written() {
     assert_eq!(code, Some(4), "{said}");
     assert!(said.contains("nothing was written"), "{said}");
 }
+
+#[test]
+fn the_last_json_line_of_a_dry_run_says_how_it_ended() {
+    let (root, dir) = chain();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qmprestore"));
+    command.args(["merge", "--json", "--dry-run", "--dir"]).arg(&dir).arg("--out").arg(root.path().join("out"));
+    let said = tools::run(&mut command);
+    assert_eq!(said.lines().last(), Some(r#"{"event":"done","exit_code":0}"#));
+}
