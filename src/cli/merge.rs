@@ -77,7 +77,8 @@ fn exit(console: &Console) -> Exit {
 /// one that a later merge reads.
 fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
     let images = || inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
-    let is_one = arguments.out.metadata().is_ok_and(|out| {
+    let out = if arguments.streams() { stdout().and_then(|out| out.metadata()) } else { arguments.out.metadata() };
+    let is_one = out.is_ok_and(|out| {
         let is_out = |there: Metadata| (there.dev(), there.ino()) == (out.dev(), out.ino());
         images().filter_map(|image| image.path.metadata().ok()).any(is_out)
     });
@@ -112,8 +113,7 @@ fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
 fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions, Failure> {
     let output = if arguments.streams() {
         // without the buffer of the standard library, which looks for ends of lines
-        let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(|source| Failure::Print { source })?;
-        Output::Stream(Box::new(File::from(stdout)))
+        Output::Stream(Box::new(stdout().map_err(|source| Failure::Print { source })?))
     } else {
         Output::File(arguments.out.clone())
     };
@@ -124,6 +124,10 @@ fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions
         rate_limit: NonZeroU64::new(arguments.rate_limit),
         replace: arguments.force,
     })
+}
+
+fn stdout() -> io::Result<File> {
+    io::stdout().as_fd().try_clone_to_owned().map(File::from)
 }
 
 /// The name of the restore point.

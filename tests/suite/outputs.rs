@@ -47,6 +47,10 @@ fn no_image_of_the_backup_is_replaced_be_it_read_or_not() {
         assert_eq!(code, Some(1), "{}: {said}", out.display());
         assert!(said.contains("is an image of the backup"), "{}: {said}", out.display());
     }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qmprestore"));
+    let full = fs::File::options().write(true).open(dir.join("FULL-1600000000-disk")).unwrap();
+    let status = command.args(["merge", "--out", "-", "--dir"]).arg(&dir).stdout(full).status().unwrap();
+    assert_eq!(status.code(), Some(1));
     assert_eq!(sparse::fingerprints(&dir), before);
 }
 
