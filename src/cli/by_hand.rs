@@ -100,7 +100,7 @@ fn name(format: Format) -> &'static str {
     }
 }
 
-fn is_block_device(path: &Path) -> bool {
+pub(super) fn is_block_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     path.metadata().is_ok_and(|there| there.file_type().is_block_device())
 }

@@ -19,6 +19,11 @@ pub(super) enum Failure {
     Chain(#[from] chain::Error),
     #[error(transparent)]
     Restore(#[from] restore::Error),
+    /// The output is one that does not go away: a block device, or what has left through stdout.
+    #[error(transparent)]
+    Unfinished(restore::Error),
+    #[error("{}: is an image of the backup or would be taken for one: take another name", .path.display())]
+    OutputIsBackup { path: PathBuf },
     #[error("cannot print the result")]
     Print { source: io::Error },
     #[error("{}: cannot be opened for the log", .path.display())]
@@ -41,7 +46,7 @@ impl Failure {
                 chain::ErrorKind::Broken => Exit::Damaged,
                 chain::ErrorKind::Io => Exit::Error,
             },
-            Self::Restore(error) => match error.kind() {
+            Self::Restore(error) | Self::Unfinished(error) => match error.kind() {
                 restore::ErrorKind::Usage => Exit::Usage,
                 restore::ErrorKind::Damaged => Exit::Damaged,
                 restore::ErrorKind::Full => Exit::Full,
@@ -49,7 +54,9 @@ impl Failure {
                 restore::ErrorKind::Other => Exit::Error,
             },
             Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
-            Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => Exit::Error,
+            Self::OutputIsBackup { .. } | Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => {
+                Exit::Error
+            }
         }
     }
 
@@ -73,7 +80,12 @@ impl Failure {
                 restore::ErrorKind::Cancelled => Some("nothing was left of the output"),
                 restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
             },
-            Self::Usage(_) | Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => None,
+            Self::Unfinished(_) => Some("what was written is not the whole disk"),
+            Self::Usage(_)
+            | Self::OutputIsBackup { .. }
+            | Self::Print { .. }
+            | Self::LogFile { .. }
+            | Self::Signals { .. } => None,
         }
     }
 }

@@ -1,15 +1,17 @@
 //! `qmprestore merge`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal};
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::args::{self, FormatName};
-use super::by_hand::ByHand;
+use super::by_hand::{self, ByHand};
 use super::console::Console;
 use super::exit::Exit;
 use super::failure::Failure;
@@ -17,7 +19,7 @@ use super::place;
 use super::progress::Reporter;
 use super::table::{Align, table};
 use super::{signals, units};
-use crate::chain::{Clock, RestorePoint, discover};
+use crate::chain::{Clock, Image, ImageName, Inventory, RestorePoint, discover};
 use crate::restore::{Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
@@ -29,6 +31,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
     inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    refuse_backup(arguments, &inventory)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {
@@ -57,11 +60,38 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         for (layer, image) in merge.layers().as_slice().iter().zip(&point.members) {
             console.debug(&format!("reading {} ({})", layer.path().display(), image.level));
         }
-        let merged = merge.run(&reporter)?;
+        let stays = arguments.streams() || by_hand::is_block_device(&arguments.out);
+        let merged = merge.run(&reporter).map_err(if stays { Failure::Unfinished } else { Failure::Restore })?;
         report(arguments, &point, merged, start, console);
         Ok(())
     })?;
-    Ok(if console.has_warned() { Exit::Warnings } else { Exit::Success })
+    Ok(exit(console))
+}
+
+/// How a merge ends that does not fail.
+fn exit(console: &Console) -> Exit {
+    if console.has_warned() { Exit::Warnings } else { Exit::Success }
+}
+
+/// The output must not take the place of any image that was found, be it one that this merge reads or not, nor become
+/// one that a later merge reads.
+fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
+    let images = || inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
+    let out = if arguments.streams() { stdout().and_then(|out| out.metadata()) } else { arguments.out.metadata() };
+    let is_one = out.is_ok_and(|out| {
+        let is_out = |there: Metadata| (there.dev(), there.ino()) == (out.dev(), out.ino());
+        images().filter_map(|image| image.path.metadata().ok()).any(is_out)
+    });
+    let name = arguments.out.file_name().unwrap_or_default();
+    let folder = |path: &Path| path.parent().and_then(|folder| Path::new(".").join(folder).canonicalize().ok());
+    let becomes_one = folder(&arguments.out).is_some_and(|out| {
+        let named = |image: &Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
+        images().filter(|image| named(image)).any(|image| folder(&image.path).is_some_and(|folder| folder == out))
+    });
+    if is_one || becomes_one {
+        return Err(Failure::OutputIsBackup { path: arguments.out.clone() });
+    }
+    Ok(())
 }
 
 fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
@@ -83,8 +113,7 @@ fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
 fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions, Failure> {
     let output = if arguments.streams() {
         // without the buffer of the standard library, which looks for ends of lines
-        let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(|source| Failure::Print { source })?;
-        Output::Stream(Box::new(File::from(stdout)))
+        Output::Stream(Box::new(stdout().map_err(|source| Failure::Print { source })?))
     } else {
         Output::File(arguments.out.clone())
     };
@@ -97,6 +126,10 @@ fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions
     })
 }
 
+fn stdout() -> io::Result<File> {
+    io::stdout().as_fd().try_clone_to_owned().map(File::from)
+}
+
 /// The name of the restore point.
 fn name(point: &RestorePoint) -> String {
     point.members.last().map(|image| image.display_name()).unwrap_or_default()
@@ -106,7 +139,6 @@ fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: 
     let Merged { size, bytes, length } = merged;
     let time = start.elapsed();
     let rate = units::rate(bytes, time);
-    let exit = if console.has_warned() { Exit::Warnings } else { Exit::Success };
     console.info(&format!(
         "{} of {} is in {}: a disk of {}, {} moved in {}, {}/s",
         name(point),
@@ -126,7 +158,7 @@ fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: 
             ("length", length.into()),
             ("seconds", time.as_secs_f64().into()),
             ("rate", rate.into()),
-            ("exit_code", exit.code().into()),
+            ("exit_code", exit(console).code().into()),
         ],
     );
 }
@@ -171,6 +203,7 @@ impl Planned<'_> {
 
     fn print(&self, console: &Console) -> Result<(), Failure> {
         if console.is_json() {
+            console.event("done", &[("exit_code", exit(console).code().into())]);
             return Ok(());
         }
         let plan = self.merge.summary();
@@ -221,7 +254,7 @@ impl Planned<'_> {
         console.result(&lines)
     }
 
-    fn members(&self) -> impl Iterator<Item = (&crate::chain::Image, &Layer)> {
+    fn members(&self) -> impl Iterator<Item = (&Image, &Layer)> {
         self.point.members.iter().map(AsRef::as_ref).zip(self.merge.layers().as_slice())
     }
 
@@ -251,7 +284,7 @@ fn format_name(layer: &Layer) -> &'static str {
     if layer.image().is_some() { "qcow2" } else { "raw" }
 }
 
-fn image_json(image: &crate::chain::Image, layer: &Layer) -> Value {
+fn image_json(image: &Image, layer: &Layer) -> Value {
     let length = layer.data().length();
     json!({
         "path": layer.path().to_string_lossy(),

@@ -19,7 +19,7 @@
 //! | `restore_point` | `disk`, `chain`, `name`, `path`, `level`, `time`, `rfc3339`, `size`, `allocated`, `file_length`, `file_usage`, `state` (`ok`, `doubtful`, `marked corrupt`, `broken`), `reason` |
 //! | `partial` | `disk`, `path` of what a failed run left |
 //! | `check` | `path`, `verdict` (`clean`, `leaks`, `dirty`, `marked corrupt`, `damaged`, `unreadable`, `raw`), `reason` where unreadable, `file_length`, of qcow2 images also `version`, `size`, `cluster_size`, `compression`, `snapshots`, `bitmaps`, `features`, `backing`, `clusters` (`total`, `allocated`, `compressed`, `fragmented`), `leaks`, `refcount_errors`, `structure_errors`, `findings` (each `severity`, `message`), `findings_dropped` |
-//! | `done` | `exit_code`; of a merge also `output`, `size`, `bytes`, `length`, `seconds`, `rate` |
+//! | `done` | `exit_code`; of a merge that is no dry run also `output`, `size`, `bytes`, `length`, `seconds`, `rate` |
 //! | `error` | `message`, `advice`, `exit_code`: the last line where the program fails |
 //!
 //! # Exit codes

@@ -1,5 +1,6 @@
 //! Moves bytes: in the kernel where it can, else by large reads gathered into large writes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -51,11 +52,20 @@ impl Work<'_> {
 }
 
 /// Reads guest bytes of any layer; one for each thread.
+///
+/// Pieces of a large compressed cluster may take turns with those of smaller ones in newer layers. Where they do, no
+/// two have the same size, since the newer one would hide all of the older: so of each size, the last is kept.
 #[derive(Debug, Default)]
 pub(super) struct LayerReader {
-    clusters: ClusterReader,
-    /// Layer and place of the cluster that was inflated last.
-    last: Option<(usize, HostOffset)>,
+    inflated: BTreeMap<u64, Inflated>,
+}
+
+/// The cluster of one size that was inflated last.
+#[derive(Debug, Default)]
+struct Inflated {
+    reader: ClusterReader,
+    /// Its layer and place.
+    last: Option<(usize, CompressedCluster)>,
 }
 
 impl LayerReader {
@@ -81,13 +91,14 @@ impl LayerReader {
         data: CompressedCluster,
     ) -> Result<&[u8]> {
         let Some(image) = layer.image() else { return Ok(&[]) };
-        if self.last != Some((number, data.host)) {
-            self.last = None;
-            let read = self.clusters.read(image, guest, data);
+        let inflated = self.inflated.entry(image.header().geometry.cluster_size()).or_default();
+        if inflated.last != Some((number, data)) {
+            inflated.last = None;
+            let read = inflated.reader.read(image, guest, data);
             read.map_err(|source| Error::Image { path: layer.path().to_owned(), source })?;
-            self.last = Some((number, data.host));
+            inflated.last = Some((number, data));
         }
-        Ok(self.clusters.last())
+        Ok(inflated.reader.last())
     }
 }
 

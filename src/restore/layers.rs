@@ -40,6 +40,8 @@ impl From<&chain::Image> for Source {
 #[derive(Debug)]
 pub struct Layers {
     layers: Vec<Layer>,
+    /// All start with the magic of qcow2.
+    all_magic: bool,
 }
 
 impl Layers {
@@ -51,6 +53,7 @@ impl Layers {
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(evidence).collect::<Result<_>>()?;
         let formats = format::decide(&evidence);
+        let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
         let layers = sources.iter().zip(storages).zip(formats);
         let layers: Vec<_> = layers
             .map(|((source, storage), format)| Layer::new(source.path.clone(), storage, format))
@@ -60,7 +63,7 @@ impl Layers {
         }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
-        Ok(Self { layers })
+        Ok(Self { layers, all_magic })
     }
 
     /// The layers, oldest first.
@@ -91,7 +94,12 @@ impl Layers {
     /// What is not as it should be, but can be read.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
         let corrupt = |layer: &&Layer| layer.image().is_some_and(|image| image.header().is_corrupt());
-        self.layers.iter().filter(corrupt).map(|layer| Warning::MarkedCorrupt { path: layer.path().to_owned() })
+        let corrupt = self.layers.iter().filter(corrupt);
+        let corrupt = corrupt.map(|layer| Warning::MarkedCorrupt { path: layer.path().to_owned() });
+        // a guest may write a header to a raw disk once, but hardly before each backup
+        let doubtful = self.all_magic && self.has_raw_increments();
+        let raw = self.layers.first().filter(|layer| doubtful && layer.image().is_none());
+        corrupt.chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }
 
     /// Whether a file is one of the images.

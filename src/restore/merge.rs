@@ -23,7 +23,7 @@ pub struct MergeOptions {
     pub output: Output,
     /// What it is.
     pub format: OutputFormat,
-    /// Threads; all that the machine has by default. The output is the same for any number.
+    /// Threads, at most 256; all that the machine has by default. The output is the same for any number.
     pub threads: Option<NonZeroUsize>,
     /// Bytes of guest data in a second.
     pub rate_limit: Option<NonZeroU64>,
@@ -187,7 +187,10 @@ impl Merge {
 }
 
 fn pool(threads: Option<NonZeroUsize>) -> Result<rayon::ThreadPool> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, NonZeroUsize::get));
+    /// More do not make it faster; tens of thousands make the machine stand still.
+    const MOST: usize = 256;
+    let threads = threads.map_or(0, |threads| threads.get().min(MOST));
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
     builder.thread_name(|index| format!("merge-{index}")).build().map_err(|source| Error::Threads { source })
 }
 

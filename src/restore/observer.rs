@@ -55,4 +55,11 @@ pub enum Warning {
         /// The image.
         path: PathBuf,
     },
+    /// The images were said to be raw, but each of a chain starts as qcow2 does.
+    #[error("{}: is read as raw, as its settings say, but all images of this chain start as qcow2 images do: where they are, \
+        the output is none of the disk, and --source-format qcow2 is right", .path.display())]
+    LooksLikeQcow2 {
+        /// The first image.
+        path: PathBuf,
+    },
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -21,8 +22,15 @@ pub(super) enum Destination {
 
 /// Whether the output may be made, as far as can be said without touching it.
 pub(super) fn check(path: &Path, format: OutputFormat, replace: bool, layers: &Layers) -> Result<()> {
-    let Some(there) = there(path)? else { return Ok(()) };
     let wrong = |reason| Err(Error::OutputKind { path: path.to_owned(), reason });
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return wrong("is a folder: name the file in it");
+    }
+    let Some(there) = there(path)? else {
+        // a link that leads nowhere takes the name, too
+        let taken = !replace && path.symlink_metadata().is_ok();
+        return if taken { Err(Error::OutputExists { path: path.to_owned() }) } else { Ok(()) };
+    };
     let kind = there.file_type();
     if layers.contain(&there) {
         return Err(Error::OutputIsSource { path: path.to_owned() });

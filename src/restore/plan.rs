@@ -56,14 +56,14 @@ impl Plan {
     pub(super) fn new(layers: &Layers, geometry: Geometry, observer: &dyn Observer) -> Result<Self> {
         let occupied = layers.as_slice().iter().flat_map(super::layer::Layer::occupied);
         let slices = Slices::new(layers.size(), occupied);
-        let counts = pool::for_each(slices.ranges(), MapBuffer::default, |buffer, guest| {
+        let counts = pool::filter_map(slices.ranges(), MapBuffer::default, |buffer, guest| {
             if observer.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let pieces = resolve(layers.as_slice(), guest.clone(), buffer)?;
             Ok(count(&pieces, guest, geometry))
         })?;
-        Ok(Self::place(layers.size(), counts.into_iter().flatten()))
+        Ok(Self::place(layers.size(), counts.into_iter()))
     }
 
     /// The prefix sums.

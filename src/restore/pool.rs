@@ -18,6 +18,20 @@ where
     R: Send,
     E: Send,
 {
+    filter_map(items, scratch, |scratch, item| work(scratch, item).map(Some))
+}
+
+/// As [`for_each`], for many items of which few have a result: the others take no memory.
+pub(super) fn filter_map<T, S, R, E>(
+    items: impl Iterator<Item = T> + Send,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> Result<Option<R>, E> + Sync,
+) -> Result<Vec<R>, E>
+where
+    T: Send,
+    R: Send,
+    E: Send,
+{
     let items = Mutex::new(items.enumerate());
     let failed = AtomicBool::new(false);
     let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -32,7 +46,7 @@ where
                 let Some((index, item)) = next() else { break };
                 let result = work(&mut scratch, item);
                 failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                done.push((index, result));
+                done.extend(result.transpose().map(|result| (index, result)));
             }
             done
         })
@@ -81,6 +95,12 @@ mod tests {
         assert_eq!(all, (0..1000).map(|item| item * 2).collect::<Vec<_>>());
         let error = for_each(0..1000, || (), |(), item| if item % 7 == 6 { Err(item) } else { Ok(()) });
         assert_eq!(error, Err(6));
+    }
+
+    #[test]
+    fn items_without_a_result_leave_none() {
+        let some = filter_map(0..1000, || (), |(), item| Ok::<_, ()>((item % 10 == 3).then_some(item))).unwrap();
+        assert_eq!(some, (0..1000).filter(|item| item % 10 == 3).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Memory and open files stay within bounds that do not depend on the disk.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::tools;
+use crate::{sparse, tools};
 
 /// Runs the program, and returns the most memory that it used, in bytes.
 fn memory(arguments: &[&std::ffi::OsStr]) -> u64 {
@@ -43,6 +45,60 @@ fn a_disk_of_16_tib_needs_less_than_100_mb() {
         let told = tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", &read]).arg(&out));
         assert!(!told.contains("Pattern verification failed"), "{told}");
     }
+}
+
+/// An image of 4 GiB of holes that claims a disk of 1000 TiB: 2000 L2 tables in which nothing is.
+fn claim_much(path: &Path) {
+    const CLUSTER: u64 = 2 << 20;
+    const TABLES: u64 = 2000;
+    let size = (TABLES * CLUSTER / 8 * CLUSTER).to_string();
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M"]).arg(path).arg(size));
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut l1 = [0; 8];
+    file.read_exact_at(&mut l1, 40).unwrap();
+    let first = file.metadata().unwrap().len().next_multiple_of(CLUSTER);
+    file.set_len(first + TABLES * CLUSTER).unwrap();
+    let entries = (0..TABLES).flat_map(|table| ((first + table * CLUSTER) | 1 << 63).to_be_bytes());
+    file.write_all_at(&entries.collect::<Vec<u8>>(), u64::from_be_bytes(l1)).unwrap();
+}
+
+#[test]
+fn empty_tables_of_a_huge_disk_need_less_than_100_mb() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    claim_much(&dir.join("FULL-1600000000-disk"));
+    let out = folder.path().join("out");
+    let arguments = ["merge".as_ref(), "--skip-check".as_ref(), "--dir".as_ref(), dir.as_ref()];
+    let bytes = memory(&[&arguments[..], &["--out".as_ref(), out.as_ref()]].concat());
+    assert!(bytes < 100_000_000, "{bytes} bytes");
+}
+
+#[test]
+fn a_compressed_cluster_in_pieces_is_inflated_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    let raw = folder.path().join("raw");
+    let digits: Vec<u8> = (0..400_000_u64).flat_map(|number| format!("{:010}", number.pow(2)).into_bytes()).collect();
+    std::fs::write(&raw, &digits[..2 << 20]).unwrap();
+    let full = dir.join("FULL-1600000000-disk");
+    let compressed = ["convert", "-c", "-O", "qcow2", "-o", "cluster_size=2M"];
+    tools::run(tools::qemu_img().args(compressed).args([&raw, &full]));
+    let inc = dir.join("INC-1600000001-disk");
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"]).arg(&inc).arg("2M"));
+    let writes = (0..2048_u64).flat_map(|pair| ["-c".to_owned(), format!("write -q -c -P 7 {} 512", pair * 1024)]);
+    tools::run(tools::qemu_io().args(["-f", "qcow2", "-t", "unsafe"]).args(writes).arg(&inc));
+
+    // 2048 times would be 4 GiB
+    let out = folder.path().join("out");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -t 2 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_qmprestore"), "merge", "--dir"]);
+    tools::run(command.arg(&dir).args(["--format", "raw", "--out"]).arg(&out));
+    let mut expected = digits;
+    expected.truncate(2 << 20);
+    expected.chunks_mut(1024).for_each(|pair| pair[..512].fill(7));
+    assert_eq!(sparse::difference(&std::fs::read(&out).unwrap(), &expected), None);
 }
 
 #[test]

@@ -114,3 +114,22 @@ fn a_raw_disk_whose_guest_wrote_a_qcow2_header_stays_raw() {
     let raw = wanted.merge(&dir, "FULL-1640000000", root.path(), "raw", 1);
     assert_eq!(disk.first_difference(&raw), None);
 }
+
+#[test]
+fn a_chain_that_is_said_to_be_raw_but_looks_like_qcow2_gets_a_warning() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("disk");
+    std::fs::create_dir(&dir).unwrap();
+    for name in ["FULL-1640000000-disk", "INC-1640000001-disk"] {
+        crate::tools::run(crate::tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(dir.join(name)).arg("1M"));
+    }
+    std::fs::write(root.path().join("disk.config"), r#"{"format":"raw"}"#).unwrap();
+    for (format, code) in [(None, 3), (Some("qcow2"), 0)] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_qmprestore"));
+        let out = root.path().join(format!("out {code}"));
+        command.args(["merge", "--quiet", "--dir"]).arg(&dir).arg("--out").arg(out);
+        command.args(format.map(|format| format!("--source-format={format}")));
+        let output = crate::tools::output(&mut command);
+        assert_eq!(output.status.code(), Some(code), "{}", crate::tools::told(&command, &output));
+    }
+}

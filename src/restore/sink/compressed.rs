@@ -136,8 +136,12 @@ impl<'a> Maker<'a> {
         if !fits {
             return Ok(false);
         }
-        let start = bytes.len();
         let there = image.storage().length().saturating_sub(data.host.0).min(data.length);
+        // the length is one of whole sectors: with what lies behind a stream it may be more than the plan has room for
+        if there >= header.geometry.cluster_size() {
+            return Ok(false);
+        }
+        let start = bytes.len();
         bytes.resize(start + to_usize(there), 0);
         let place = bytes.get_mut(start..).unwrap_or_default();
         image.read_data(place, data.host).map_err(|source| Error::Image { path: layer.path().to_owned(), source })?;

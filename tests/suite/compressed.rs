@@ -1,0 +1,47 @@
+//! Compressed outputs that random chains do not make.
+
+use std::path::Path;
+
+use crate::merge::Wanted;
+use crate::oracle::convert;
+use crate::prng::Prng;
+use crate::{sparse, tools};
+
+/// A FULL with compressed clusters of noise, `noise` bytes of it in each, comes out whole.
+fn hardly_compressible(cluster_size: usize, noise: usize, codec: &'static str) {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    let prng = &mut Prng::stream(0, 3);
+    let cluster = |_| {
+        let mut cluster = prng.bytes(noise);
+        cluster.resize(cluster_size, 0);
+        cluster
+    };
+    let disk: Vec<u8> = (0..(4 << 20) / cluster_size).flat_map(cluster).collect();
+    let raw = folder.path().join("raw");
+    std::fs::write(&raw, disk).unwrap();
+    let codec_option = if codec == "--compress=zstd" { ",compression_type=zstd" } else { "" };
+    let options = format!("cluster_size={cluster_size}{codec_option}");
+    let full = dir.join("FULL-1600000000-disk");
+    tools::run(tools::qemu_img().args(["convert", "-c", "-O", "qcow2", "-o", &options]).args([&raw, &full]));
+
+    let wanted = Wanted { compress: Some(codec), ..Wanted::default() };
+    let out = wanted.merge(&dir, "latest", folder.path(), "out", 2);
+    tools::run(tools::qemu_img().args(["check", "-q", "-f", "qcow2"]).arg(&out));
+    assert_as_raw(&out, &raw, &format!("{noise} of {cluster_size} bytes, {codec}"));
+}
+
+fn assert_as_raw(qcow2: &Path, expected: &Path, what: &str) {
+    let raw = qcow2.with_extension("raw");
+    convert(qcow2, &raw);
+    sparse::assert_same(&raw, expected, what);
+}
+
+#[test]
+fn clusters_that_hardly_shrink_keep_to_the_room_they_have() {
+    for codec in ["--compress=zlib", "--compress=zstd"] {
+        hardly_compressible(512, 400, codec);
+        hardly_compressible(4096, 4000, codec);
+    }
+}
