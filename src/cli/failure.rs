@@ -22,8 +22,10 @@ pub(super) enum Failure {
     /// The output is one that does not go away: a block device, or what has left through stdout.
     #[error(transparent)]
     Unfinished(restore::Error),
-    #[error("{}: is an image of the backup or would be taken for one: take another name", .path.display())]
+    #[error("{}: is itself a part of the chain, or of one beside it", .path.display())]
     OutputIsBackup { path: PathBuf },
+    #[error("{}: would be taken for an image of the backup: take another name", .path.display())]
+    OutputNamedAsBackup { path: PathBuf },
     #[error("cannot print the result")]
     Print { source: io::Error },
     #[error("{}: cannot be opened for the log", .path.display())]
@@ -54,9 +56,11 @@ impl Failure {
                 restore::ErrorKind::Other => Exit::Error,
             },
             Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
-            Self::OutputIsBackup { .. } | Self::Print { .. } | Self::LogFile { .. } | Self::Signals { .. } => {
-                Exit::Error
-            }
+            Self::OutputIsBackup { .. }
+            | Self::OutputNamedAsBackup { .. }
+            | Self::Print { .. }
+            | Self::LogFile { .. }
+            | Self::Signals { .. } => Exit::Error,
         }
     }
 
@@ -83,6 +87,7 @@ impl Failure {
             Self::Unfinished(_) => Some("what was written is not the whole disk"),
             Self::Usage(_)
             | Self::OutputIsBackup { .. }
+            | Self::OutputNamedAsBackup { .. }
             | Self::Print { .. }
             | Self::LogFile { .. }
             | Self::Signals { .. } => None,

@@ -88,10 +88,14 @@ fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), F
         let named = |image: &Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
         images().filter(|image| named(image)).any(|image| folder(&image.path).is_some_and(|folder| folder == out))
     });
-    if is_one || becomes_one {
-        return Err(Failure::OutputIsBackup { path: arguments.out.clone() });
+    let path = arguments.out.clone();
+    if is_one {
+        Err(Failure::OutputIsBackup { path })
+    } else if becomes_one {
+        Err(Failure::OutputNamedAsBackup { path })
+    } else {
+        Ok(())
     }
-    Ok(())
 }
 
 fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {

@@ -45,7 +45,7 @@ fn no_image_of_the_backup_is_replaced_be_it_read_or_not() {
     for out in [full, newer, dir.join("INC-1600000002-disk.partial"), link, same] {
         let (code, said) = merge(&dir, &out, &["--force"]);
         assert_eq!(code, Some(1), "{}: {said}", out.display());
-        assert!(said.contains("is an image of the backup"), "{}: {said}", out.display());
+        assert!(said.contains("is itself a part of the chain"), "{}: {said}", out.display());
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_qmprestore"));
     let full = fs::File::options().write(true).open(dir.join("FULL-1600000000-disk")).unwrap();
@@ -60,7 +60,7 @@ fn no_output_becomes_an_image_of_the_backup() {
     let before = sparse::fingerprints(&dir);
     for name in ["INC-1600000002-disk", "FULL-1600000002", "disk"] {
         let (code, said) = merge(&dir, &dir.join(name), &[]);
-        assert!(code == Some(1) && said.contains("would be taken for one"), "{name}: {said}");
+        assert!(code == Some(1) && said.contains("would be taken for an image"), "{name}: {said}");
     }
     assert_eq!(sparse::fingerprints(&dir), before);
     // another name does there, and any elsewhere
