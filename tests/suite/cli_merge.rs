@@ -223,7 +223,7 @@ fn an_existing_output_is_replaced_only_by_force_and_a_source_never() {
     std::os::unix::fs::symlink(&source, backup.path("link")).unwrap();
     std::fs::hard_link(&source, backup.path("hard")).unwrap();
     for out in [source, backup.path("link"), backup.path("hard")] {
-        backup.merged([Path::new("--force"), Path::new("--out"), &out]).with(1).says("is an image of the backup");
+        backup.merged([Path::new("--force"), Path::new("--out"), &out]).with(1).says("is itself a part of the chain");
     }
     std::fs::create_dir(backup.path("folder")).unwrap();
     backup.merged(["--force", "--out", "folder"]).with(1).says("is a folder");
