@@ -28,9 +28,15 @@
 
 const _: () = assert!(usize::BITS >= 64, "offsets in images need a 64-bit host");
 
+#[cfg(feature = "capture")]
+pub mod agent;
+#[cfg(feature = "capture")]
+pub mod capture;
 pub mod chain;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod qcow2;
+#[cfg(feature = "capture")]
+pub mod qmp;
 pub mod restore;
 pub mod storage;
