@@ -89,8 +89,8 @@ fn all(folder: &Path) -> Vec<PathBuf> {
     configs.map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
 }
 
-/// The format in a file; `None` where there is no such file.
-fn read(path: &Path) -> Result<Option<FormatHint>, String> {
+/// The JSON in a file; `None` where there is no such file.
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>, String> {
     if !path.exists() {
         return Ok(None);
     }
@@ -100,7 +100,12 @@ fn read(path: &Path) -> Result<Option<FormatHint>, String> {
     }
     let mut bytes = vec![0; usize::try_from(file.length()).map_err(|error| error.to_string())?];
     file.read_exact_at(&mut bytes, 0).map_err(|error| error.to_string())?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| error.to_string())
+}
+
+/// The format in a file; `None` where there is no such file.
+fn read(path: &Path) -> Result<Option<FormatHint>, String> {
+    let Some(value) = read_json(path)? else { return Ok(None) };
     match value.get("format").and_then(Value::as_str) {
         Some("qcow2") => Ok(Some(FormatHint::Qcow2)),
         Some("raw") => Ok(Some(FormatHint::Raw)),

@@ -10,6 +10,7 @@ use super::config::Configs;
 use super::disk::Disk;
 use super::image::{Image, Month};
 use super::layout::Layout;
+use super::manifest::Manifest;
 use super::scan::scan;
 use super::{Error, FormatHint};
 
@@ -103,7 +104,8 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
             let mut formats = BTreeMap::new();
             for image in &mut images {
                 let format = || configs.format(&real.join(image.folder()), name.as_deref());
-                image.format = *formats.entry(image.folder().to_owned()).or_insert_with(format);
+                image.format = Manifest::format(&image.path)
+                    .unwrap_or_else(|| *formats.entry(image.folder().to_owned()).or_insert_with(format));
             }
             let label = labels.label(&node, name.as_deref(), &images, shared);
             let folder = node.file_name().unwrap_or(&labels.root).to_string_lossy().into_owned();

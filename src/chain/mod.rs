@@ -23,7 +23,8 @@
 //!   FULL, older than all images with a time in its folder, unless only a link `COPY-<name>` lies beside it.
 //! - A FULL begins a chain, an INC belongs to the newest FULL before it *in its folder*; a COPY stands alone. Order is by
 //!   the time in the name. In the same second, the FULL comes before the INC; two INCs in one second have no order.
-//! - The format of an image is what the `.config` says, never what its content looks like.
+//! - The format of an image is qcow2 where it has a [`Manifest`], else what the `.config` says, never what its content
+//!   looks like.
 //!
 //! # Listing restore points
 //!
@@ -57,6 +58,7 @@ mod error;
 mod image;
 mod layout;
 mod links;
+mod manifest;
 mod name;
 mod point;
 mod scan;
@@ -72,6 +74,7 @@ pub use disk::Disk;
 pub use error::{Error, ErrorKind};
 pub use image::Image;
 pub use links::Chain;
+pub use manifest::{BOOKKEEPING, Manifest};
 pub use name::{ImageName, Level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use when::{Clock, WHEN_FORMS, When};

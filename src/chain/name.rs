@@ -27,7 +27,7 @@ pub enum Level {
 }
 
 impl Level {
-    const ALL: [Self; 3] = [Self::Copy, Self::Full, Self::Inc];
+    pub(super) const ALL: [Self; 3] = [Self::Copy, Self::Full, Self::Inc];
 
     /// The level as file names spell it.
     #[must_use]
