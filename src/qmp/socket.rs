@@ -1,0 +1,64 @@
+//! Connecting, to a UNIX socket or over TCP, without a time limit: callers have one.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::address::Address;
+
+/// How often a socket is tried whose queue of clients is full.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Bytes both ways.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl Stream for UnixStream {}
+impl Stream for TcpStream {}
+
+/// The process that listened on a UNIX socket when it was connected to: QEMU, or who handed it the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its process, where the system knows it and it is in our PID namespace.
+    pub pid: Option<i32>,
+}
+
+/// A connection.
+pub(crate) struct Socket {
+    pub(crate) stream: Box<dyn Stream>,
+    pub(crate) peer: Option<Peer>,
+}
+
+impl Socket {
+    pub(crate) async fn open(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => {
+                let stream = queue_up(path).await?;
+                let peer = stream.peer_cred().ok();
+                let peer = peer.map(|peer| Peer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() });
+                Ok(Self { stream: Box::new(stream), peer })
+            }
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(Self { stream: Box::new(stream), peer: None })
+            }
+        }
+    }
+}
+
+/// QEMU lets one client in and one or two wait. Where others wait already, the kernel says so at once.
+async fn queue_up(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(RETRY).await,
+            done => return done,
+        }
+    }
+}
