@@ -1,12 +1,14 @@
 //! Live backups of standalone QEMU virtual machines, and the engine that restores them.
 //!
 //! A backup folder holds one FULL image of a disk and the INC images that QEMU pushed after it, all of them
-//! plain qcow2. This crate finds such chains, checks them and makes one flattened disk image of any restore
-//! point, in parallel and without `qemu-img`.
+//! plain qcow2. This crate has a running QEMU push them, finds such chains, checks them and makes one flattened disk
+//! image of any restore point, in parallel and without `qemu-img`.
 //!
 //! # Layers
 //!
 //! ```text
+//! qmpbackup:  bin -> cli -> capture -> agent -> qmp
+//!                                   -> chain -> qcow2 -> storage
 //! qmprestore: bin -> cli -> restore -> chain -> qcow2 -> storage
 //! ```
 //!
@@ -14,12 +16,16 @@
 //! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, check
 //! - [`chain`]: what lies in a backup folder; names, order, restore points
 //! - [`restore`]: merge, as plan, execution and sink
+//! - `qmp`, `agent` (feature `capture`): QEMU's monitor, and the agent in the guest
+//! - `capture` (feature `capture`): one backup of a running machine, as plan, execution and recovery
 //! - `cli` (feature `cli`): arguments, progress, listings, exit codes; only this layer prints
 //!
 //! A layer knows only those to its right. Answers come back as values or as events to an observer.
 //!
 //! # Promises
 //!
+//! - Nothing that a guest wrote is lost between two restore points, and a restore point is one moment of all its disks.
+//! - A run that fails or is killed costs that run and nothing else.
 //! - Reading never writes: backups are opened read-only.
 //! - A file exists under its final name only when it is whole and on stable storage.
 //! - No input makes the engine panic, hang, read outside the chain or use memory out of proportion to the input;

@@ -1,6 +1,10 @@
 //! The disks of a machine as its monitor tells them.
 
-use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::file_name::FileName;
 
 /// A disk that can be backed up.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,11 +21,12 @@ pub struct Device {
     pub names: Vec<String>,
     /// The disk's file as QEMU names it: a path, perhaps relative to QEMU's working directory, or what stands for one.
     pub file: String,
-    /// The last part of the file's name, which images bear.
+    /// The last part of the file's name, which images bear; with `snapshot=on` that of the lowest image, since the
+    /// temporary overlay has another name at each start.
     pub base: String,
     /// The folder of the disk's file, where it is a local file and the path is absolute.
-    pub folder: Option<std::path::PathBuf>,
-    /// The format: `qcow2`, `raw`, …
+    pub folder: Option<PathBuf>,
+    /// The format: `qcow2`, `raw`, …; `raw`, too, where a protocol has no format above it.
     pub format: String,
     /// Bytes that the guest sees.
     pub virtual_size: u64,
@@ -29,14 +34,64 @@ pub struct Device {
     pub cluster_size: Option<u64>,
     /// Whether nobody can write to it.
     pub read_only: bool,
-    /// Whether its bitmaps outlive QEMU: qcow2 version 3, not read-only.
+    /// Whether more than one device or export writes to it.
+    pub shared: bool,
+    /// Whether its bitmaps outlive QEMU: qcow2 version 3, neither read-only nor the temporary overlay of `snapshot=on`.
     pub persistent: bool,
     /// The file names of the images below it, nearest first: the disk is an overlay, an external snapshot was taken.
     pub backing: Vec<String>,
     /// The bitmaps on the format node.
     pub bitmaps: Vec<Bitmap>,
-    /// What `query-block` says of the image, as `qemu-img info --output json` prints it.
+    /// What QEMU says of the format node's image, as `qemu-img info --output json` prints it.
     pub image: Value,
+}
+
+impl Device {
+    /// The path of the disk's file, where it is local; a relative one is resolved in QEMU's working directory.
+    #[must_use]
+    pub fn absolute(&self, cwd: Option<&Path>) -> Option<PathBuf> {
+        let path = PathBuf::from(FileName::parse(&self.file).path?);
+        if path.is_absolute() { Some(path) } else { cwd.map(|cwd| cwd.join(path)) }
+    }
+
+    /// What images of the disk may bear: the last part of its file's name, and of those below, which were the disk's own
+    /// before somebody took an external snapshot.
+    #[must_use]
+    pub(super) fn bases(&self) -> Vec<String> {
+        let below = self.backing.iter().filter_map(|file| FileName::parse(file).base);
+        let mut bases = vec![self.base.clone()];
+        bases.extend(below.filter(|base| *base != self.base));
+        bases
+    }
+
+    /// The disk as `info --show blockdev` prints it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "node": self.node,
+            "device": self.device,
+            "qdev": self.qdev,
+            "format": self.format,
+            "filename": self.file,
+            "virtual_size": self.virtual_size,
+            "backing_image": !self.backing.is_empty(),
+            "has_bitmap": !self.bitmaps.is_empty(),
+            "bitmaps": self.bitmaps.iter().map(Bitmap::to_json).collect::<Vec<_>>(),
+            "driver": FileName::parse(&self.file).driver,
+            "path": self.folder.as_deref().map(Path::to_string_lossy),
+        })
+    }
+}
+
+/// What the `.config` of a disk holds: its image as `qemu-img info --output json` prints it.
+#[must_use]
+pub(super) fn config(device: &Device) -> Value {
+    let mut image = device.image.clone();
+    // Without a format node QEMU names the protocol here; who restores wants the format
+    if let Some(format) = image.get_mut("format") {
+        *format = device.format.clone().into();
+    }
+    image
 }
 
 /// A dirty bitmap.
@@ -59,6 +114,22 @@ pub struct Bitmap {
     pub persistent: bool,
     /// Whether QEMU ended without storing it: it can only be removed.
     pub inconsistent: bool,
+}
+
+impl Bitmap {
+    /// The bitmap as QEMU describes it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "count": self.count,
+            "granularity": self.granularity,
+            "recording": self.recording,
+            "busy": self.busy,
+            "persistent": self.persistent,
+            "inconsistent": self.inconsistent,
+        })
+    }
 }
 
 /// A disk that is left out.

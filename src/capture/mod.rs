@@ -1,5 +1,76 @@
-//! One backup of a running machine.
+//! Backups of running machines: QEMU itself writes the images, this decides and looks after order.
+//!
+//! # The protocol
+//!
+//! A bitmap is named for the image that it starts from: `qmpbackup-<time>-<chain>` records all that was written since the
+//! image of that time. So an INC may follow the newest image exactly if there is a healthy bitmap with its time.
+//!
+//! ```text
+//! prepare   the machine's lock (a node that exists once); NEW bitmaps, before anything else; images; filters
+//! moment    [freeze] stop, exchange the drives of all devices for their filters, cont [thaw]
+//! start     a node that shows the disk as it was; what OLD records is copied from there, or all of it
+//! dismantle when all jobs have concluded: everything in QEMU but the bitmaps goes
+//! publish   journal, names; then OLD goes
+//! ```
+//!
+//! NEW records from before the moment on, so no write can fall between two bitmaps; what it records too much is copied once
+//! more. When a run fails, NEW is poured into OLD. Where QEMU has no filters for that, or with [`Fleece::Off`], the moment
+//! is one transaction that begins all jobs.
+//!
+//! # Order
+//!
+//! Whatever a run was doing when it ended, the next one finds it out by looking: at jobs, nodes and bitmaps in QEMU, and at
+//! the journal in the folder. What brings order back is the same in all cases, success among them.
 
+mod decide;
 mod device;
+mod devices;
+mod error;
+mod event;
+mod file_name;
+mod files;
+mod graph;
+mod history;
+mod image;
+mod journal;
+mod lock;
+mod machine;
+mod maintain;
+mod moment;
+mod names;
+mod nodes;
+mod observe;
+mod order;
+mod place;
+mod plan;
+mod prepare;
+mod reply;
+mod request;
+mod run;
+mod selection;
+mod settle;
+mod target;
+mod teardown;
 
 pub use device::{Bitmap, Device, Skipped, Why};
+pub use error::{Error, ErrorKind};
+pub use event::{Event, Observer, Progress, Severity};
+pub use maintain::{disks, remove_bitmaps};
+pub use plan::Plan;
+pub use reply::DeviceError;
+pub use request::{Aio, Connection, Fleece, Request, Wanted};
+pub use run::{Outcome, backup, dry_run, recover};
+pub use selection::Selection;
+pub use target::is_chain;
+
+use self::machine::Machine;
+use crate::qmp::{Command, Features, Limits, Monitor};
+
+/// Connects to a machine.
+async fn connect<'a>(connection: &Connection, observer: &'a dyn Observer) -> Result<Machine<'a>, Error> {
+    let limits = Limits { connect: connection.timeout.min(Limits::default().connect), command: connection.timeout };
+    let monitor = Monitor::connect(&connection.monitor, limits).await?;
+    observer.event(&Event::Connected { version: monitor.version().clone() });
+    let features = Features::parse(&monitor.execute(&Command::new("query-qmp-schema")).await?);
+    Ok(Machine { monitor, observer, features })
+}

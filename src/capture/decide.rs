@@ -1,0 +1,228 @@
+//! FULL or INC, and why.
+//!
+//! Pure: from what is asked, the images that there are and the bitmaps to a level for each disk.
+
+use std::path::Path;
+
+use super::device::Bitmap;
+use super::event::Severity;
+use super::history::History;
+use super::request::Wanted;
+use super::settle::Bitmaps;
+use crate::chain::Level;
+
+/// What is known of a disk when its level is decided.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    /// Its images.
+    pub(super) history: &'a History,
+    /// Its bitmaps of the chain.
+    pub(super) bitmaps: &'a Bitmaps<'a>,
+    /// Its size now.
+    pub(super) size: u64,
+    /// Whether QEMU can keep its bitmaps when it ends.
+    pub(super) persistent: bool,
+    /// Whether another disk of the machine has images here.
+    pub(super) others_have_images: bool,
+}
+
+/// What a disk gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Decision<'a> {
+    /// An image of this level.
+    Take {
+        level: Level,
+        /// What an INC follows.
+        old: Option<&'a Bitmap>,
+        reason: String,
+        severity: Severity,
+    },
+    /// Nothing: there is no FULL.
+    NoFull,
+    /// Nothing: the chain cannot go on.
+    Broken { reason: String },
+}
+
+impl<'a> Decision<'a> {
+    fn full(reason: impl Into<String>, severity: Severity) -> Self {
+        Self::Take { level: Level::Full, old: None, reason: reason.into(), severity }
+    }
+
+    pub(super) fn new(wanted: Wanted, facts: &Facts<'a>) -> Self {
+        match wanted {
+            Wanted::Copy => {
+                Self::Take { level: Level::Copy, old: None, reason: "as asked".to_owned(), severity: Severity::Info }
+            }
+            Wanted::Full => Self::full("as asked", Severity::Info),
+            Wanted::Inc | Wanted::Auto => Self::next(wanted, facts),
+        }
+    }
+
+    fn next(wanted: Wanted, facts: &Facts<'a>) -> Self {
+        let Some(newest) = &facts.history.newest else {
+            return match wanted {
+                _ if facts.others_have_images => Self::full("the disk is new in this backup", Severity::Notice),
+                Wanted::Auto => Self::full("there is none in the folder yet", Severity::Info),
+                _ => Self::NoFull,
+            };
+        };
+        if newest.size.is_some_and(|size| size != facts.size) {
+            let before = newest.size.unwrap_or_default();
+            let reason = format!("the disk was resized from {before} to {} bytes", facts.size);
+            return Self::full(reason, Severity::Notice);
+        }
+        match usable(newest.fault.as_deref(), newest.time, facts) {
+            Ok(old) => Self::Take {
+                level: Level::Inc,
+                old: Some(old),
+                reason: format!("on top of {}", name(&newest.path)),
+                severity: Severity::Info,
+            },
+            // the bitmap ended with QEMU, as it had to
+            Err(Unusable::Absent(_)) if !facts.persistent => {
+                Self::full("the bitmaps of this disk end with QEMU, and it was started again", Severity::Notice)
+            }
+            Err(Unusable::Absent(reason) | Unusable::Bad(reason)) if wanted == Wanted::Auto => {
+                Self::full(format!("no INC can follow: {reason}"), Severity::Warning)
+            }
+            Err(Unusable::Absent(reason) | Unusable::Bad(reason)) => Self::Broken { reason },
+        }
+    }
+}
+
+enum Unusable {
+    Absent(String),
+    Bad(String),
+}
+
+/// The bitmap that holds all that was written since the newest image.
+fn usable<'a>(fault: Option<&str>, newest: Option<i64>, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable> {
+    if let Some(partial) = &facts.history.partial {
+        return Err(Unusable::Bad(format!("a run before failed and left {}", partial.display())));
+    }
+    if let Some(fault) = fault {
+        return Err(Unusable::Bad(fault.to_owned()));
+    }
+    let bitmap = facts.bitmaps.since(newest.unwrap_or(i64::MIN));
+    let bitmap = bitmap.ok_or_else(|| Unusable::Absent("no bitmap goes back to the newest image".to_owned()))?;
+    let bad = |what: &str| Err(Unusable::Bad(format!("the bitmap {} {what}", bitmap.name)));
+    if bitmap.inconsistent {
+        return bad("is inconsistent, QEMU did not end orderly");
+    }
+    if bitmap.busy {
+        return bad("is used by another job");
+    }
+    if !bitmap.recording {
+        return bad("is disabled: writes may be missing in it");
+    }
+    Ok(bitmap)
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::history::Newest;
+
+    fn history() -> History {
+        let newest = Newest { path: "/t/disk/FULL-5-disk".into(), time: Some(5), size: Some(100), fault: None };
+        History { newest: Some(newest), partial: None, latest: Some(5), incs: 0 }
+    }
+
+    fn bitmap() -> Bitmap {
+        Bitmap {
+            name: "qmpbackup-5-c".to_owned(),
+            node: "disk".to_owned(),
+            count: 7,
+            granularity: 65536,
+            recording: true,
+            busy: false,
+            persistent: true,
+            inconsistent: false,
+        }
+    }
+
+    /// The level and how much it matters, or why there is none.
+    fn decide(
+        wanted: Wanted,
+        history: &History,
+        bitmaps: &[Bitmap],
+        persistent: bool,
+    ) -> Result<(Level, Severity), String> {
+        let bitmaps = Bitmaps::of(bitmaps, "c", &[]);
+        let facts = Facts { history, bitmaps: &bitmaps, size: 100, persistent, others_have_images: false };
+        match Decision::new(wanted, &facts) {
+            Decision::Take { level, old, severity, .. } => {
+                assert_eq!(level == Level::Inc, old.is_some());
+                Ok((level, severity))
+            }
+            Decision::NoFull => Err("no FULL".to_owned()),
+            Decision::Broken { reason } => Err(reason),
+        }
+    }
+
+    #[test]
+    fn an_inc_needs_a_bitmap_that_goes_back_to_the_newest_image() {
+        for wanted in [Wanted::Inc, Wanted::Auto] {
+            assert_eq!(decide(wanted, &history(), &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
+            let python = Bitmap { name: "qmpbackup-c".to_owned(), ..bitmap() };
+            assert_eq!(decide(wanted, &history(), &[python], true), Ok((Level::Inc, Severity::Info)));
+        }
+        let bad = [
+            Vec::new(),
+            vec![Bitmap { name: "qmpbackup-4-c".to_owned(), ..bitmap() }],
+            vec![Bitmap { inconsistent: true, ..bitmap() }],
+            vec![Bitmap { recording: false, ..bitmap() }],
+            vec![Bitmap { busy: true, ..bitmap() }],
+        ];
+        for bitmaps in bad {
+            assert!(decide(Wanted::Inc, &history(), &bitmaps, true).is_err(), "{bitmaps:?}");
+            assert_eq!(decide(Wanted::Auto, &history(), &bitmaps, true), Ok((Level::Full, Severity::Warning)));
+        }
+    }
+
+    #[test]
+    fn a_disk_whose_bitmaps_end_with_qemu_gets_a_full_when_they_have() {
+        assert_eq!(decide(Wanted::Inc, &history(), &[], false), Ok((Level::Full, Severity::Notice)));
+        let disabled = Bitmap { recording: false, ..bitmap() };
+        assert!(decide(Wanted::Inc, &history(), &[disabled], false).is_err());
+    }
+
+    #[test]
+    fn the_first_image_is_a_full_that_auto_makes_and_inc_does_not() {
+        let none = History::default();
+        assert_eq!(decide(Wanted::Inc, &none, &[bitmap()], true), Err("no FULL".to_owned()));
+        assert_eq!(decide(Wanted::Auto, &none, &[], true), Ok((Level::Full, Severity::Info)));
+        let facts = Facts {
+            history: &none,
+            bitmaps: &Bitmaps::of(&[], "c", &[]),
+            size: 100,
+            persistent: true,
+            others_have_images: true,
+        };
+        assert!(matches!(Decision::new(Wanted::Inc, &facts), Decision::Take { level: Level::Full, .. }));
+    }
+
+    #[test]
+    fn a_resized_disk_gets_a_full() {
+        let mut resized = history();
+        resized.newest.as_mut().unwrap().size = Some(99);
+        assert_eq!(decide(Wanted::Inc, &resized, &[bitmap()], true), Ok((Level::Full, Severity::Notice)));
+    }
+
+    #[test]
+    fn what_another_tool_has_left_half_done_ends_the_chain() {
+        let partial = History { partial: Some("/t/disk/INC-6-disk.partial".into()), ..history() };
+        let mut faulty = history();
+        faulty.newest.as_mut().unwrap().fault = Some("no FULL".to_owned());
+        for history in [partial, faulty] {
+            assert!(decide(Wanted::Inc, &history, &[bitmap()], true).is_err());
+            assert_eq!(decide(Wanted::Auto, &history, &[bitmap()], true), Ok((Level::Full, Severity::Warning)));
+            assert_eq!(decide(Wanted::Full, &history, &[bitmap()], true), Ok((Level::Full, Severity::Info)));
+            assert_eq!(decide(Wanted::Copy, &history, &[bitmap()], true), Ok((Level::Copy, Severity::Info)));
+        }
+    }
+}

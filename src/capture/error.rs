@@ -1,0 +1,241 @@
+//! Why a run fails.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::reply::DeviceError;
+use crate::{agent, chain, qcow2, qmp};
+
+/// Why a run fails. Unless it says otherwise, the machine is as it was, and the next INC holds what this one would have.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The monitor does not do what it is told.
+    #[error(transparent)]
+    Monitor(#[from] qmp::Error),
+    /// The guest agent does not.
+    #[error("guest agent")]
+    Agent(#[from] agent::Error),
+    /// QEMU says of its disks what cannot be understood.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The backup folder cannot be understood.
+    #[error(transparent)]
+    Chain(#[from] chain::Error),
+    /// A disk cannot have an image.
+    #[error("{disk}: no image can be made")]
+    Layout {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: qcow2::LayoutError,
+    },
+    /// A file cannot be read or written.
+    #[error("{}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A path that cannot be told in JSON.
+    #[error("{}: QEMU takes only paths that are UTF-8", path.display())]
+    NotUtf8 {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A journal that was not written by this program.
+    #[error("{}: cannot be understood; remove it if no newer version of this program has written it", path.display())]
+    Journal {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The id of a chain that no bitmap can have.
+    #[error("{}: the id of a chain is one line of 1 to 200 printable characters, without spaces", path.display())]
+    Uuid {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody else has the backup folder.
+    #[error("{} is locked: another run uses this folder or machine", path.display())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// Somebody else makes a backup of the machine.
+    #[error("another backup of this machine goes on: {what}")]
+    Busy {
+        /// How that is known.
+        what: String,
+    },
+    /// This QEMU would crash if it were asked for its nodes now.
+    #[error(
+        "the job {job} of somebody else has concluded and was not dismissed: this old QEMU would crash; dismiss it first"
+    )]
+    Fragile {
+        /// The job.
+        job: String,
+    },
+    /// The machine is in a state in which its disks are not its own.
+    #[error("the machine is in state {status}: it can be backed up before or after that")]
+    State {
+        /// The state.
+        status: String,
+    },
+    /// Somebody has stopped the machine or let it go on while the run was prepared.
+    #[error("the machine has come into state {status} just now; try again")]
+    Changed {
+        /// The state.
+        status: String,
+    },
+    /// Somebody has exchanged a disk, or taken a snapshot of it, while the run was prepared.
+    #[error("{disk}: the device has got another image just now; try again")]
+    Exchanged {
+        /// The disk.
+        disk: String,
+    },
+    /// No disk is left to back up.
+    #[error("the machine has no disk to back up")]
+    NoDisk,
+    /// Names that are none of a disk.
+    #[error("no disk is called {}; `info --show blockdev` lists all", names.join(", "))]
+    NoSuchDisk {
+        /// The names.
+        names: Vec<String>,
+    },
+    /// An INC has nothing to build on.
+    #[error("{disk}: there is no FULL in {}; `--level full` or `auto` makes one", folder.display())]
+    NoFull {
+        /// The disk.
+        disk: String,
+        /// Where it should be.
+        folder: PathBuf,
+    },
+    /// The chain cannot be continued.
+    #[error("{disk}: no INC can follow, {reason}; `--level full` or `auto` begins a new chain")]
+    Broken {
+        /// The disk.
+        disk: String,
+        /// Why.
+        reason: String,
+    },
+    /// An image without a time would replace a FULL that a chain needs.
+    #[error("{}: a chain needs this FULL; take another folder, or names with a time", path.display())]
+    Replaces {
+        /// The FULL.
+        path: PathBuf,
+    },
+    /// A job failed.
+    #[error("{disk}: the job failed: {reason}")]
+    Job {
+        /// The disk.
+        disk: String,
+        /// What QEMU says.
+        reason: String,
+    },
+    /// The target is full.
+    #[error("{disk}: there is no space left in {}", folder.display())]
+    TargetFull {
+        /// The disk.
+        disk: String,
+        /// The folder of the image.
+        folder: PathBuf,
+    },
+    /// The fleece image could not take what the guest has overwritten.
+    #[error(
+        "{disk}: the snapshot was given up, since its fleece image in {} could not be written in time: is there space?",
+        folder.display()
+    )]
+    FleeceFull {
+        /// The disk.
+        disk: String,
+        /// The folder of the fleece image.
+        folder: PathBuf,
+    },
+    /// QEMU says that a job is done, and there is no such image.
+    #[error("{}: QEMU says that the image is whole, but it is not: {reason}", path.display())]
+    Torn {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Jobs do not end though they were told to.
+    #[error("jobs do not end: {}; try `recover` later", jobs.join(", "))]
+    JobsLeft {
+        /// The jobs.
+        jobs: Vec<String>,
+    },
+    /// The observer wanted no more.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// An error and its causes in one line.
+pub(super) fn reason(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// What kind of failure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// What was asked for makes no sense here.
+    Usage,
+    /// The chain cannot be continued.
+    Broken,
+    /// The machine cannot be reached.
+    Unreachable,
+    /// Somebody else is at it.
+    Locked,
+    /// There is no space left.
+    Full,
+    /// The observer wanted no more.
+    Cancelled,
+    /// Anything else.
+    Other,
+}
+
+impl Error {
+    /// Whether QEMU has a node of that name already.
+    pub(super) fn is_duplicate(&self) -> bool {
+        let Self::Monitor(error) = self else { return false };
+        error.refused().is_some_and(|(_, what)| what.to_lowercase().contains("duplicate"))
+    }
+
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Monitor(error) if error.refused().is_none() => ErrorKind::Unreachable,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::Full,
+            Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
+            Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
+            Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
+            Self::Broken { .. } => ErrorKind::Broken,
+            Self::Chain(error) => match error.kind() {
+                chain::ErrorKind::Usage => ErrorKind::Usage,
+                chain::ErrorKind::Broken => ErrorKind::Broken,
+                chain::ErrorKind::Io => ErrorKind::Other,
+            },
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Monitor(_)
+            | Self::Agent(_)
+            | Self::Device(_)
+            | Self::Layout { .. }
+            | Self::Io { .. }
+            | Self::Journal { .. }
+            | Self::Uuid { .. }
+            | Self::Fragile { .. }
+            | Self::State { .. }
+            | Self::Changed { .. }
+            | Self::Exchanged { .. }
+            | Self::NoDisk
+            | Self::NoFull { .. }
+            | Self::Replaces { .. }
+            | Self::Job { .. }
+            | Self::Torn { .. }
+            | Self::JobsLeft { .. } => ErrorKind::Other,
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What a run tells while it goes on.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::device::{Skipped, Why};
+use crate::chain::Level;
+use crate::qmp::{Command, Version};
+
+/// Follows a run.
+pub trait Observer {
+    /// Something happened.
+    fn event(&self, event: &Event);
+
+    /// Whether the run shall end. It is asked often, and never during the moment of the snapshot.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// How much an [`Event`] matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// For those who look for a fault.
+    Debug,
+    /// What one expects.
+    Info,
+    /// Something to know; nothing is wrong with the backup.
+    Notice,
+    /// The backup is not what was asked for, or something is left to do.
+    Warning,
+}
+
+/// How far the job of a disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The disk.
+    pub disk: String,
+    /// Bytes that are copied.
+    pub done: u64,
+    /// Bytes to copy: for an INC those that changed.
+    pub total: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The monitor answers.
+    Connected {
+        /// Of QEMU.
+        version: Version,
+    },
+    /// What the machine is and does.
+    Machine {
+        /// Its name.
+        name: Option<String>,
+        /// `running`, `paused`, …
+        status: String,
+    },
+    /// A command was sent.
+    Sent(Command),
+    /// A disk is left out.
+    Skipped(Skipped),
+    /// The machine has an emulated TPM, whose state is on no disk.
+    Tpm {
+        /// Its name.
+        id: String,
+    },
+    /// What an earlier run has left is put in order.
+    Recovered {
+        /// What.
+        what: String,
+    },
+    /// Another tool's or chain's bitmaps make the guest's writes slower.
+    ForeignBitmaps {
+        /// The disk.
+        disk: String,
+        /// How many.
+        count: usize,
+    },
+    /// The folder has a chain already, with another id.
+    OtherUuid {
+        /// The one that was asked for.
+        wanted: String,
+        /// The one that counts.
+        chain: String,
+    },
+    /// What a disk gets.
+    Level {
+        /// The disk.
+        disk: String,
+        /// The level.
+        level: Level,
+        /// Why.
+        reason: String,
+        /// Bytes that have changed; INCs only.
+        changed: Option<u64>,
+        /// Whether it is what was asked for.
+        severity: Severity,
+    },
+    /// Fleecing is off, though it was not asked to be.
+    NoFleece {
+        /// The disk, or none where it is all of them.
+        disk: Option<String>,
+        /// Why.
+        reason: String,
+    },
+    /// The image that is made of a disk.
+    Target {
+        /// The disk.
+        disk: String,
+        /// The image, under its last name.
+        path: PathBuf,
+        /// Bytes of the disk.
+        size: u64,
+    },
+    /// The guest's file systems are not frozen, though they should be.
+    NotFrozen {
+        /// Why.
+        reason: String,
+    },
+    /// The moment of the snapshot is over.
+    Moment {
+        /// How long the machine stood still.
+        stopped: Option<Duration>,
+        /// How long the guest's file systems were frozen, and how many.
+        frozen: Option<(Duration, u64)>,
+    },
+    /// How far the jobs are.
+    Progress(Vec<Progress>),
+    /// All jobs are done.
+    Copied {
+        /// Bytes of the disks that the jobs went through: of a FULL all, of an INC those that changed.
+        bytes: u64,
+        /// How long it took.
+        elapsed: Duration,
+    },
+    /// An image has its name.
+    Published {
+        /// The disk.
+        disk: String,
+        /// The image.
+        path: PathBuf,
+        /// The level.
+        level: Level,
+        /// Seconds since 1970.
+        time: i64,
+    },
+    /// A bitmap goes.
+    BitmapRemoved {
+        /// Its name.
+        name: String,
+        /// The node it was on.
+        node: String,
+    },
+    /// Something that could not be done, without harm to the backup.
+    Trouble {
+        /// What.
+        what: String,
+    },
+}
+
+impl Event {
+    /// How much it matters.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::Sent(_) => Severity::Debug,
+            Self::Connected { .. }
+            | Self::Machine { .. }
+            | Self::NoFleece { disk: None, .. }
+            | Self::Target { .. }
+            | Self::Moment { .. }
+            | Self::Progress(_)
+            | Self::Copied { .. }
+            | Self::Published { .. }
+            | Self::BitmapRemoved { .. } => Severity::Info,
+            Self::Skipped(skipped) => match skipped.why {
+                Why::Empty => Severity::Debug,
+                Why::Removable | Why::Excluded | Why::NotIncluded => Severity::Info,
+                Why::Raw => Severity::Notice,
+            },
+            Self::Tpm { .. }
+            | Self::Recovered { .. }
+            | Self::ForeignBitmaps { .. }
+            | Self::OtherUuid { .. }
+            | Self::NoFleece { .. } => Severity::Notice,
+            Self::Level { severity, .. } => *severity,
+            Self::NotFrozen { .. } | Self::Trouble { .. } => Severity::Warning,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { version } => write!(f, "QEMU {version}"),
+            Self::Machine { name: Some(name), status } => write!(f, "machine {name} is in state {status}"),
+            Self::Machine { name: None, status } => write!(f, "the machine is in state {status}"),
+            Self::Sent(command) => write!(f, "sent {}", command.to_json()),
+            Self::Skipped(Skipped { name, why }) => match why {
+                Why::Empty => write!(f, "{name}: skipped, the drive is empty"),
+                Why::Removable => write!(f, "{name}: skipped, a removable medium"),
+                Why::Raw => write!(f, "{name}: skipped, a raw disk: --include-raw includes it"),
+                Why::Excluded => write!(f, "{name}: skipped, excluded"),
+                Why::NotIncluded => write!(f, "{name}: skipped, not included"),
+            },
+            Self::Tpm { id } => {
+                write!(f, "{id}: the state of this emulated TPM is on no disk and in no backup: save its folder too")
+            }
+            Self::Recovered { what } => write!(f, "put in order what an earlier run left: {what}"),
+            Self::ForeignBitmaps { disk, count } => write!(
+                f,
+                "{disk}: has {count} bitmaps of other chains, which cost the guest time; `cleanup --remove-bitmaps --uuid` \
+                 removes those of a chain that is no longer used"
+            ),
+            Self::OtherUuid { wanted, chain } => {
+                write!(f, "the folder holds the chain {chain}, which goes on; the id {wanted} is not used")
+            }
+            Self::Level { disk, level, reason, changed: Some(changed), .. } => {
+                write!(f, "{disk}: {level} {reason}, {changed} bytes have changed")
+            }
+            Self::Level { disk, level, reason, .. } => write!(f, "{disk}: {level}, {reason}"),
+            Self::NoFleece { disk: Some(disk), reason } => write!(f, "{disk}: no fleece image, {reason}"),
+            Self::NoFleece { disk: None, reason } => write!(f, "no fleece images, {reason}"),
+            Self::Target { disk, path, size } => write!(f, "{disk}: {size} bytes go to {}", path.display()),
+            Self::NotFrozen { reason } => write!(f, "the guest's file systems are not frozen: {reason}"),
+            Self::Moment { stopped, frozen } => {
+                write!(f, "the moment is taken")?;
+                if let Some(stopped) = stopped {
+                    write!(f, ", the machine was stopped for {:.1} ms", stopped.as_secs_f64() * 1e3)?;
+                }
+                if let Some((frozen, count)) = frozen {
+                    let what = if *count == 1 { "file system was" } else { "file systems were" };
+                    write!(f, ", {count} {what} frozen for {:.1} ms", frozen.as_secs_f64() * 1e3)?;
+                }
+                Ok(())
+            }
+            Self::Progress(disks) => {
+                for (number, Progress { disk, done, total }) in disks.iter().enumerate() {
+                    let comma = if number == 0 { "" } else { ", " };
+                    write!(f, "{comma}{disk}: {done} of {total} bytes")?;
+                }
+                Ok(())
+            }
+            Self::Copied { bytes, elapsed } => {
+                write!(f, "the jobs are done with {bytes} bytes of the disks in {:.1} s", elapsed.as_secs_f64())
+            }
+            Self::Published { disk, path, level, .. } => write!(f, "{disk}: {level} is in {}", path.display()),
+            Self::BitmapRemoved { name, node } => write!(f, "Removing bitmap: {name} of {node}"),
+            Self::Trouble { what } => f.write_str(what),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Small files of a backup folder, written so that they outlive a power cut.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::error::Error;
+pub(super) use crate::chain::BOOKKEEPING as FOLDER;
+use crate::storage::NewFile;
+
+/// The end of the name of a fleece image.
+pub(super) const FLEECE: &str = ".fleece.qcow2";
+
+/// The end of the name of an image that is not whole.
+const PARTIAL: &str = ".partial";
+
+/// Larger files are none of ours.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// What a file holds; `None` where there is no file.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed(source)),
+        // a FIFO would make us wait
+        Ok(metadata) if !metadata.is_file() => return Err(failed(io::Error::other("is no regular file"))),
+        Ok(_) => {}
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(failed(io::Error::other(format!("is longer than {BYTES_MAX} bytes"))));
+    }
+    Ok(Some(bytes))
+}
+
+/// The JSON in a file; `None` where there is no file.
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>, Error> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let value =
+        serde_json::from_slice(&bytes).map_err(|error| Error::Io { path: path.to_owned(), source: error.into() })?;
+    Ok(Some(value))
+}
+
+/// Writes a file at once: it is there whole, as it was before, or not at all.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let new = NewFile::create(path, 0o644)?;
+        new.file().write_all(bytes)?;
+        new.publish(true)
+    };
+    write().map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// Writes JSON as people read it.
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
+    write(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Makes what was done to a folder's names outlive a power cut.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    let sync = File::open(folder).and_then(|folder| folder.sync_all());
+    sync.map_err(|source| Error::Io { path: folder.to_owned(), source })
+}
+
+/// Removes a file that may be gone already.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Io { path: path.to_owned(), source }),
+        _ => Ok(()),
+    }
+}
+
+/// Adds the end that says that an image is not whole.
+pub(super) fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(PARTIAL);
+    name.into()
+}
+
+/// Whether a name says that the image is not whole.
+pub(super) fn is_partial(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.ends_with(PARTIAL))
+}
+
+/// The path of a fleece image; `None` where the name is not one.
+pub(super) fn fleece(text: &str) -> Option<PathBuf> {
+    text.ends_with(FLEECE).then(|| text.into())
+}
+
+/// A path as JSON has it: all paths of a run are UTF-8, see [`utf8`].
+pub(super) fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The path, if QEMU can be told of it.
+pub(super) fn utf8(path: PathBuf) -> Result<PathBuf, Error> {
+    if path.to_str().is_some() { Ok(path) } else { Err(Error::NotUtf8 { path }) }
+}

@@ -1,0 +1,127 @@
+//! What the backup folder already holds of a disk.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::Error;
+use crate::chain::{self, Image, Level, Manifest, discover};
+use crate::qcow2;
+use crate::storage::FileStorage;
+
+/// What there is of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct History {
+    /// The newest FULL or INC.
+    pub(super) newest: Option<Newest>,
+    /// What a failed run of another tool has left since the newest FULL: changes may be in it and in no bitmap.
+    pub(super) partial: Option<PathBuf>,
+    /// The latest time of any image, whatever its level.
+    pub(super) latest: Option<i64>,
+    /// How many INCs build on the newest FULL.
+    pub(super) incs: usize,
+}
+
+/// The image that an INC would build on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Newest {
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// The time of its restore point; unknown where neither its name nor its manifest has one.
+    pub(super) time: Option<i64>,
+    /// The size of the disk in it; unknown where it cannot be read.
+    pub(super) size: Option<u64>,
+    /// Why no INC may build on it.
+    pub(super) fault: Option<String>,
+}
+
+impl History {
+    /// The time of the newest image; the earliest there is, where it has none.
+    pub(super) fn since(&self) -> Option<i64> {
+        self.newest.as_ref().map(|newest| newest.time.unwrap_or(i64::MIN))
+    }
+
+    /// Looks into the folder of a disk.
+    pub(super) fn read(folder: &Path, base: &str) -> Result<Self, Error> {
+        match folder.metadata() {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            // what cannot be seen may be there
+            Err(source) => return Err(Error::Io { path: folder.to_owned(), source }),
+        }
+        let inventory = discover(folder)?;
+        let mut disks: Vec<&chain::Disk> = inventory.disks.iter().collect();
+        let own = |disk: &&chain::Disk| disk.name() == Some(OsStr::new(base));
+        if let Some(only) = disks.iter().copied().find(own) {
+            disks = vec![only];
+        } else {
+            // the oldest names do not tell the disk
+            disks.retain(|disk| disk.name().is_none());
+        }
+        let Some(disk) = disks.first() else { return Ok(Self::default()) };
+        // those of other months, if there are folders of months here
+        let here = |image: &&Arc<Image>| image.path.parent() == Some(folder);
+        let images: Vec<&Arc<Image>> = disk.images().iter().filter(here).collect();
+        let last = images.iter().rposition(|image| image.level != Level::Copy);
+        let Some(newest) = last.and_then(|at| images.get(at)) else {
+            let latest = images.iter().filter_map(|image| image.time).max();
+            return Ok(Self { latest, ..Self::default() });
+        };
+        let full = images.iter().rposition(|image| image.level == Level::Full);
+        let since = full.and_then(|at| images.get(at)).and_then(|full| full.time);
+        let partials = disk.partials().iter().filter(here).filter(|partial| partial.level != Level::Copy);
+        let partial = partials.into_iter().find(|partial| partial.time.is_none() || partial.time >= since);
+        let state = disk.points().iter().find(|point| point.image().path == newest.path).map(chain::Point::state);
+        let fault = match state {
+            Some(chain::State::Broken(_)) => Some("the newest image has no FULL before it".to_owned()),
+            Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
+            Some(chain::State::Sound) | None => None,
+        };
+        let size = size(newest);
+        let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
+        let time = newest.time.or_else(|| Manifest::read(&newest.path).map(|manifest| manifest.time));
+        Ok(Self {
+            newest: Some(Newest { path: newest.path.clone(), time, size, fault }),
+            partial: partial.map(|partial| partial.path.clone()),
+            latest: images.iter().filter_map(|image| image.time).chain(time).max(),
+            incs: images.iter().skip(full.unwrap_or_default()).filter(|image| image.level == Level::Inc).count(),
+        })
+    }
+}
+
+/// The size of the disk in an image.
+fn size(image: &Image) -> Option<u64> {
+    let storage = FileStorage::open(&image.path).ok()?;
+    match image.format {
+        chain::FormatHint::Raw => Some(crate::storage::Storage::length(&storage)),
+        chain::FormatHint::Qcow2 | chain::FormatHint::Unknown => {
+            qcow2::Header::read(&storage).ok().map(|header| header.size)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_without_a_time_is_there_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(History::read(folder.path(), "disk.qcow2").unwrap().since(), None);
+        std::fs::write(folder.path().join("disk.qcow2"), "").unwrap();
+        std::os::unix::fs::symlink("disk.qcow2", folder.path().join("FULL-disk.qcow2")).unwrap();
+        assert_eq!(History::read(folder.path(), "disk.qcow2").unwrap().since(), Some(i64::MIN));
+        std::fs::write(folder.path().join("INC-7-disk.qcow2"), "").unwrap();
+        assert_eq!(History::read(folder.path(), "disk.qcow2").unwrap().since(), Some(7));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_seen_is_not_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(History::read(&folder.path().join("none"), "disk").unwrap(), History::default());
+        std::os::unix::fs::symlink("round", folder.path().join("round")).unwrap();
+        assert!(History::read(&folder.path().join("round"), "disk").is_err());
+    }
+}

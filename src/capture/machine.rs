@@ -1,0 +1,177 @@
+//! A machine that is talked to: each command is told to the observer, and none is sent when the run shall end.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::error::Error;
+use super::event::{Event, Observer};
+use super::names;
+use super::observe::{self, Job, Observed};
+use super::teardown::{Teardown, delete_node};
+use crate::qmp::{self, Command, Events, EventsError, Features, Monitor};
+
+/// Time between two looks at whether the run shall end.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Time between two looks at jobs when no event tells of them.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long jobs may take to end when they are told to.
+const ENDING: Duration = Duration::from_secs(60);
+
+pub(super) struct Machine<'a> {
+    pub(super) monitor: Monitor,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) features: Features,
+}
+
+impl Machine<'_> {
+    /// Sends a command, whatever the observer wants.
+    pub(super) async fn send(&self, command: &Command) -> Result<Value, Error> {
+        self.observer.event(&Event::Sent(command.clone()));
+        Ok(self.monitor.execute(command).await?)
+    }
+
+    /// Sends a command unless the run shall end.
+    pub(super) async fn step(&self, command: &Command) -> Result<Value, Error> {
+        self.go_on()?;
+        self.send(command).await
+    }
+
+    pub(super) fn go_on(&self) -> Result<(), Error> {
+        if self.observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    pub(super) fn tell(&self, event: &Event) {
+        self.observer.event(event);
+    }
+
+    pub(super) async fn observe(&self) -> Result<Observed, Error> {
+        Observed::ask(&self.monitor, &self.features).await
+    }
+
+    async fn own_jobs(&self) -> Result<Vec<Job>, Error> {
+        let mut jobs = observe::jobs(&self.monitor.execute(&Command::new("query-jobs")).await?);
+        jobs.retain(|job| names::disk_of(&job.id).is_some());
+        // QEMU lists the newest first
+        jobs.sort_by_key(|job| names::disk_of(&job.id));
+        Ok(jobs)
+    }
+
+    /// Begins to watch jobs; before they begin.
+    pub(super) fn watch(&self) -> Watch {
+        Watch { events: self.monitor.events(), ended: Vec::new() }
+    }
+
+    /// Waits until all jobs have ended, or one has failed, and tells of them. They come back as they were then.
+    pub(super) async fn wait(&self, watch: &mut Watch, mut tell: impl FnMut(&[Job])) -> Result<Vec<Job>, Error> {
+        loop {
+            let mut jobs = self.own_jobs().await?;
+            watch.drain().await;
+            // an event that came after the answer knows more
+            jobs.retain(|job| !watch.ended.iter().any(|ended| ended.id == job.id));
+            jobs.extend(watch.ended.iter().cloned());
+            jobs.sort_by_key(|job| names::disk_of(&job.id));
+            tell(&jobs);
+            // the others go on until they are told to end, and need not
+            if jobs.iter().all(Job::is_concluded) || jobs.iter().any(|job| job.error.is_some()) {
+                return Ok(jobs);
+            }
+            let until = Instant::now() + LOOK;
+            while Instant::now() < until && !watch.has_event_within(GLANCE).await {
+                self.go_on()?;
+            }
+        }
+    }
+
+    /// Takes apart what a run has built: the machine is as it was, but for the two nodes that go last.
+    pub(super) async fn dismantle(&self) -> Result<(), Error> {
+        let teardown = Teardown::new(&self.observe().await?);
+        for command in teardown.resume.iter().chain(&teardown.cancel) {
+            // a job may have ended by itself
+            match self.send(command).await {
+                Err(Error::Monitor(error)) if error.refused().is_some() => {}
+                result => drop(result?),
+            }
+        }
+        let until = Instant::now() + ENDING;
+        let mut watch = self.watch();
+        loop {
+            let jobs = self.own_jobs().await?;
+            if jobs.iter().all(Job::is_concluded) {
+                break;
+            }
+            if Instant::now() > until {
+                return Err(Error::JobsLeft { jobs: jobs.into_iter().map(|job| job.id).collect() });
+            }
+            watch.has_event_within(GLANCE).await;
+        }
+        for command in Teardown::new(&self.observe().await?).bypass {
+            self.send(&command).await?;
+        }
+        while !Teardown::new(&self.observe().await?).bypass.is_empty() && Instant::now() < until {
+            watch.has_event_within(GLANCE).await;
+        }
+        for command in Teardown::new(&self.observe().await?).dismantle {
+            self.send(&command).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a node if it is there.
+    pub(super) async fn remove_node(&self, name: &str) -> Result<(), Error> {
+        if self.observe().await?.node(name).is_some() {
+            self.send(&delete_node(name)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Sees jobs end, those too that are gone with that.
+pub(super) struct Watch {
+    events: Events,
+    ended: Vec<Job>,
+}
+
+impl Watch {
+    /// Whether something happened; a closed connection shows with the next command.
+    async fn has_event_within(&mut self, limit: Duration) -> bool {
+        match tokio::time::timeout(limit, self.events.next()).await {
+            Ok(Ok(event)) => {
+                self.ended.extend(ended(&event));
+                true
+            }
+            // some were missed: time to look
+            Ok(Err(EventsError::Lagged(_))) => true,
+            Ok(Err(EventsError::Closed)) => {
+                tokio::time::sleep(limit).await;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Takes in all that has happened by now.
+    async fn drain(&mut self) {
+        while let Ok(Ok(event)) = tokio::time::timeout(Duration::ZERO, self.events.next()).await {
+            self.ended.extend(ended(&event));
+        }
+    }
+}
+
+/// The job that an event says to have ended.
+fn ended(event: &qmp::Event) -> Option<Job> {
+    let cancelled = event.name == "BLOCK_JOB_CANCELLED";
+    (cancelled || event.name == "BLOCK_JOB_COMPLETED").then_some(())?;
+    let number = |key| event.data.get(key).and_then(Value::as_u64).unwrap_or_default();
+    let error = event.data.get("error").and_then(Value::as_str).map(str::to_owned);
+    Some(Job {
+        id: event.data.get("device")?.as_str().filter(|id| names::disk_of(id).is_some())?.to_owned(),
+        kind: "backup".to_owned(),
+        status: "concluded".to_owned(),
+        error: error.or_else(|| cancelled.then(|| "it was cancelled".to_owned())),
+        done: number("offset"),
+        total: number("len"),
+    })
+}

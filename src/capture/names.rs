@@ -1,0 +1,109 @@
+//! The names of what a run leaves for a while in QEMU, and of the bitmaps that stay.
+//!
+//! Nodes and jobs of all runs have the same names, so that QEMU itself refuses a second run: it adds no node twice. Names
+//! of nodes have at most 31 characters.
+
+/// The node whose file is the lock of the folder that a run writes to: the machine's own lock.
+pub(super) const LOCK: &str = "qmpbackup-lock";
+
+/// A node that is there while a run may have stopped the machine or frozen its file systems.
+pub(super) const MOMENT: &str = "qmpbackup-moment";
+
+/// The bitmap that says what an INC copies, on the node of the snapshot.
+pub(super) const COPIED: &str = "qmpbackup-copied";
+
+/// What nodes, jobs and bitmaps of this tool begin with.
+pub(super) const PREFIX: &str = "qmpbackup-";
+
+/// What jobs of the Python tool begin with.
+pub(super) const PYTHON_JOB: &str = "qmpbackup.";
+
+/// A part of the block graph that a run adds for a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The image that is made.
+    Target,
+    /// Where old data goes before the guest overwrites it.
+    Fleece,
+    /// The filter that sends it there.
+    CopyBeforeWrite,
+    /// The disk as it was.
+    Snapshot,
+}
+
+impl Part {
+    /// The node of a disk's part.
+    pub(super) fn node(self, disk: usize) -> String {
+        let part = match self {
+            Self::Target => "target",
+            Self::Fleece => "fleece",
+            Self::CopyBeforeWrite => "cbw",
+            Self::Snapshot => "snapshot",
+        };
+        format!("{PREFIX}{disk}-{part}")
+    }
+}
+
+/// The job of a disk.
+pub(super) fn job(disk: usize) -> String {
+    format!("{PREFIX}{disk}")
+}
+
+/// The disk whose job this is.
+pub(super) fn disk_of(job: &str) -> Option<usize> {
+    job.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// The bitmap that records all that is written since the image of this time.
+pub(super) fn epoch(time: i64, chain: &str) -> String {
+    format!("{PREFIX}{time}-{chain}")
+}
+
+/// What a bitmap of a chain records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Since {
+    /// All that was written since the newest image, as the Python tool names its bitmaps.
+    Newest,
+    /// All that was written since the image of this time.
+    Image(i64),
+}
+
+/// What a bitmap records, if it is one of this chain. The Python tool has put the disk's name into it at times.
+pub(super) fn since(bitmap: &str, chain: &str, disk: &[String]) -> Option<Since> {
+    let name = bitmap.strip_prefix(PREFIX)?;
+    if name == chain {
+        return Some(Since::Newest);
+    }
+    let middle = name.strip_suffix(chain)?.strip_suffix('-')?;
+    if middle.bytes().all(|byte| byte.is_ascii_digit()) {
+        return middle.parse().ok().map(Since::Image);
+    }
+    disk.iter().any(|known| known == middle).then_some(Since::Newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_tells_since_when_it_records() {
+        let disk = ["ide0-hd0".to_owned()];
+        let since = |bitmap: &str| since(bitmap, "c-1", &disk);
+        assert_eq!(since(&epoch(1_643_308_898, "c-1")), Some(Since::Image(1_643_308_898)));
+        assert_eq!(since("qmpbackup-c-1"), Some(Since::Newest));
+        assert_eq!(since("qmpbackup-ide0-hd0-c-1"), Some(Since::Newest));
+        for other in ["qmpbackup-5-c-2", "qmpbackup-ide0-hd1-c-1", "qmpbackup-copy-ide0-hd0-c-1", "c-1", "mine-5-c-1"] {
+            assert_eq!(since(other), None, "{other}");
+        }
+        assert_eq!(since("qmpbackup-99999999999999999999-c-1"), None);
+    }
+
+    #[test]
+    fn nodes_of_any_disk_have_names_that_qemu_takes() {
+        for part in [Part::Target, Part::Fleece, Part::CopyBeforeWrite, Part::Snapshot] {
+            assert!(part.node(99_999).len() <= 31);
+        }
+        assert_eq!(disk_of(&job(7)), Some(7));
+        assert_eq!(disk_of("qmpbackup-x"), None);
+    }
+}

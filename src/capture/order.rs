@@ -1,0 +1,177 @@
+//! Order after a run, however it has ended: the guest goes on, nothing of the run is left in QEMU, its images have their
+//! names or are gone, and each disk has the bitmap that the next INC needs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::device::{Bitmap, Device};
+use super::devices::devices;
+use super::error::{Error, reason};
+use super::event::Event;
+use super::files;
+use super::history::History;
+use super::journal::Journal;
+use super::lock::Lock;
+use super::machine::Machine;
+use super::names;
+use super::observe::{Observed, ask_nodes, query_graph};
+use super::selection::Selection;
+use super::settle::Bitmaps;
+use super::target;
+use super::teardown::Teardown;
+use crate::agent::{self, Agent, FsStatus};
+use crate::qmp::{Address, Command};
+
+/// How long the agent may take for an answer.
+pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(10);
+
+/// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
+pub(super) async fn restore(
+    machine: &Machine<'_>,
+    agent: Option<&Address>,
+    own: Option<&Lock>,
+    run: Option<&Journal>,
+) -> Result<(), Error> {
+    if let Err(error) = recover(machine, agent, own, run).await? {
+        let what = format!("the guest is perhaps frozen, the next run or `recover` thaws it: {}", reason(&error));
+        machine.tell(&Event::Trouble { what });
+    }
+    Ok(())
+}
+
+/// Puts in order what a run leaves, one of the caller's or one that is no more. `own` is the folder that the caller has
+/// locked, and `run` what it has begun itself; else each thing that was out of order is told.
+///
+/// A guest whose agent does not answer may be frozen still, and all else is in order: then the answer is why. It stays
+/// marked, so that the next run tries again.
+///
+/// # Errors
+/// Somebody is at work, or QEMU refuses.
+pub(super) async fn recover(
+    machine: &Machine<'_>,
+    agent: Option<&Address>,
+    own: Option<&Lock>,
+    run: Option<&Journal>,
+) -> Result<Result<(), agent::Error>, Error> {
+    let told = |what: String| {
+        if run.is_none() {
+            machine.tell(&Event::Recovered { what });
+        }
+    };
+    let observed = machine.observe().await?;
+    let other = foreign(&observed, own)?;
+    let locks = [own, other.as_ref()];
+    let left = !Teardown::new(&observed).is_empty();
+    let dismantled = if left { machine.dismantle().await } else { Ok(()) };
+    let mut agents: Vec<Address> = agent.cloned().into_iter().collect();
+    for lock in locks.into_iter().flatten() {
+        // one that cannot be read ends this below, when the guest goes on
+        let journal = Journal::read(lock.target()).ok().flatten();
+        agents.extend(journal.and_then(|journal| journal.agent?.parse().ok()));
+    }
+    let mut guest = Ok(());
+    if observed.node(names::MOMENT).is_some() {
+        guest = thaw(machine, agents.first()).await;
+        if guest.is_ok() {
+            machine.remove_node(names::MOMENT).await?;
+        }
+    }
+    dismantled?;
+    if left {
+        told("jobs, filters and images in QEMU".to_owned());
+    }
+    for lock in locks.into_iter().flatten() {
+        let own_run = run.filter(|_| own.is_some_and(|own| own.path() == lock.path()));
+        if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.target()), |run| Ok(Some(run)))? {
+            told(format!("the run of {}", journal.time));
+            close(machine, lock.target(), &journal).await?;
+        } else if left || observed.node(names::LOCK).is_some() {
+            settle(machine, lock.target(), target::chain(lock.target())?, None).await?;
+        }
+    }
+    machine.remove_node(names::LOCK).await?;
+    Ok(guest)
+}
+
+/// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.
+fn foreign(observed: &Observed, own: Option<&Lock>) -> Result<Option<Lock>, Error> {
+    if let Some(job) = observed.jobs.iter().find(|job| job.id.starts_with(names::PYTHON_JOB) && !job.is_concluded()) {
+        return Err(Error::Busy { what: format!("the job {} of another tool", job.id) });
+    }
+    let Some(node) = observed.node(names::LOCK) else { return Ok(None) };
+    let path = Path::new(&node.file);
+    if own.is_some_and(|own| own.path() == path) {
+        return Ok(None);
+    }
+    Lock::take_over(path)
+}
+
+/// Thaws the guest, which a run may have frozen.
+pub(super) async fn thaw(machine: &Machine<'_>, agent: Option<&Address>) -> Result<(), agent::Error> {
+    let Some(address) = agent else { return Ok(()) };
+    let mut agent = Agent::connect(address, AGENT_LIMIT).await?;
+    if agent.status().await? == FsStatus::Frozen {
+        agent.thaw().await?;
+        machine.tell(&Event::Recovered { what: "the guest's file systems were frozen, and are thawed".to_owned() });
+    }
+    Ok(())
+}
+
+/// Ends a run on the side of files and bitmaps: forward if its images are whole, else back.
+async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Result<(), Error> {
+    for path in &journal.fleece {
+        files::remove(path)?;
+    }
+    for entry in &journal.entries {
+        if journal.publishing {
+            if !target::publish(folder, entry)? {
+                let what =
+                    format!("{} was removed before it had its name; the next INC holds it", entry.partial.display());
+                machine.tell(&Event::Trouble { what });
+            }
+        } else {
+            target::discard(folder, entry)?;
+        }
+    }
+    let chain = journal.chain.clone().map_or_else(|| target::chain(folder), |chain| Ok(Some(chain)))?;
+    settle(machine, folder, chain, Some(journal.time)).await?;
+    Journal::remove(folder)
+}
+
+/// Brings the bitmaps of all disks of a chain in order. `ended` is the time of a run that has just ended.
+async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, ended: Option<i64>) -> Result<(), Error> {
+    let Some(chain) = chain else { return Ok(()) };
+    for device in all_disks(machine).await? {
+        let newest = newest(folder, &device)?;
+        // what is stored in an image that nobody can write to cannot be changed, and records nothing
+        let is_stored = |bitmap: &Bitmap| device.read_only && bitmap.persistent;
+        let changeable: Vec<Bitmap> = device.bitmaps.iter().filter(|bitmap| !is_stored(bitmap)).cloned().collect();
+        let bitmaps = Bitmaps::of(&changeable, &chain, &device.names);
+        if let Some(command) = bitmaps.settle(newest, ended) {
+            machine.send(&command).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The time of the newest image of a disk, in whatever way the folder is laid out.
+fn newest(folder: &Path, device: &Device) -> Result<Option<i64>, Error> {
+    let mut newest = None;
+    for base in device.bases() {
+        newest = newest.max(History::read(folder, &base)?.since());
+        for name in &device.names {
+            newest = newest.max(History::read(&folder.join(name), &base)?.since());
+            newest = newest.max(History::read(folder, &format!("{name}-{base}"))?.since());
+        }
+    }
+    Ok(newest)
+}
+
+/// All disks of the machine.
+pub(super) async fn all_disks(machine: &Machine<'_>) -> Result<Vec<Device>, Error> {
+    let all = Selection { include: None, exclude: Vec::new(), include_raw: true };
+    let blocks = machine.monitor.execute(&Command::new("query-block")).await?;
+    let nodes = ask_nodes(&machine.monitor, &machine.features).await?;
+    let graph = machine.monitor.execute(&query_graph()).await?;
+    Ok(devices(&blocks, &nodes, &graph, &all)?.disks)
+}

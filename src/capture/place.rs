@@ -1,0 +1,97 @@
+//! Where the images of a disk lie.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::device::Device;
+use super::error::Error;
+use super::history::History;
+use crate::chain::{ImageName, Level};
+
+/// Where the images of a disk lie, and what they are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The disk, for people.
+    pub(super) disk: String,
+    /// The folder of its images.
+    pub(super) folder: PathBuf,
+    /// What images bear of the disk's name.
+    pub(super) base: String,
+    /// Its settings, as `qemu-img info` prints them.
+    pub(super) config: PathBuf,
+}
+
+impl Place {
+    /// Finds a place for each disk, the one where images of it are already before any other. No two share one.
+    pub(super) fn all(target: &Path, devices: &[Device], subdir: bool) -> Result<Vec<Self>, Error> {
+        let shared: BTreeSet<&str> = devices
+            .iter()
+            .enumerate()
+            .filter(|(at, device)| devices.iter().take(*at).any(|before| before.base == device.base))
+            .map(|(_, device)| device.base.as_str())
+            .collect();
+        let mut taken = BTreeSet::new();
+        let mut places = Vec::new();
+        for device in devices {
+            let is_other = |base: &str| devices.iter().any(|other| other != device && other.base == base);
+            let (name, base) = if subdir {
+                folder(target, device, &taken)?
+            } else {
+                let name = device.names.first().unwrap_or(&device.base);
+                (name.clone(), before(target, device, is_other)?.unwrap_or_else(|| device.base.clone()))
+            };
+            let name = unique(&name, &mut taken);
+            let is_shared = shared.contains(base.as_str());
+            let base = if is_shared && !subdir { format!("{name}-{base}") } else { base };
+            let folder = if subdir { target.join(&name) } else { target.to_owned() };
+            let configs = if is_shared && subdir { &folder } else { target };
+            let config = configs.join(format!("{base}.config"));
+            places.push(Self { disk: name, folder, base, config });
+        }
+        Ok(places)
+    }
+
+    /// The image of a level and time.
+    pub(super) fn image(&self, level: Level, time: i64, timestamp: bool) -> PathBuf {
+        if !timestamp && level != Level::Inc {
+            return self.folder.join(&self.base);
+        }
+        let name = ImageName { level, time, disk: Some(self.base.clone().into()), partial: false };
+        self.folder.join(name.file_name())
+    }
+
+    /// The link that tells the level of an image without a time.
+    pub(super) fn link(&self, level: Level) -> PathBuf {
+        self.folder.join(format!("{level}-{}", self.base))
+    }
+}
+
+/// The first of the disk's names under which it has images, else its best name; and what the images bear.
+fn folder(target: &Path, device: &Device, taken: &BTreeSet<String>) -> Result<(String, String), Error> {
+    for name in device.names.iter().filter(|name| !taken.contains(*name)) {
+        if let Some(base) = before(&target.join(name), device, |_| false)? {
+            return Ok((name.clone(), base));
+        }
+    }
+    Ok((device.names.first().unwrap_or(&device.base).clone(), device.base.clone()))
+}
+
+/// What the disk's images in a folder bear, if there are some.
+fn before(folder: &Path, device: &Device, is_other: impl Fn(&str) -> bool) -> Result<Option<String>, Error> {
+    for base in device.bases() {
+        if (base == device.base || !is_other(&base)) && History::read(folder, &base)?.newest.is_some() {
+            return Ok(Some(base));
+        }
+    }
+    Ok(None)
+}
+
+fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
+    let mut unique = name.to_owned();
+    let mut number = 1;
+    while !taken.insert(unique.clone()) {
+        number += 1;
+        unique = format!("{name}-{number}");
+    }
+    unique
+}

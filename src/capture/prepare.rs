@@ -1,0 +1,390 @@
+//! What a run will do, from what the machine and the backup folder say; and the files that it needs first.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::decide::{Decision, Facts};
+use super::device::{Device, config};
+use super::devices::devices;
+use super::error::Error;
+use super::event::Event;
+use super::files;
+use super::history::History;
+use super::image::Empty;
+use super::journal::{Entry, Journal};
+use super::machine::Machine;
+use super::names;
+use super::observe::{self, ask_nodes, query_graph};
+use super::order;
+use super::place::Place;
+use super::plan::{DiskPlan, Old, Plan, Settings, Way};
+use super::request::{Fleece, Request, Wanted};
+use super::settle::Bitmaps;
+use super::target;
+use crate::chain::Level;
+use crate::qmp::{Command, Features, Version};
+
+/// States of a machine in which its disks are about to be, or already, somebody else's.
+const STATES_OUT: [&str; 7] =
+    ["inmigrate", "postmigrate", "finish-migrate", "restore-vm", "save-vm", "colo", "preconfig"];
+
+/// A disk of the run.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// The disk, for people.
+    pub(super) disk: String,
+    /// The image, under its last name.
+    pub(super) image: PathBuf,
+    /// What it will hold.
+    pub(super) level: Level,
+    /// Bytes of the disk.
+    pub(super) size: u64,
+    /// The name of the image that an INC builds on.
+    pub(super) parent: Option<String>,
+    /// How its moment is kept.
+    pub(super) way: Way,
+    device: Device,
+    old: Option<Old>,
+    dead: Option<String>,
+    link: Option<PathBuf>,
+    config: PathBuf,
+}
+
+/// A run, before anything is done.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    /// The time of the restore point.
+    pub(super) time: i64,
+    /// Whether the machine runs.
+    pub(super) running: bool,
+    pub(super) targets: Vec<Target>,
+    /// The id of the chain, and whether it is a new one; none with COPY.
+    chain: Option<(String, bool)>,
+    settings: Settings,
+}
+
+impl Prepared {
+    /// Decides. Nothing is changed, neither in the machine nor in the folder.
+    pub(super) async fn new(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Self, Error> {
+        let status = introduce(machine).await?;
+        let disks = order::all_disks(machine).await?;
+        let places = Place::all(folder, &disks, request.subdir)?;
+        let chosen = choose(machine, request).await?;
+        let own = || disks.iter().zip(&places).filter(|(device, _)| chosen.contains(&device.node));
+        if own().next().is_none() {
+            return Err(Error::NoDisk);
+        }
+        let mut histories = Vec::new();
+        for (_, place) in own() {
+            histories.push(History::read(&place.folder, &place.base)?);
+        }
+        let chain = chain(machine, request, folder)?;
+        let time = time(&histories);
+        let fleece = Fleecing::new(machine, request, folder);
+        let mut targets = Vec::new();
+        for ((device, place), history) in own().zip(&histories) {
+            let id = chain.as_ref().map_or("", |(id, _)| id);
+            let bitmaps = Bitmaps::of(&device.bitmaps, id, &device.names);
+            let facts = Facts {
+                history,
+                bitmaps: &bitmaps,
+                size: device.virtual_size,
+                persistent: device.persistent,
+                others_have_images: histories.iter().any(|other| other.newest.is_some()),
+            };
+            let (level, old) = match Decision::new(request.level, &facts) {
+                Decision::Take { level, old, reason, severity } => {
+                    let changed = old.map(|old| old.count);
+                    machine.tell(&Event::Level { disk: place.disk.clone(), level, reason, changed, severity });
+                    (level, old)
+                }
+                Decision::NoFull => {
+                    return Err(Error::NoFull { disk: place.disk.clone(), folder: place.folder.clone() });
+                }
+                Decision::Broken { reason } => return Err(Error::Broken { disk: place.disk.clone(), reason }),
+            };
+            let image = place.image(level, time, request.timestamp);
+            let timeless = !request.timestamp && level != Level::Inc;
+            let full = history.newest.as_ref().is_some_and(|newest| newest.path == image);
+            if timeless && (history.incs > 0 || (full && level == Level::Copy)) {
+                return Err(Error::Replaces { path: image });
+            }
+            tell_foreign(machine, device, place);
+            let newest = history.newest.as_ref().filter(|_| level == Level::Inc);
+            targets.push(Target {
+                disk: place.disk.clone(),
+                level,
+                size: device.virtual_size,
+                parent: newest.and_then(|newest| newest.path.file_name()?.to_str().map(str::to_owned)),
+                way: fleece.way(machine, device, place, level, time)?,
+                dead: dead(history, &bitmaps, device, level),
+                old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
+                link: (timeless && request.symlink).then(|| place.link(level)),
+                config: place.config.clone(),
+                device: device.clone(),
+                image,
+            });
+        }
+        let running = status == "running";
+        let settings = Settings {
+            lock: folder.join(files::FOLDER).join("lock"),
+            running,
+            pause: request.pause,
+            compress: request.compress,
+            speed: request.speed_limit,
+            cbw_timeout: cbw_timeout(request.cbw_timeout, machine.monitor.version()),
+            direct: request.direct,
+            aio: request.aio,
+            auto_dismiss: observe::is_fragile(&machine.features),
+        };
+        Ok(Self { time, running, targets, chain, settings })
+    }
+
+    /// Makes sure that the devices still have the nodes that the plan is made for: somebody may have taken a snapshot.
+    pub(super) async fn same_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
+        let drives = observe::drives(&machine.monitor.execute(&Command::new("query-block")).await?);
+        for target in &self.targets {
+            let Some(qdev) = &target.device.qdev else { continue };
+            if !drives.iter().any(|drive| drive.qdev == *qdev && drive.node == target.device.node) {
+                return Err(Error::Exchanged { disk: target.disk.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is sent to QEMU.
+    pub(super) fn plan(&self, features: &Features) -> Plan {
+        let disks: Vec<DiskPlan> = self.targets.iter().map(|target| self.disk(target)).collect();
+        Plan::new(&disks, &self.settings, features)
+    }
+
+    fn disk(&self, target: &Target) -> DiskPlan {
+        let chain = self.chain.as_ref().filter(|_| target.level != Level::Copy);
+        DiskPlan {
+            node: target.device.node.clone(),
+            format_node: target.device.format_node.clone(),
+            level: target.level,
+            way: target.way.clone(),
+            target: files::partial(&target.image),
+            old: target.old.clone(),
+            dead: target.dead.clone(),
+            new: chain.map(|(chain, _)| (names::epoch(self.time, chain), target.device.persistent)),
+        }
+    }
+
+    /// What is written down first.
+    pub(super) fn journal(&self, folder: &Path) -> Journal {
+        let below = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_owned();
+        let entries = self.targets.iter().map(|target| Entry {
+            disk: target.disk.clone(),
+            partial: below(&files::partial(&target.image)),
+            image: below(&target.image),
+            link: target.link.as_deref().map(below),
+        });
+        Journal {
+            time: self.time,
+            chain: self.chain.as_ref().map(|(chain, _)| chain.clone()),
+            agent: None,
+            publishing: false,
+            entries: entries.collect(),
+            fleece: self.targets.iter().filter_map(Target::fleece).map(Path::to_owned).collect(),
+        }
+    }
+
+    /// Makes the files that QEMU will open.
+    pub(super) fn create(&self, machine: &Machine<'_>, folder: &Path) -> Result<(), Error> {
+        if let Some((chain, true)) = &self.chain {
+            target::write_chain(folder, chain)?;
+        }
+        let owner = machine.monitor.peer();
+        for target in &self.targets {
+            let parent = target.image.parent().unwrap_or(folder);
+            std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })?;
+            files::write_json(&target.config, &config(&target.device))?;
+            let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
+            empty.create(&files::partial(&target.image), owner)?;
+            if let Some(file) = target.fleece() {
+                empty.create(file, owner)?;
+            }
+            machine.tell(&Event::Target { disk: target.disk.clone(), path: target.image.clone(), size: target.size });
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn fleece(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Fleece { file, .. } => Some(file),
+            Way::Plain => None,
+        }
+    }
+}
+
+/// Before 9.1 QEMU keeps the nanoseconds in 32 bits, and takes 45 seconds for two; no schema tells.
+fn cbw_timeout(wanted: u32, version: &Version) -> u32 {
+    const FITS: u32 = 4;
+    if (version.major, version.minor) < (9, 1) { wanted.min(FITS) } else { wanted }
+}
+
+/// Says what machine it is, and whether it can be backed up now.
+async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
+    let name = machine.monitor.execute(&Command::new("query-name")).await?;
+    let status = observe::status(&machine.monitor.execute(&Command::new("query-status")).await?);
+    let name = name.get("name").and_then(Value::as_str).map(str::to_owned);
+    machine.tell(&Event::Machine { name, status: status.clone() });
+    if STATES_OUT.contains(&status.as_str()) {
+        return Err(Error::State { status });
+    }
+    let jobs = observe::jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
+    if let Some(job) = jobs.iter().find(|job| job.moves_disks()) {
+        return Err(Error::Busy { what: format!("the {} job {} of somebody else", job.kind, job.id) });
+    }
+    if machine.features.has_command("query-tpm") {
+        let tpms = machine.monitor.execute(&Command::new("query-tpm")).await?;
+        for id in emulated_tpms(&tpms) {
+            machine.tell(&Event::Tpm { id });
+        }
+    }
+    Ok(status)
+}
+
+/// The TPMs whose state is neither on a disk nor in a chip.
+fn emulated_tpms(reply: &Value) -> Vec<String> {
+    let emulated = |tpm: &&Value| tpm.pointer("/options/type").is_some_and(|kind| kind == "emulator");
+    let name = |tpm: &Value| tpm.get("id").and_then(Value::as_str).unwrap_or("tpm").to_owned();
+    reply.as_array().into_iter().flatten().filter(emulated).map(name).collect()
+}
+
+/// The nodes of the disks that are asked for.
+async fn choose(machine: &Machine<'_>, request: &Request) -> Result<Vec<String>, Error> {
+    let blocks = machine.monitor.execute(&Command::new("query-block")).await?;
+    let nodes = ask_nodes(&machine.monitor, &machine.features).await?;
+    let graph = machine.monitor.execute(&query_graph()).await?;
+    let found = devices(&blocks, &nodes, &graph, &request.selection)?;
+    if !found.unmatched.is_empty() {
+        return Err(Error::NoSuchDisk { names: found.unmatched });
+    }
+    found.skipped.into_iter().for_each(|skipped| machine.tell(&Event::Skipped(skipped)));
+    Ok(found.disks.into_iter().map(|device| device.node).collect())
+}
+
+/// The id of the chain, and whether this run begins it.
+fn chain(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Option<(String, bool)>, Error> {
+    if request.level == Wanted::Copy {
+        return Ok(None);
+    }
+    let Some(chain) = target::chain(folder)? else {
+        let chain = request.uuid.clone().map_or_else(target::new_id, Ok)?;
+        return Ok(Some((chain, true)));
+    };
+    if let Some(uuid) = request.uuid.as_ref().filter(|uuid| **uuid != chain) {
+        machine.tell(&Event::OtherUuid { wanted: uuid.clone(), chain: chain.clone() });
+    }
+    Ok(Some((chain, false)))
+}
+
+/// Now, or a second after the newest image, whatever the clock says.
+fn time(histories: &[History]) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let latest = histories.iter().filter_map(|history| history.latest).max();
+    latest.map_or(now, |latest| now.max(latest.saturating_add(1)))
+}
+
+/// The bitmap of the newest image, where somebody has stopped it: a FULL that fails must not let it go on.
+fn dead(history: &History, bitmaps: &Bitmaps<'_>, device: &Device, level: Level) -> Option<String> {
+    let newest = history.since().filter(|_| level == Level::Full && !device.read_only)?;
+    let bitmap = bitmaps.since(newest)?;
+    let lacks_writes = !bitmap.recording && !bitmap.busy && !bitmap.inconsistent;
+    lacks_writes.then(|| bitmap.name.clone())
+}
+
+fn tell_foreign(machine: &Machine<'_>, device: &Device, place: &Place) {
+    let tracked = device.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(names::PREFIX)).count();
+    // one of this chain, and one of another are usual
+    if tracked > 2 {
+        machine.tell(&Event::ForeignBitmaps { disk: place.disk.clone(), count: tracked });
+    }
+}
+
+/// Where fleece images go, or why there are none.
+struct Fleecing<'a> {
+    wanted: &'a Fleece,
+    target: &'a Path,
+    cwd: Option<PathBuf>,
+}
+
+impl<'a> Fleecing<'a> {
+    fn new(machine: &Machine<'_>, request: &'a Request, target: &'a Path) -> Self {
+        let able = observe::can_fleece(&machine.features);
+        if !able && request.fleece != Fleece::Off {
+            let reason = "this QEMU has none to trust; writes of the guest wait for the target, and fail if it is full"
+                .to_owned();
+            machine.tell(&Event::NoFleece { disk: None, reason });
+        }
+        let pid = machine.monitor.peer().and_then(|peer| peer.pid);
+        let cwd = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
+        Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd }
+    }
+
+    fn way(
+        &self,
+        machine: &Machine<'_>,
+        device: &Device,
+        place: &Place,
+        level: Level,
+        time: i64,
+    ) -> Result<Way, Error> {
+        let folder = match self.wanted {
+            Fleece::Off => return Ok(Way::Plain),
+            Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
+            Fleece::BesideDisk => self.beside(device),
+        };
+        let none = |reason: &str| {
+            machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
+            Ok(Way::Plain)
+        };
+        let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
+        if device.shared {
+            // the filter would see what one of them writes
+            return none("more than one device or export writes to it");
+        }
+        // a name that nobody can guess, since the folder may be one that others write to
+        let name = format!("{level}-{time}-{}-{}{}", place.disk, target::new_id()?, files::FLEECE);
+        Ok(Way::Fleece { qdev, file: files::utf8(folder.join(name))? })
+    }
+
+    /// The folder of the disk's file, or of the images where that is none for files.
+    fn beside(&self, device: &Device) -> PathBuf {
+        let file = device.absolute(self.cwd.as_deref()).and_then(|file| file.canonicalize().ok());
+        let regular = file.filter(|file| file.is_file());
+        let folder = regular.and_then(|file| file.parent().map(Path::to_owned));
+        folder.unwrap_or_else(|| self.target.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_tpm_that_is_emulated_has_a_state_to_lose() {
+        let tpm = |id: &str, kind: &str| json!({"id": id, "model": "tpm-crb", "options": {"type": kind, "data": {}}});
+        let reply = json!([tpm("tpm0", "emulator"), tpm("tpm1", "passthrough")]);
+        assert_eq!(emulated_tpms(&reply), ["tpm0"]);
+        assert!(emulated_tpms(&json!([])).is_empty() && emulated_tpms(&json!({"id": 5})).is_empty());
+    }
+
+    #[test]
+    fn a_timeout_is_what_old_releases_can_keep() {
+        let version = |major, minor| Version { major, minor, micro: 0, package: String::new() };
+        assert_eq!(cbw_timeout(45, &version(7, 2)), 4);
+        assert_eq!(cbw_timeout(0, &version(9, 0)), 0);
+        assert_eq!(cbw_timeout(45, &version(9, 1)), 45);
+    }
+}

@@ -1,0 +1,277 @@
+//! A backup, from the first question to the last bitmap.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::{Error, reason};
+use super::event::{Event, Observer, Progress};
+use super::files;
+use super::journal::Journal;
+use super::lock::Lock;
+use super::machine::{Machine, Watch};
+use super::moment;
+use super::names;
+use super::observe::{self, Job};
+use super::order;
+use super::plan::{Plan, Way};
+use super::prepare::{Prepared, Target};
+use super::request::{Connection, Request};
+use super::teardown::Teardown;
+use super::{connect, target};
+use crate::chain::{Level, Manifest};
+use crate::qmp::Command;
+
+/// What a backup has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The time of the restore point, seconds since 1970.
+    pub time: i64,
+    /// The images, and their levels.
+    pub images: Vec<(PathBuf, Level)>,
+    /// Bytes of the images' files.
+    pub bytes: u64,
+}
+
+/// Makes a backup.
+///
+/// Drop the future only when the program ends: what is half done then is put in order by the next run.
+///
+/// # Errors
+/// [`Error`] says what is left behind, if anything is.
+pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcome, Error> {
+    let path = target::folder(&request.target, request.monthly);
+    // where others have been, who is there now is known before the machine is; else no folder is made for nothing
+    let early = Lock::is_in(&path).then(|| target::create(&path).and_then(|path| Lock::take(&path))).transpose()?;
+    let machine = connect(&request.connection, observer).await?;
+    let lock = early.map_or_else(|| target::create(&path).and_then(|path| Lock::take(&path)), Ok)?;
+    let folder = lock.target().to_owned();
+    let agent = request.connection.agent.as_ref();
+    order::restore(&machine, agent, Some(&lock), None).await?;
+    if request.monthly {
+        restore_months(&machine, request, &folder).await?;
+    }
+    let prepared = Prepared::new(&machine, request, &folder).await?;
+    let mut journal = prepared.journal(&folder);
+    let made = make(&machine, request, &lock, &prepared, &mut journal).await;
+    let restored = order::restore(&machine, agent, Some(&lock), Some(&journal)).await;
+    go_on_after_error(&machine, prepared.running).await;
+    let named = prepared.targets.iter().all(|target| !files::partial(&target.image).exists() && target.image.exists());
+    match (made, restored) {
+        (Ok(()), Ok(())) => {}
+        (Ok(()), Err(left)) if named => trouble(&machine, &left),
+        (Ok(()), Err(error)) | (Err(error), Ok(())) => return Err(error),
+        (Err(error), Err(left)) => {
+            trouble(&machine, &left);
+            return Err(error);
+        }
+    }
+    tell_published(&machine, &prepared);
+    let images: Vec<_> = prepared.targets.iter().map(|target| (target.image.clone(), target.level)).collect();
+    let lengths = images.iter().filter_map(|(path, _)| path.metadata().ok()).map(|file| file.len());
+    let bytes = lengths.fold(0, u64::saturating_add);
+    Ok(Outcome { time: prepared.time, images, bytes })
+}
+
+/// Puts in order what runs have left in the folders of other months.
+async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) -> Result<(), Error> {
+    for folder in target::with_months(&request.target)?.iter().filter(|folder| *folder != own) {
+        if Journal::read(folder)?.is_some() {
+            let lock = Lock::take(folder)?;
+            order::restore(machine, request.connection.agent.as_ref(), Some(&lock), None).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets a machine go on that has stopped by itself, since a write of its guest waited for a target that was full. If it was
+/// another error, it stops again.
+async fn go_on_after_error(machine: &Machine<'_>, running: bool) {
+    let Ok(reply) = machine.monitor.execute(&Command::new("query-status")).await else { return };
+    if running && observe::status(&reply) == "io-error" {
+        let what = match machine.send(&Command::new("cont")).await {
+            Ok(_) => "the machine had stopped with a write error, and goes on".to_owned(),
+            Err(error) => format!("the machine has stopped with a write error: {}", reason(&error)),
+        };
+        machine.tell(&Event::Trouble { what });
+    }
+}
+
+fn trouble(machine: &Machine<'_>, left: &Error) {
+    let what = format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", reason(left));
+    machine.tell(&Event::Trouble { what });
+}
+
+/// What a backup would send, without doing any of it.
+///
+/// # Errors
+/// As [`backup`] would say before it begins.
+pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan, Error> {
+    let folder = target::folder(&request.target, request.monthly);
+    let folder = folder.canonicalize().or_else(|_| std::path::absolute(&folder));
+    let folder = folder.map_err(|source| Error::Io { path: request.target.clone(), source })?;
+    let machine = connect(&request.connection, observer).await?;
+    let found = machine.observe().await?;
+    if found.node(names::LOCK).is_some() || !Teardown::new(&found).is_empty() {
+        return Err(Error::Busy { what: "or was killed; then `recover` puts its remains in order".to_owned() });
+    }
+    let prepared = Prepared::new(&machine, request, &files::utf8(folder)?).await?;
+    Ok(prepared.plan(&machine.features))
+}
+
+/// Puts in order what runs have left that are no more. `target` is a backup folder; without one, the one that the machine
+/// knows of.
+///
+/// # Errors
+/// Somebody is at work, or it cannot be done.
+pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &dyn Observer) -> Result<(), Error> {
+    let folders = target.map(target::with_months).transpose()?.unwrap_or_default();
+    // who is there now is known before the machine is
+    folders.iter().try_for_each(|folder| Lock::take(folder).map(drop))?;
+    let machine = connect(connection, observer).await?;
+    let agent = connection.agent.as_ref();
+    for folder in &folders {
+        // one at a time: what the machine knows of may be another of them, and is locked with this one
+        let lock = Lock::take(folder)?;
+        order::recover(&machine, agent, Some(&lock), None).await??;
+    }
+    if folders.is_empty() { Ok(order::recover(&machine, agent, None, None).await??) } else { Ok(()) }
+}
+
+/// All but the names: when this is done, the images are whole and on stable storage, and the journal says so.
+async fn make(
+    machine: &Machine<'_>,
+    request: &Request,
+    lock: &Lock,
+    prepared: &Prepared,
+    journal: &mut Journal,
+) -> Result<(), Error> {
+    let folder = lock.target();
+    let agent = if request.quiesce { moment::find_agent(machine, request, prepared.running).await } else { None };
+    if agent.is_some() {
+        journal.agent = request.connection.agent.as_ref().map(ToString::to_string);
+    }
+    let plan = prepared.plan(&machine.features);
+    for command in &plan.lock {
+        machine.step(command).await.map_err(lost_race)?;
+    }
+    journal.write(folder)?;
+    prepared.create(machine, folder)?;
+    for command in &plan.prepare {
+        machine.step(command).await?;
+    }
+    // QEMU has them open; so no crash can leave one behind
+    for path in &journal.fleece {
+        files::remove(path)?;
+    }
+    machine.go_on()?;
+    prepared.same_nodes(machine).await?;
+    let mut watch = machine.watch();
+    let thawed = moment::take(machine, &plan, prepared.running, agent).await?;
+    let start = Instant::now();
+    for command in &plan.start {
+        machine.step(command).await?;
+    }
+    let jobs = tokio::select! {
+        jobs = follow(machine, &mut watch, request.progress_interval, prepared) => jobs?,
+        never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
+    };
+    let bytes = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.done));
+    machine.tell(&Event::Copied { bytes, elapsed: start.elapsed() });
+    delay(machine, request.remove_delay).await?;
+    // opened before QEMU closes it: what the kernel could not write then is told to each file that is open
+    let open = |target: &Target| target::open(&files::partial(&target.image));
+    let images = prepared.targets.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    machine.dismantle().await?;
+    for (target, image) in prepared.targets.iter().zip(images) {
+        target::verify(&files::partial(&target.image), image, target.size)?;
+    }
+    machine.go_on()?;
+    let qemu = machine.monitor.version().to_string();
+    for target in &prepared.targets {
+        let manifest = Manifest {
+            level: target.level,
+            time: prepared.time,
+            chain: journal.chain.clone(),
+            parent: target.parent.clone(),
+            virtual_size: target.size,
+            qemu: qemu.clone(),
+        };
+        files::write_json(&Manifest::path(&files::partial(&target.image)), &manifest.to_json())?;
+    }
+    journal.publishing = true;
+    let written = journal.write(folder);
+    // names are given only where another run could go on with that
+    journal.publishing = written.is_ok();
+    written
+}
+
+/// A lock that is there already is that of another run, which was faster.
+fn lost_race(error: Error) -> Error {
+    if error.is_duplicate() { Error::Busy { what: "another run has just begun".to_owned() } } else { error }
+}
+
+/// Waits for the jobs, and tells how far they are.
+async fn follow(
+    machine: &Machine<'_>,
+    watch: &mut Watch,
+    interval: Duration,
+    prepared: &Prepared,
+) -> Result<Vec<Job>, Error> {
+    let name = |job: &Job| {
+        let target = names::disk_of(&job.id).and_then(|number| prepared.targets.get(number));
+        target.map_or_else(|| job.id.clone(), |target| target.disk.clone())
+    };
+    let mut told = Instant::now();
+    let jobs = machine
+        .wait(watch, |jobs| {
+            if told.elapsed() >= interval || jobs.iter().all(Job::is_concluded) {
+                told = Instant::now();
+                let progress = |job: &Job| Progress { disk: name(job), done: job.done, total: job.total };
+                machine.tell(&Event::Progress(jobs.iter().map(progress).collect()));
+            }
+        })
+        .await?;
+    // the one that failed, before those that were cancelled for that
+    let failed = jobs.iter().filter_map(|job| Some((job, job.error.as_ref()?)));
+    if let Some((job, reason)) = failed.min_by_key(|(_, reason)| reason.to_lowercase().contains("cancel")) {
+        return Err(explain(name(job), reason, names::disk_of(&job.id).and_then(|at| prepared.targets.get(at))));
+    }
+    if jobs.len() < prepared.targets.len() {
+        let reason = "it is gone, somebody else has ended it".to_owned();
+        return Err(Error::Job { disk: "a disk".to_owned(), reason });
+    }
+    Ok(jobs)
+}
+
+/// What QEMU means with the error of a job.
+fn explain(disk: String, reason: &str, target: Option<&Target>) -> Error {
+    let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
+    match target {
+        Some(target) if reason.contains("No space left") => Error::TargetFull { disk, folder: folder(&target.image) },
+        // the snapshot was broken, so that the guest could go on
+        Some(Target { way: Way::Fleece { file, .. }, .. }) if reason.contains("Permission denied") => {
+            Error::FleeceFull { disk, folder: folder(file) }
+        }
+        _ => Error::Job { disk, reason: reason.to_owned() },
+    }
+}
+
+async fn delay(machine: &Machine<'_>, delay: Duration) -> Result<(), Error> {
+    let until = Instant::now() + delay;
+    while Instant::now() < until {
+        machine.go_on()?;
+        tokio::time::sleep(Duration::from_millis(100).min(delay)).await;
+    }
+    Ok(())
+}
+
+fn tell_published(machine: &Machine<'_>, prepared: &Prepared) {
+    for target in &prepared.targets {
+        machine.tell(&Event::Published {
+            disk: target.disk.clone(),
+            path: target.image.clone(),
+            level: target.level,
+            time: prepared.time,
+        });
+    }
+}

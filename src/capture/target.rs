@@ -1,0 +1,180 @@
+//! The backup folder: the id of its chain, the settings of its disks, and names for images that are whole.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::Error;
+use super::files;
+use super::journal::Entry;
+use super::lock::Lock;
+use crate::chain::{ImageName, Level, Manifest};
+use crate::qcow2::Header;
+use crate::storage::FileStorage;
+
+/// The file with the id of the chain.
+const UUID: &str = "uuid";
+
+/// Characters in the id of a chain: a bitmap's name has room for 1023 bytes.
+const CHAIN_MAX: usize = 200;
+
+/// The folder of the run: one for each month, if so asked.
+pub(super) fn folder(target: &Path, monthly: bool) -> PathBuf {
+    if monthly { target.join(jiff::Zoned::now().strftime("%Y-%m").to_string()) } else { target.to_owned() }
+}
+
+/// Makes the folder, and its path whole.
+pub(super) fn create(folder: &Path) -> Result<PathBuf, Error> {
+    let failed = |source| Error::Io { path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    files::utf8(folder.canonicalize().map_err(failed)?)
+}
+
+/// A folder that is there, and those of its months that runs have been in.
+pub(super) fn with_months(target: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Io { path: target.to_owned(), source };
+    let target = files::utf8(target.canonicalize().map_err(failed)?)?;
+    let entries = std::fs::read_dir(&target).map_err(failed)?.flatten().map(|entry| entry.path());
+    let mut months: Vec<PathBuf> = entries.filter(|folder| Lock::is_in(folder)).collect();
+    months.sort();
+    months.insert(0, target);
+    months.into_iter().map(files::utf8).collect()
+}
+
+/// The id of the folder's chain; `None` where none has begun.
+pub(super) fn chain(folder: &Path) -> Result<Option<String>, Error> {
+    let path = folder.join(UUID);
+    let Some(bytes) = files::read(&path)? else { return Ok(None) };
+    let chain = String::from_utf8(bytes).ok().map(|text| text.trim().to_owned());
+    chain.filter(|chain| is_chain(chain)).map(Some).ok_or(Error::Uuid { path })
+}
+
+/// Whether bitmaps can bear this id.
+#[must_use]
+pub fn is_chain(text: &str) -> bool {
+    (1..=CHAIN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A random id, for a chain or a name that nobody can guess.
+pub(super) fn new_id() -> Result<String, Error> {
+    let path = Path::new("/proc/sys/kernel/random/uuid");
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+/// Writes the id down, without a line end, as the Python tool does.
+pub(super) fn write_chain(folder: &Path, chain: &str) -> Result<(), Error> {
+    files::write(&folder.join(UUID), chain.as_bytes())
+}
+
+/// Opens an image that QEMU still writes to.
+pub(super) fn open(partial: &Path) -> Result<File, Error> {
+    File::open(partial).map_err(|source| Error::Io { path: partial.to_owned(), source })
+}
+
+/// Whether QEMU has made what it says: an image of the right size, on stable storage.
+#[expect(clippy::needless_pass_by_value, reason = "it is closed with that")]
+pub(super) fn verify(partial: &Path, image: File, size: u64) -> Result<(), Error> {
+    let torn = |reason: String| Error::Torn { path: partial.to_owned(), reason };
+    let failed = |source: io::Error| Error::Io { path: partial.to_owned(), source };
+    let storage = FileStorage::open(partial).map_err(failed)?;
+    let header = Header::read(&storage).map_err(|error| torn(error.to_string()))?;
+    if header.size != size {
+        return Err(torn(format!("its disk has {} bytes, not {size}", header.size)));
+    }
+    image.sync_all().map_err(failed)
+}
+
+/// Gives an image its name, and its manifest, if they have not got them yet. One that somebody has removed before it had
+/// its name is none: then the answer is no.
+pub(super) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
+    let (partial, image) = (folder.join(&entry.partial), folder.join(&entry.image));
+    let manifest = Manifest::path(&image);
+    let is_gone = |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    // the manifest goes first
+    if is_gone(&partial) && (!is_gone(&Manifest::path(&partial)) || is_gone(&image)) {
+        discard(folder, entry)?;
+        return Ok(false);
+    }
+    rename(&Manifest::path(&partial), &manifest)?;
+    files::sync_folder(manifest.parent().unwrap_or(folder))?;
+    rename(&partial, &image)?;
+    unlink_levels(&image)?;
+    if let Some(link) = &entry.link {
+        let link = folder.join(link);
+        files::remove(&link)?;
+        let name = image.file_name().unwrap_or_default();
+        std::os::unix::fs::symlink(name, &link).map_err(|source| Error::Io { path: link, source })?;
+    }
+    files::sync_folder(image.parent().unwrap_or(folder))?;
+    Ok(true)
+}
+
+/// Removes the links that tell the level of the image that had this name before.
+fn unlink_levels(image: &Path) -> Result<(), Error> {
+    let Some(name) = image.file_name().filter(|name| ImageName::parse(name).is_none()) else { return Ok(()) };
+    for level in [Level::Copy, Level::Full] {
+        let mut link = OsString::from(format!("{level}-"));
+        link.push(name);
+        let link = image.with_file_name(link);
+        if link.is_symlink() {
+            files::remove(&link)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes an image that has no name yet, and its manifest. An earlier image may have the name.
+pub(super) fn discard(folder: &Path, entry: &Entry) -> Result<(), Error> {
+    let partial = folder.join(&entry.partial);
+    files::remove(&Manifest::path(&partial))?;
+    files::remove(&partial)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && to.exists() => Ok(()),
+        result => result.map_err(|source| Error::Io { path: to.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_was_removed_before_it_had_its_name_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = Entry {
+            disk: "disk".to_owned(),
+            partial: "disk.qcow2.partial".into(),
+            image: "disk.qcow2".into(),
+            link: None,
+        };
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path(files::FOLDER)).unwrap();
+        assert!(!publish(folder.path(), &entry).unwrap());
+        // the image of another run has the name
+        std::fs::write(path("disk.qcow2"), "old").unwrap();
+        std::fs::write(Manifest::path(&path("disk.qcow2.partial")), "new").unwrap();
+        assert!(!publish(folder.path(), &entry).unwrap());
+        assert!(!Manifest::path(&path("disk.qcow2")).exists());
+        // and this is a whole one, twice
+        std::fs::write(path("disk.qcow2.partial"), "new").unwrap();
+        std::fs::write(Manifest::path(&path("disk.qcow2.partial")), "new").unwrap();
+        assert!(publish(folder.path(), &entry).unwrap() && publish(folder.path(), &entry).unwrap());
+        assert_eq!(std::fs::read(path("disk.qcow2")).unwrap(), b"new");
+        assert!(Manifest::path(&path("disk.qcow2")).exists());
+    }
+
+    #[test]
+    fn the_link_of_another_level_goes_with_the_image_that_had_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink("disk", path("COPY-disk")).unwrap();
+        std::fs::write(path("FULL-disk"), "no link").unwrap();
+        unlink_levels(&path("disk")).unwrap();
+        assert!(!path("COPY-disk").is_symlink() && path("FULL-disk").exists());
+    }
+}
