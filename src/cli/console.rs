@@ -1,4 +1,4 @@
-//! Where the words go: results to stdout, log lines to stderr and to a file, JSON lines instead of results.
+//! Where the words go: results to stdout, log lines to stderr, to a file and to syslog, JSON lines instead of results.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use indicatif::ProgressBar;
 use serde_json::Value;
 
+use super::exit::Exit;
 use super::failure::Failure;
+use super::syslog::{self, Syslog};
 use super::text::{self, printable};
 
 /// How much a log line matters.
@@ -50,6 +52,8 @@ pub(super) struct Wanted {
     pub(super) json: bool,
     /// Stdout is the disk: results go to stderr, and JSON lines are alone there.
     pub(super) stdout_is_data: bool,
+    /// The name under which the log goes to syslog, too.
+    pub(super) syslog: Option<&'static str>,
 }
 
 /// The only place that prints.
@@ -59,6 +63,7 @@ pub(super) struct Console {
     terminal: bool,
     colours: bool,
     log_file: Option<File>,
+    syslog: Option<Syslog>,
     /// The progress bar that stands in the last line of the terminal.
     bar: Mutex<Option<ProgressBar>>,
     warned: AtomicBool,
@@ -76,6 +81,7 @@ impl Console {
             terminal,
             colours: terminal && !set("NO_COLOR"),
             log_file: None,
+            syslog: None,
             bar: Mutex::new(None),
             warned: AtomicBool::new(false),
         };
@@ -83,6 +89,12 @@ impl Console {
             let file = File::options().append(true).create(true).open(path);
             let file = file.map_err(|source| Failure::LogFile { path: path.to_owned(), source });
             console.log_file = Some(file.inspect_err(|failure| console.error(failure))?);
+        }
+        if let Some(program) = wanted.syslog {
+            match Syslog::open(Path::new(syslog::SOCKET), program) {
+                Ok(syslog) => console.syslog = Some(syslog),
+                Err(error) => console.warning(&format!("{}: no log goes to syslog: {error}", syslog::SOCKET)),
+            }
         }
         Ok(console)
     }
@@ -95,6 +107,12 @@ impl Console {
 
     pub(super) fn info(&self, message: &str) {
         self.log(Level::Info, message);
+    }
+
+    /// Says what one should know though nothing is wrong.
+    pub(super) fn notice(&self, message: &str) {
+        self.log(Level::Warning, message);
+        self.event("notice", &[("message", message.into())]);
     }
 
     /// Says a warning, which the exit code will tell.
@@ -118,6 +136,20 @@ impl Console {
 
     pub(super) fn has_warned(&self) -> bool {
         self.warned.load(Ordering::Relaxed)
+    }
+
+    /// How a program ends that does not fail.
+    pub(super) fn exit(&self) -> Exit {
+        if self.has_warned() { Exit::Warnings } else { Exit::Success }
+    }
+
+    /// Says the last JSON line of a program that does not fail, and how it ends.
+    pub(super) fn done(&self, fields: &[(&str, Value)]) -> Exit {
+        let exit = self.exit();
+        let fields: Vec<(&str, Value)> =
+            [("exit_code", exit.code().into())].into_iter().chain(fields.iter().cloned()).collect();
+        self.event("done", &fields);
+        exit
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -171,6 +203,9 @@ impl Console {
         let line = format!("[{time}] {:>7}  {message}\n", level.name());
         if let Some(mut file) = self.log_file.as_ref() {
             let _ = file.write_all(line.as_bytes());
+        }
+        if let Some(syslog) = &self.syslog {
+            syslog.log(level, &message);
         }
         let json_alone = self.wanted.json && self.wanted.stdout_is_data;
         if json_alone || (self.wanted.quiet && level < Level::Warning) {

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
-use crate::chain;
-use crate::restore;
+use crate::{capture, chain, qmp, restore};
 
 /// Why a program fails.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +21,8 @@ pub(super) enum Failure {
     /// The output is one that does not go away: a block device, or what has left through stdout.
     #[error(transparent)]
     Unfinished(restore::Error),
+    #[error(transparent)]
+    Capture(#[from] capture::Error),
     #[error("{}: is itself a part of the chain, or of one beside it", .path.display())]
     OutputIsBackup { path: PathBuf },
     #[error("{}: would be taken for an image of the backup: take another name", .path.display())]
@@ -32,6 +33,8 @@ pub(super) enum Failure {
     LogFile { path: PathBuf, source: io::Error },
     #[error("cannot watch for signals")]
     Signals { source: io::Error },
+    #[error("cannot wait for sockets")]
+    Runtime { source: io::Error },
 }
 
 impl Failure {
@@ -55,12 +58,22 @@ impl Failure {
                 restore::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
                 restore::ErrorKind::Other => Exit::Error,
             },
+            Self::Capture(error) => match error.kind() {
+                capture::ErrorKind::Usage => Exit::Usage,
+                capture::ErrorKind::Broken => Exit::Damaged,
+                capture::ErrorKind::Unreachable => Exit::Unreachable,
+                capture::ErrorKind::Locked => Exit::Locked,
+                capture::ErrorKind::Full => Exit::Full,
+                capture::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
+                capture::ErrorKind::Other => Exit::Error,
+            },
             Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
             Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
             | Self::Print { .. }
             | Self::LogFile { .. }
-            | Self::Signals { .. } => Exit::Error,
+            | Self::Signals { .. }
+            | Self::Runtime { .. } => Exit::Error,
         }
     }
 
@@ -85,13 +98,39 @@ impl Failure {
                 restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
             },
             Self::Unfinished(_) => Some("what was written is not the whole disk"),
+            Self::Capture(error) => of_capture(error),
             Self::Usage(_)
             | Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
             | Self::Print { .. }
             | Self::LogFile { .. }
-            | Self::Signals { .. } => None,
+            | Self::Signals { .. }
+            | Self::Runtime { .. } => None,
         }
+    }
+}
+
+/// What to do when a backup fails.
+fn of_capture(error: &capture::Error) -> Option<&'static str> {
+    match (error.kind(), error) {
+        (capture::ErrorKind::Unreachable, capture::Error::Monitor(error)) => Some(match error {
+            qmp::Error::Connect { .. } | qmp::Error::NotQmp { .. } => {
+                "the machine was not touched; does it run, and is --socket its QMP monitor?"
+            }
+            qmp::Error::NoGreeting { .. } => "the machine was not touched",
+            _ => "the next run or `qmpbackup recover` puts in order what this one has begun",
+        }),
+        // the message of the other says so itself
+        (capture::ErrorKind::Broken, capture::Error::Chain(_)) => {
+            Some("run with --level auto or full, which begin a new chain")
+        }
+        (capture::ErrorKind::Locked, _) => Some("run again when it has ended"),
+        (capture::ErrorKind::Full, capture::Error::FleeceFull { .. }) => Some(
+            "nothing is lost, the next run copies it; --fleece-dir names a folder with more space, --no-fleece wants none",
+        ),
+        (capture::ErrorKind::Full, _) => Some("nothing is lost, the next run copies it; free space and run again"),
+        (capture::ErrorKind::Cancelled, _) => Some("no image was made, and nothing is lost"),
+        _ => None,
     }
 }
 

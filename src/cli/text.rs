@@ -26,7 +26,22 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
 
 /// A value as JSON without any control character.
 pub(super) fn json(value: &Value) -> String {
-    let text = value.to_string();
+    without_control(value.to_string())
+}
+
+/// A value as JSON for people, in lines.
+pub(super) fn json_lines(value: &Value) -> Vec<String> {
+    let text = format!("{value:#}");
+    // line ends and spaces at the beginning of a line are never in a string
+    let indented = |line: &str| {
+        let rest = line.trim_start_matches(' ');
+        " ".repeat(line.len() - rest.len()) + &without_control(line.to_owned())
+    };
+    text.lines().map(indented).collect()
+}
+
+/// JSON text with control characters as escapes.
+fn without_control(text: String) -> String {
     if !text.contains(is_control) {
         return text;
     }
@@ -97,6 +112,25 @@ mod tests {
             let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
             assert_eq!(output.stdout, [b"[", word, b"]"].concat(), "{quoted}");
         }
+    }
+
+    #[test]
+    fn json_for_people_is_indented_as_that_of_python() {
+        let value = serde_json::json!({"b": [1, {"a": "x\n\u{9b}"}], "a": {}});
+        let lines = json_lines(&value);
+        let expected = [
+            "{",
+            "    \"a\": {},",
+            "    \"b\": [",
+            "        1,",
+            "        {",
+            "            \"a\": \"x\\n\\u009b\"",
+            "        }",
+            "    ]",
+            "}",
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!(serde_json::from_str::<Value>(&lines.join("\n")).unwrap(), value);
     }
 
     proptest! {

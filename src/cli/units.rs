@@ -37,10 +37,20 @@ fn unit_bytes(unit: &str) -> Option<u64> {
 
 /// Reads seconds, `0.5` too.
 pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds
+    seconds(text)
         .filter(|seconds| *seconds >= Duration::from_millis(10))
         .ok_or_else(|| format!("{text:?} is not a number of seconds from 0.01 on"))
+}
+
+/// Reads seconds, none too.
+pub(super) fn parse_delay(text: &str) -> Result<Duration, String> {
+    seconds(text).ok_or_else(|| format!("{text:?} is not a number of seconds"))
+}
+
+/// More than a hundred years cannot be waited for: clocks end somewhere.
+fn seconds(text: &str) -> Option<Duration> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|seconds| seconds.as_secs() < 100 * 365 * 24 * 3600)
 }
 
 /// `1.5 GiB`.
@@ -146,5 +156,7 @@ mod tests {
         assert_eq!(rate(1000, Duration::from_millis(500)), 2000);
         assert!(parse_seconds("0").is_err() && parse_seconds("nan").is_err() && parse_seconds("-1").is_err());
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert!(parse_seconds("1e10").is_err() && parse_delay("-1").is_err());
+        assert_eq!(parse_delay("0"), Ok(Duration::ZERO));
     }
 }

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::args;
-use super::console::Console;
-use super::exit::Exit;
-use super::failure::{Failure, joined};
-use super::place;
-use super::table::{Align, table};
-use super::units;
+use super::{args, place};
 use crate::chain::{Chain, Disk, Fault, Image, Point, State, discover};
+use crate::cli::console::Console;
+use crate::cli::exit::Exit;
+use crate::cli::failure::{Failure, joined};
+use crate::cli::table::{Align, table};
+use crate::cli::units;
 use crate::restore::{self, Facts, Source};
 
 pub(super) fn run(arguments: &args::List, console: &Console) -> Result<Exit, Failure> {

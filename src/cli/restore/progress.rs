@@ -5,10 +5,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::console::Console;
-use super::{signals, units};
+use crate::cli::console::Console;
+use crate::cli::pace::{Pace, bar};
+use crate::cli::signals;
 use crate::restore::{Observer, Phase, Warning};
 
 /// Time between two looks at the bar.
@@ -64,15 +65,7 @@ impl<'a> Reporter<'a> {
     }
 
     fn begin(&self, name: &'static str, total: u64) {
-        let bar = self.console.draws().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
-            bar.with_message(name).with_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> "),
-            )
-        });
+        let bar = self.console.draws().then(|| bar(name, total));
         self.set(Some(Running { name, total, start: Instant::now(), bar }));
     }
 
@@ -83,24 +76,13 @@ impl<'a> Reporter<'a> {
             bar.set_position(done);
             return;
         }
-        let rate = units::rate(done, start.elapsed());
-        let left = (total - done).checked_div(rate);
+        let pace = Pace::new(done, total, start.elapsed());
         if self.console.is_json() {
-            let fields = [
-                ("phase", name.into()),
-                ("done", done.into()),
-                ("total", total.into()),
-                ("rate", rate.into()),
-                ("eta", left.into()),
-            ];
-            self.console.event("progress", &fields);
-            return;
+            let [done, total, rate, left] = pace.fields();
+            self.console.event("progress", &[("phase", name.into()), done, total, rate, left]);
+        } else {
+            self.console.info(&format!("{name}: {pace}"));
         }
-        let left = left
-            .map_or_else(String::new, |seconds| format!(", {} left", units::duration(Duration::from_secs(seconds))));
-        let percent = units::percent(done, total);
-        let (done, total, rate) = (units::size(done), units::size(total), units::size(rate));
-        self.console.info(&format!("{name}: {percent}, {done} of {total}, {rate}/s{left}"));
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {

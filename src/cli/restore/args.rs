@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::exit::Exit;
-use super::units;
 use crate::chain::When;
+use crate::cli::exit::Exit;
+use crate::cli::start::Global;
+use crate::cli::units;
 use crate::qcow2::Codec;
 use crate::restore::Format;
 
@@ -24,23 +25,6 @@ pub struct Arguments {
     pub(super) global: Global,
     #[command(subcommand)]
     pub(super) command: Command,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Common options")]
-pub(super) struct Global {
-    /// Log more
-    #[arg(long, global = true)]
-    pub(super) debug: bool,
-    /// Log only warnings and errors, show no progress
-    #[arg(long, global = true)]
-    pub(super) quiet: bool,
-    /// Append the log to this file, too
-    #[arg(short = 'L', long, global = true, value_name = "FILE")]
-    pub(super) logfile: Option<PathBuf>,
-    /// Print JSON, one event a line, instead of text
-    #[arg(long, global = true)]
-    pub(super) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::args;
-use super::console::Console;
-use super::exit::Exit;
-use super::failure::{Failure, joined};
 use super::list::without_path;
 use super::progress::Reporter;
-use super::{place, signals, units};
+use super::{args, place};
 use crate::chain::discover;
+use crate::cli::console::Console;
+use crate::cli::exit::Exit;
+use crate::cli::failure::{Failure, joined};
+use crate::cli::{signals, units};
 use crate::qcow2::{Features, Header, Report, Severity};
 use crate::restore::{self, Checked, CheckedImage, ErrorKind, Format, Source};
 

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 
 use super::args::{self, FormatName};
 use super::by_hand::{self, ByHand};
-use super::console::Console;
-use super::exit::Exit;
-use super::failure::Failure;
 use super::place;
 use super::progress::Reporter;
-use super::table::{Align, table};
-use super::{signals, units};
 use crate::chain::{Clock, Image, ImageName, Inventory, RestorePoint, discover};
+use crate::cli::console::Console;
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
+use crate::cli::table::{Align, table};
+use crate::cli::{signals, units};
 use crate::restore::{Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
@@ -65,12 +65,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         report(arguments, &point, merged, start, console);
         Ok(())
     })?;
-    Ok(exit(console))
-}
-
-/// How a merge ends that does not fail.
-fn exit(console: &Console) -> Exit {
-    if console.has_warned() { Exit::Warnings } else { Exit::Success }
+    Ok(console.exit())
 }
 
 /// The output must not take the place of any image that was found, be it one that this merge reads or not, nor become
@@ -162,7 +157,7 @@ fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: 
             ("length", length.into()),
             ("seconds", time.as_secs_f64().into()),
             ("rate", rate.into()),
-            ("exit_code", exit(console).code().into()),
+            ("exit_code", console.exit().code().into()),
         ],
     );
 }
@@ -207,7 +202,7 @@ impl Planned<'_> {
 
     fn print(&self, console: &Console) -> Result<(), Failure> {
         if console.is_json() {
-            console.event("done", &[("exit_code", exit(console).code().into())]);
+            console.done(&[]);
             return Ok(());
         }
         let plan = self.merge.summary();

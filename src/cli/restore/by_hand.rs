@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::text::{self, shell_word};
+use crate::cli::text::{self, shell_word};
 use crate::qcow2::Codec;
 use crate::restore::{Format, OutputFormat};
 

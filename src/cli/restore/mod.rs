@@ -1,0 +1,55 @@
+//! `qmprestore`: disk images out of backup folders. No machine is talked to here.
+
+mod args;
+mod by_hand;
+mod check;
+mod list;
+mod merge;
+mod place;
+mod progress;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+pub use args::Arguments;
+
+use self::args::Command;
+use super::console::Wanted;
+use super::exit::Exit;
+use super::start;
+
+impl Arguments {
+    /// Reads the arguments of `qmprestore`, or says what is wrong with them, or the help or version that they ask for.
+    ///
+    /// # Errors
+    /// How the program ends then.
+    pub fn read(words: &[OsString]) -> Result<Self, Exit> {
+        start::read(words, |words| Self::try_parse_from(words))
+    }
+
+    /// Does what the arguments say.
+    #[must_use]
+    pub fn run(&self) -> Exit {
+        raise_file_limit();
+        let stdout_is_data = match &self.command {
+            Command::Merge(merge) => merge.streams(),
+            Command::List(_) | Command::Check(_) => false,
+        };
+        let wanted = Wanted { stdout_is_data, ..self.global.wanted() };
+        start::run(&self.global, wanted, |console| match &self.command {
+            Command::Merge(merge) => merge::run(merge, console),
+            Command::List(list) => list::run(list, console),
+            Command::Check(images) => check::run(images, console),
+        })
+    }
+}
+
+/// A chain may have more images than the usual limit of open files allows.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // opening files will say it where they are too many
+    let _ = setrlimit(Resource::Nofile, limit);
+}

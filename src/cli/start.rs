@@ -1,0 +1,77 @@
+//! How each program begins: arguments are read, the console is made, and at the end there is an exit code.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::console::{Console, Wanted};
+use super::exit::Exit;
+use super::failure::Failure;
+use super::text;
+
+/// What all programs can be asked for.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub(super) struct Global {
+    /// Log more
+    #[arg(long, global = true)]
+    pub(super) debug: bool,
+    /// Log only warnings and errors, show no progress
+    #[arg(long, global = true)]
+    pub(super) quiet: bool,
+    /// Append the log to this file, too
+    #[arg(short = 'L', long, global = true, value_name = "FILE")]
+    pub(super) logfile: Option<PathBuf>,
+    /// Print JSON, one event a line, instead of text
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+impl Global {
+    pub(super) fn wanted(&self) -> Wanted {
+        let Self { debug, quiet, json, .. } = *self;
+        Wanted { debug, quiet, json, ..Wanted::default() }
+    }
+}
+
+/// Reads arguments, or says what is wrong with them, or the help or version that they ask for.
+///
+/// # Errors
+/// How the program ends then.
+pub(super) fn read<T>(words: &[OsString], parse: impl Fn(&[OsString]) -> Result<T, clap::Error>) -> Result<T, Exit> {
+    parse(words).map_err(|error| {
+        if !error.use_stderr() {
+            // nobody may read it, which does not matter
+            let _ = error.print();
+            return Exit::Success;
+        }
+        // the message repeats words of the user: it is made again, of words that are printable
+        let printable = |word: &OsString| text::printable(&word.to_string_lossy()).into_owned().into();
+        let again: Vec<OsString> = words.iter().map(printable).collect();
+        let message = parse(&again).err().unwrap_or(error).to_string();
+        let _ = std::io::stderr().write_all(message.as_bytes());
+        if words.iter().any(|word| word == "--json") {
+            let lines: Vec<&str> = message.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            let message = lines.join(" ");
+            let message = message.strip_prefix("error: ").unwrap_or(&message);
+            let fields =
+                [("message", message.into()), ("advice", Value::Null), ("exit_code", Exit::Usage.code().into())];
+            let _ = std::io::stdout().write_all((text::event("error", &fields) + "\n").as_bytes());
+        }
+        Exit::Usage
+    })
+}
+
+/// Does the work with a console, and says why it fails.
+pub(super) fn run(global: &Global, wanted: Wanted, work: impl FnOnce(&Console) -> Result<Exit, Failure>) -> Exit {
+    match Console::new(wanted, global.logfile.as_deref()) {
+        Ok(console) => work(&console).unwrap_or_else(|failure| {
+            console.error(&failure);
+            failure.exit()
+        }),
+        Err(failure) => failure.exit(),
+    }
+}
