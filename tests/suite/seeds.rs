@@ -12,10 +12,15 @@ pub(crate) fn share(index: u64, usual: u64) -> Vec<u64> {
             let (from, to) = range.split_once("..").unwrap_or_else(|| panic!("QMPBACKUP_SEEDS is {range}, not A..B"));
             from.parse().unwrap()..to.parse().unwrap()
         }
-        Err(_) if std::env::var_os("QMPBACKUP_LONG").is_some_and(|long| long != "0") => 0..usual * 25,
+        Err(_) if are_many() => 0..usual * 25,
         Err(_) => 0..usual,
     };
     asked.filter(|seed| seed % SHARES == index).collect()
+}
+
+/// Whether the environment asks for more than the usual.
+pub(crate) fn are_many() -> bool {
+    std::env::var_os("QMPBACKUP_LONG").is_some_and(|long| long != "0")
 }
 
 /// Tells how a chain was made if the test that holds this fails.

@@ -90,6 +90,21 @@ pub(crate) fn qemu_img_of(release: &str) -> Command {
     Command::new(cache().join("qemu").join(release).join("qemu-img"))
 }
 
+/// The `qemu-system-x86_64` of a release, as `tests/setup/qemu` has unpacked it.
+pub(crate) fn qemu_system_of(release: &str) -> Command {
+    Command::new(cache().join("qemu").join(release).join("qemu-system-x86_64"))
+}
+
+/// A file of the Linux guest that `tests/setup/guest` has made: `vmlinuz` or `initramfs`.
+pub(crate) fn guest_file(name: &str) -> PathBuf {
+    cache().join("guest").join(name)
+}
+
+/// A program for ext4 that `tests/setup/tools` has unpacked: `mkfs.ext4`, `e2fsck` or `debugfs`.
+pub(crate) fn e2fs(name: &str) -> Command {
+    Command::new(cache().join("bin").join(name))
+}
+
 fn cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
     set("QMPBACKUP_TEST_CACHE").unwrap_or_else(|| {

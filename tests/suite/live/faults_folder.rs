@@ -1,0 +1,76 @@
+//! The folder of the backup goes away while one is made, and somebody else ends its jobs.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use super::faults_hooks::{begins_jobs, while_copying};
+use super::faults_scene::{Scene, Way};
+use super::monitor::Monitor;
+use super::proxy::{Action, Hook};
+
+const WHERE: [(&str, Way); 4] = [("5.2", Way::Plain), ("7.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Fleece)];
+
+/// Removes a folder at the first command of a kind.
+fn remove_at(folder: &Path, what: fn(&Value) -> bool) -> Hook {
+    let (folder, mut done) = (folder.to_owned(), false);
+    Box::new(move |command, _| {
+        if !done && what(command) {
+            done = true;
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+        Action::Forward
+    })
+}
+
+#[test]
+fn a_target_that_is_removed_meanwhile_leaves_nothing_in_the_machine() {
+    for (release, way) in WHERE {
+        let mut scene = Scene::new(release, way);
+        let first = |command: &Value| command["execute"] == "query-name";
+        let locked = |command: &Value| command["execute"] == "blockdev-add";
+        for (number, what) in [first, locked, begins_jobs].into_iter().enumerate() {
+            for level in ["full", "inc"] {
+                let ended = scene.run_with(&["--level", level], remove_at(&scene.target, what));
+                assert_eq!(ended.code, Some(1), "{ended:#?}");
+                // The next one is made elsewhere
+                scene.target = scene.vm.path(&format!("target-{number}-{level}"));
+                scene.forget();
+                scene.run(&["--level", "full"]).with(0);
+                scene.assert_clean();
+                scene.assert_restorable();
+                scene.assert_continues(&[]);
+            }
+        }
+    }
+}
+
+/// Ends one of the jobs with a command.
+fn end_job(other: &Arc<Mutex<Monitor>>, command: &'static str, key: &'static str) -> Hook {
+    let other = Arc::clone(other);
+    while_copying(move || {
+        let mut other = other.lock().unwrap();
+        let jobs = other.execute("query-jobs", &json!({})).unwrap();
+        other.execute(command, &json!({ key: jobs[0]["id"] })).unwrap();
+        Action::Forward
+    })
+}
+
+#[test]
+fn a_job_that_somebody_else_ends_costs_one_run() {
+    for (release, way) in WHERE {
+        let mut scene = Scene::new(release, way);
+        let other = Arc::new(Mutex::new(Monitor::connect(&scene.vm.path("qmp2"))));
+        for (command, key) in [("job-cancel", "id"), ("block-job-cancel", "device")] {
+            for level in ["full", "inc"] {
+                scene.writer.lock().unwrap().write_surely(60);
+                let words = ["--level", level, "--speed-limit", "3K"];
+                let ended = scene.run_with(&words, end_job(&other, command, key));
+                ended.with(1).says("cancel");
+                scene.assert_clean();
+                scene.assert_continues(&[]);
+            }
+        }
+    }
+}

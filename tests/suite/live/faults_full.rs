@@ -1,0 +1,129 @@
+//! There is no space left: not for the images, or not for what the guest overwrites. Needs root for the mounts.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use super::faults_hooks::while_copying;
+use super::faults_scene::{Scene, Way};
+use super::proxy::Action;
+use super::vm::fleeces;
+use crate::program::is_root;
+use crate::tools;
+
+/// A file system of a few bytes, for as long as this is held.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(folder: &Path, size: &str) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        let size = format!("size={size}");
+        tools::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder));
+        Self(folder.to_owned())
+    }
+
+    /// Leaves no more than this.
+    fn fill(&self, left: u64) {
+        let mut ballast = File::create(self.0.join("ballast")).unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+        let length = ballast.metadata().unwrap().len();
+        ballast.set_len(length - left).unwrap();
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // QEMU may have a file open there
+        let undone = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        assert!(std::thread::panicking() || undone.unwrap().success(), "{}", self.0.display());
+    }
+}
+
+#[test]
+fn a_target_that_gets_full_costs_one_run() {
+    if !is_root() {
+        return;
+    }
+    for (release, way) in [("5.2", Way::Plain), ("7.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Plain)] {
+        // A QEMU that cannot be told otherwise breaks the guest's write where a job cannot keep old data
+        let writes = fleeces(release);
+        let mut scene = Scene::without_backup(release, way);
+        let small = Small::mount(&scene.target, "24m");
+        scene.run(&["--level", "full"]).with(0);
+        scene.assert_restorable();
+        // Too little for bookkeeping, for empty images, and for what is in them
+        for left in [0, 64 << 10, 1 << 20] {
+            for level in ["full", "inc"] {
+                scene.writer.lock().unwrap().write_surely(60);
+                small.fill(left);
+                let ended = if writes {
+                    scene.run_with(&["--level", level], Box::new(|_, _| Action::Forward))
+                } else {
+                    scene.run(&["--level", level])
+                };
+                ended.with(7).says("free space and run again");
+                scene.assert_clean();
+                small.free();
+                scene.assert_continues(&[]);
+            }
+        }
+        scene.vm.kill();
+        drop(small);
+    }
+}
+
+#[test]
+fn a_fleece_image_that_gets_full_costs_one_run_and_no_write() {
+    if !is_root() {
+        return;
+    }
+    for release in ["10.0", "11"] {
+        let mut scene = Scene::new(release, Way::Fleece);
+        let fleece = scene.vm.path("fleece");
+        let small = Small::mount(&fleece, "1m");
+        for level in ["full", "inc"] {
+            scene.writer.lock().unwrap().write_surely(60);
+            let writer = Arc::clone(&scene.writer);
+            let hook = while_copying(move || {
+                writer.lock().unwrap().write_surely(200);
+                Action::Forward
+            });
+            let words = ["--level", level, "--speed-limit", "3K", "--fleece-dir", fleece.to_str().unwrap()];
+            let ended = scene.run_with(&words, hook);
+            ended.with(7).says(fleece.to_str().unwrap()).says("--fleece-dir names a folder with more space");
+            scene.assert_clean();
+            scene.assert_continues(&[]);
+        }
+        scene.vm.kill();
+        drop(small);
+    }
+}
+
+#[test]
+fn where_a_job_keeps_old_data_itself_a_full_target_costs_no_write() {
+    if !is_root() {
+        return;
+    }
+    let mut scene = Scene::without_backup("11", Way::Plain);
+    let small = Small::mount(&scene.target, "24m");
+    scene.run(&["--level", "full"]).with(0);
+    scene.assert_restorable();
+    small.fill(1 << 20);
+    let writer = Arc::clone(&scene.writer);
+    let hook = while_copying(move || {
+        writer.lock().unwrap().write_surely(200);
+        Action::Forward
+    });
+    let ended = scene.run_with(&["--level", "full", "--speed-limit", "64K"], hook);
+    ended.with(7).says("free space and run again");
+    scene.assert_clean();
+    small.free();
+    scene.assert_continues(&[]);
+    scene.vm.kill();
+}

@@ -1,0 +1,103 @@
+//! The monitor serves somebody else, or does not answer any more.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::faults_hooks::{changing, while_copying};
+use super::faults_scene::{Scene, Way};
+use super::monitor::Monitor;
+use super::proxy::{Action, Hook};
+
+const WHERE: [(&str, Way); 3] = [("5.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Fleece)];
+/// A few commands may be waited for: the one that has no answer, and those that would bring order.
+const AT_MOST: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_monitor_that_serves_somebody_else_is_not_waited_for() {
+    for (release, way) in WHERE {
+        let mut scene = Scene::new(release, way);
+        let busy = Monitor::connect(&scene.vm.socket());
+        let started = Instant::now();
+        let words = ["--level", "inc", "--timeout", "0.5"];
+        scene.run(&words).with(5).says("somebody else is probably connected").says("the machine was not touched");
+        scene.recover(&["--timeout", "0.5"]).with(5);
+        assert!(started.elapsed() < AT_MOST);
+        drop(busy);
+        scene.assert_clean();
+        scene.assert_continues(&[]);
+    }
+}
+
+/// From a command on, of those that change something, nothing has an answer, done or not.
+fn silent_from(number: usize, silence: Action) -> Hook {
+    let mut count = 0;
+    Box::new(move |command: &Value, _| {
+        let is_change = changing(command["execute"].as_str().unwrap());
+        let silent = count > number || (count == number && is_change);
+        count += usize::from(is_change);
+        if silent { silence.clone() } else { Action::Forward }
+    })
+}
+
+fn falls_silent(release: &'static str, way: Way, silence: &Action) {
+    let mut scene = Scene::new(release, way);
+    for number in 0.. {
+        let level = if number % 2 == 0 { "inc" } else { "full" };
+        let started = Instant::now();
+        let words = ["--level", level, "--timeout", "0.3"];
+        let ended = scene.run_with(&words, silent_from(number, silence.clone()));
+        assert!(started.elapsed() < AT_MOST, "{:?}: {ended:#?}", started.elapsed());
+        if ended.code == Some(0) {
+            assert!(number > 5);
+            return;
+        }
+        ended.fails(5).says("has not answered within 300ms").says("the next run or `qmpbackup recover`");
+        // The monitor itself is as good as ever
+        if number % 3 == 0 {
+            scene.recover(&[]).with(0);
+            scene.assert_clean();
+        }
+        scene.assert_continues(&[]);
+    }
+}
+
+#[test]
+fn a_monitor_that_falls_silent_with_fleecing_is_given_up_in_time() {
+    falls_silent("10.0", Way::Fleece, &Action::Stall);
+}
+
+#[test]
+fn a_monitor_that_falls_silent_with_an_old_qemu_is_given_up_in_time() {
+    falls_silent("5.2", Way::Plain, &Action::Stall);
+}
+
+#[test]
+fn a_monitor_whose_answers_are_lost_with_fleecing_is_given_up_in_time() {
+    falls_silent("11", Way::Fleece, &Action::LoseReply);
+}
+
+#[test]
+fn a_monitor_whose_answers_are_lost_without_fleecing_is_given_up_in_time() {
+    falls_silent("7.2", Way::Plain, &Action::LoseReply);
+}
+
+#[test]
+fn a_connection_that_ends_costs_one_run() {
+    for (release, way) in WHERE {
+        let mut scene = Scene::new(release, way);
+        for number in (0..).step_by(2) {
+            let closed = scene.fault(&["--level", "inc"], changing, number, &Action::Close);
+            if closed.at.is_none() {
+                closed.ended.with(0);
+                break;
+            }
+            closed.ended.fails(5).says("the next run or `qmpbackup recover`");
+            scene.assert_continues(&[]);
+        }
+        // Not even a signal is too early for the next run
+        scene.run_with(&["--level", "inc"], while_copying(|| Action::KillAfter(Signal::KILL)));
+        scene.assert_continues(&[]);
+    }
+}

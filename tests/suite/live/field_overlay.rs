@@ -1,0 +1,149 @@
+//! External snapshots that somebody takes between two backups: the disk then is an overlay on what it was.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::field::Field;
+use super::field_setup::{Setup, releases};
+
+/// As `virsh snapshot-create --disk-only` does.
+fn take_snapshot(field: &mut Field, node: &str) {
+    let file = field.vm.path("overlay.qcow2");
+    let words = json!({ "node-name": node, "snapshot-file": file, "format": "qcow2", "snapshot-node-name": "overlay" });
+    field.execute("blockdev-snapshot-sync", &words);
+    field.look();
+}
+
+/// As `virsh blockcommit --pivot` does.
+fn commit(field: &mut Field) {
+    field.execute("block-commit", &json!({ "job-id": "commit", "device": "overlay" }));
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut completed = false;
+    loop {
+        let jobs = field.execute("query-jobs", &json!({}));
+        let Some(job) = jobs.as_array().unwrap().first() else { break };
+        if job["status"] == "ready" && !completed {
+            field.execute("job-complete", &json!({ "id": "commit" }));
+            completed = true;
+        }
+        assert!(Instant::now() < until, "{jobs}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    field.look();
+}
+
+fn disk(release: &'static str) -> Field {
+    let mut field = Setup::of(release).image("disk.qcow2", "4M", "").qcow2("disk0", "disk.qcow2").start();
+    field.scribble("disk0");
+    field.makes("--level full", 0, "disk0 FULL");
+    field
+}
+
+#[test]
+fn an_inc_does_not_follow_when_the_disk_has_become_an_overlay_and_auto_makes_a_full() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = disk(release);
+        field.scribble("disk0");
+        take_snapshot(&mut field, "disk0");
+        field.scribble("disk0");
+        field.backup("--level inc", 4).says("no INC can follow").says("--level full");
+        field.makes("--level auto", 3, "disk0 FULL").says("no INC can follow");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        // Another FULL is due when it is one image again: the bitmap there goes back to another one
+        commit(&mut field);
+        field.scribble("disk0");
+        field.backup("--level inc", 4);
+        field.makes("--level auto", 3, "disk0 FULL");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+        assert_eq!(field.newest("disk0").parent().unwrap(), field.target.join("disk0"));
+        let folders = std::fs::read_dir(&field.target).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
+        let folders: Vec<_> =
+            folders.map(|entry| entry.unwrap().file_name()).filter(|name| name != ".qmpbackup").collect();
+        assert_eq!(folders, ["disk0"]);
+    }
+}
+
+#[test]
+fn an_overlay_that_came_and_went_between_two_backups_is_in_the_inc() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.scribble("disk0");
+        take_snapshot(&mut field, "disk0");
+        field.scribble("disk0");
+        commit(&mut field);
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn a_drive_keeps_its_folder_when_it_becomes_an_overlay() {
+    for release in releases(&["7.2"]) {
+        let mut field = Setup::of(release)
+            .image("disk.qcow2", "4M", "")
+            .words("-drive if=none,id=drive0,format=qcow2,file=@/disk.qcow2")
+            .words("-device virtio-blk-pci,id=dev0,drive=drive0")
+            .start();
+        field.scribble("dev0");
+        field.makes("--level full", 0, "drive0 FULL");
+        let file = field.vm.path("overlay.qcow2");
+        field.execute(
+            "blockdev-snapshot-sync",
+            &json!({ "device": "drive0", "snapshot-file": file, "format": "qcow2" }),
+        );
+        field.look();
+        field.scribble("dev0");
+        field.backup("--level inc", 4);
+        field.makes("--level auto", 3, "drive0 FULL");
+        assert_eq!(field.newest("drive0").parent().unwrap(), field.target.join("drive0"));
+        field.verify_as(&[("drive0", "dev0")]);
+    }
+}
+
+#[test]
+fn an_overlay_keeps_the_name_of_the_disk_in_a_flat_folder() {
+    for release in releases(&["10.0"]) {
+        let mut field = Setup::of(release).image("disk.qcow2", "4M", "").qcow2("disk0", "disk.qcow2").start();
+        field.scribble("disk0");
+        field.makes("--level full --no-subdir", 0, "disk0 FULL");
+        take_snapshot(&mut field, "disk0");
+        field.scribble("disk0");
+        field.backup("--level inc --no-subdir", 4);
+        for (level, code) in [("auto", 3), ("inc", 0)] {
+            field.backup(&format!("--level {level} --no-subdir"), code);
+            field.scribble("disk0");
+            let image = field.points.last().unwrap().images[0].path.clone();
+            assert!(image.to_str().unwrap().ends_with("-disk.qcow2"), "{}", image.display());
+        }
+        field.verify_as(&[("overlay", "disk0")]);
+    }
+}
+
+#[test]
+fn disks_on_the_same_template_do_not_mix() {
+    for release in releases(&["10.0"]) {
+        let options = "backing_file=@/template.qcow2,backing_fmt=qcow2";
+        let mut field = Setup::of(release)
+            .image("template.qcow2", "4M", "")
+            .image("a.qcow2", "4M", options)
+            .image("b.qcow2", "4M", options)
+            .qcow2("disk0", "a.qcow2")
+            .qcow2("disk1", "b.qcow2")
+            .start();
+        for words in ["", "--no-subdir"] {
+            field.target = field.vm.path(&format!("target{words}"));
+            field.points.clear();
+            for (level, made) in [("full", "FULL"), ("inc", "INC"), ("auto", "INC")] {
+                field.scribble("disk0");
+                field.scribble("disk1");
+                field.makes(&format!("--level {level} {words}"), 0, &format!("disk0 {made}, disk1 {made}"));
+            }
+            field.verify();
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Raw disks: left out unless they are asked for, and then in qcow2 images like any other, zeroes too.
+
+use super::field::Field;
+use super::field_setup::{Setup, releases};
+
+/// A machine with a raw disk of these bytes, and a qcow2 disk.
+fn machine(release: &'static str, bytes: &[u8]) -> Field {
+    let mut field = Setup::of(release)
+        .disk("disk0")
+        .file("disk.raw", bytes)
+        .words("-blockdev node-name=raw0,driver=raw,discard=unmap,file.driver=file,file.discard=unmap,file.filename=@/disk.raw")
+        .words("-device virtio-blk-pci,id=raw0,drive=raw0")
+        .start();
+    field.holds("raw0", bytes);
+    field
+}
+
+#[test]
+fn a_raw_disk_is_left_out_and_said_unless_it_is_asked_for() {
+    for release in releases(&["10.0"]) {
+        let mut field = machine(release, &vec![3; 1 << 20]);
+        let ended = field.makes("--level full", 0, "disk0 FULL");
+        let said = "raw0: skipped, a raw disk: --include-raw includes it";
+        let told = ended.events().iter().any(|event| event["event"] == "notice" && event["message"] == said);
+        assert!(told, "{ended:#?}");
+        ended.says(said);
+        assert!(!field.target.join("raw0").exists());
+        field.backup("--level full --include raw0", 1).says("has no disk to back up");
+    }
+}
+
+#[test]
+fn a_raw_disk_has_incs_until_qemu_ends_and_then_a_full_of_its_own() {
+    for release in releases(&["7.2", "11"]) {
+        let mut field = machine(release, &vec![3; 2 << 20]);
+        for (level, made) in [("full", "FULL"), ("inc", "INC"), ("auto", "INC")] {
+            field.scribble("raw0");
+            field.scribble("disk0");
+            field.makes(&format!("--level {level} --include-raw"), 0, &format!("disk0 {made}, raw0 {made}"));
+        }
+        field.restart();
+        for level in ["inc", "auto"] {
+            field.scribble("raw0");
+            field.scribble("disk0");
+            let raw = if level == "inc" { "FULL" } else { "INC" };
+            let ended = field.makes(&format!("--level {level} --include-raw"), 0, &format!("disk0 INC, raw0 {raw}"));
+            if level == "inc" {
+                ended.says("raw0: FULL, the bitmaps of this disk end with QEMU, and it was started again");
+            }
+        }
+        field.verify();
+    }
+}
+
+#[test]
+fn zeroes_on_a_raw_disk_are_zeroes_in_the_inc() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = machine(release, &vec![0xaa; 2 << 20]);
+        field.makes("--level full --include-raw", 0, "disk0 FULL, raw0 FULL");
+        field.zero("raw0", 64 << 10, 512 << 10);
+        field.zero("raw0", (1 << 20) + 512, 1024);
+        field.write("raw0", 0, 1 << 20, 512);
+        field.makes("--level inc --include-raw", 0, "disk0 INC, raw0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn a_raw_file_of_any_length_is_a_disk_of_whole_sectors() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = machine(release, &vec![9; (1 << 20) + 65_536 + 700]);
+        field.makes("--level full --include-raw", 0, "disk0 FULL, raw0 FULL");
+        field.write("raw0", 1, 65_536, 512);
+        field.makes("--level inc --include-raw", 0, "disk0 INC, raw0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn a_disk_without_a_format_is_raw() {
+    for release in releases(&["10.0"]) {
+        let mut field = Setup::of(release)
+            .file("disk.img", &vec![5; 1 << 20])
+            .words("-blockdev node-name=disk0,driver=file,filename=@/disk.img")
+            .words("-device virtio-blk-pci,id=disk0,drive=disk0")
+            .start();
+        field.holds("disk0", &vec![5; 1 << 20]);
+        field.backup("--level full", 1).says("--include-raw");
+        for (level, made) in [("full", "FULL"), ("inc", "INC")] {
+            field.makes(&format!("--level {level} --include-raw"), 0, &format!("disk0 {made}"));
+            field.scribble("disk0");
+        }
+        field.verify();
+    }
+}

@@ -1,0 +1,136 @@
+//! What files and folders are called: `--monthly`, `--no-subdir`, `--no-timestamp`, `--no-symlink`, `--uuid`.
+
+use std::path::Path;
+
+use super::field::Field;
+use super::field_setup::{Setup, releases};
+
+fn disk(release: &'static str) -> Field {
+    let mut field = Setup::of(release).image("disk.qcow2", "4M", "").qcow2("disk0", "disk.qcow2").start();
+    field.scribble("disk0");
+    field
+}
+
+/// The names in a folder that are not the program's own.
+fn names(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name != ".qmpbackup").collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_month_has_a_folder_and_a_chain_of_its_own() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level full --monthly", 0, "disk0 FULL");
+        field.scribble("disk0");
+        field.makes("--level inc --monthly", 0, "disk0 INC");
+        field.verify();
+        let [month] = names(&field.target).try_into().unwrap();
+        let (year, number) = month.split_once('-').unwrap();
+        assert!(year.len() == 4 && (1..=12).contains(&number.parse::<u32>().unwrap()), "{month}");
+        // As if it were the next one
+        std::fs::rename(field.target.join(&month), field.target.join("2020-01")).unwrap();
+        field.points.clear();
+        field.backup("--level inc --monthly", 1).says("there is no FULL in");
+        field.makes("--level auto --monthly", 0, "disk0 FULL");
+        field.scribble("disk0");
+        field.makes("--level auto --monthly", 0, "disk0 INC");
+        field.verify();
+        let uuid = |month: &str| std::fs::read_to_string(field.target.join(month).join("uuid")).unwrap();
+        assert_ne!(uuid("2020-01"), uuid(&month));
+    }
+}
+
+#[test]
+fn without_folders_for_disks_all_lies_in_one() {
+    for release in releases(&["10.0"]) {
+        let mut field = Setup::of(release).disk("a.qcow2").disk("b.qcow2").start();
+        for level in ["full", "inc", "auto"] {
+            field.scribble("a.qcow2");
+            field.scribble("b.qcow2");
+            field.backup(&format!("--level {level} --no-subdir"), 0);
+        }
+        field.verify();
+        let [full, inc, auto] = [0, 1, 2].map(|point| field.points[point].time);
+        let mut expected = vec!["uuid".to_owned()];
+        for base in ["a.qcow2", "b.qcow2"] {
+            expected.push(format!("{base}.config"));
+            expected.push(format!("FULL-{full}-{base}"));
+            expected.extend([inc, auto].map(|time| format!("INC-{time}-{base}")));
+        }
+        expected.sort();
+        assert_eq!(names(&field.target), expected);
+    }
+}
+
+#[test]
+fn a_full_without_a_time_has_the_name_of_the_disk_and_a_link_that_tells_its_level() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level full --no-timestamp", 0, "disk0 FULL");
+        assert_eq!(names(&field.target.join("disk0")), ["FULL-disk.qcow2", "disk.qcow2"]);
+        let link = std::fs::read_link(field.target.join("disk0/FULL-disk.qcow2")).unwrap();
+        assert_eq!(link, Path::new("disk.qcow2"));
+        // Another one replaces it as long as nothing builds on it
+        field.points.clear();
+        field.scribble("disk0");
+        field.makes("--level full --no-timestamp", 0, "disk0 FULL");
+        field.backup("--level copy --no-timestamp", 1).says("a chain needs this FULL");
+        for level in ["inc", "auto"] {
+            field.scribble("disk0");
+            field.makes(&format!("--level {level} --no-timestamp"), 0, "disk0 INC");
+        }
+        field.backup("--level full --no-timestamp", 1).says("a chain needs this FULL");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn without_links_there_are_none_and_the_chain_is_the_same() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level full --no-timestamp --no-symlink", 0, "disk0 FULL");
+        assert_eq!(names(&field.target.join("disk0")), ["disk.qcow2"]);
+        field.scribble("disk0");
+        field.makes("--level inc --no-timestamp --no-symlink", 0, "disk0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn a_copy_without_a_time_is_replaced_by_the_next_one() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        for _ in 0..2 {
+            field.points.clear();
+            field.scribble("disk0");
+            field.makes("--level copy --no-timestamp", 0, "disk0 COPY");
+            assert_eq!(names(&field.target.join("disk0")), ["COPY-disk.qcow2", "disk.qcow2"]);
+            field.verify();
+        }
+    }
+}
+
+#[test]
+fn a_chain_has_the_id_that_was_asked_for_and_keeps_it() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.usual.push("qmpbackup-".to_owned());
+        field.makes("--level full --uuid my_chain-1", 0, "disk0 FULL");
+        let uuid = field.target.join("uuid");
+        assert_eq!(std::fs::read_to_string(&uuid).unwrap(), "my_chain-1");
+        let time = field.points[0].time;
+        assert_eq!(field.bitmaps("disk0"), [format!("qmpbackup-{time}-my_chain-1")]);
+        field.scribble("disk0");
+        field.makes("--level inc --uuid another", 0, "disk0 INC").says("the id another is not used");
+        assert_eq!(std::fs::read_to_string(&uuid).unwrap(), "my_chain-1");
+        field.verify();
+        for wrong in ["größe", ""] {
+            field.backup(&format!("--level full --uuid={wrong}"), 2);
+        }
+    }
+}
