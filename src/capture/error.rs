@@ -38,6 +38,16 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// There can be no fleece image where it should be.
+    #[error("{disk}: no fleece image can be made in {}; --fleece-dir names another folder", folder.display())]
+    Fleece {
+        /// The disk.
+        disk: String,
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A path that cannot be told in JSON.
     #[error("{}: QEMU takes only paths that are UTF-8", path.display())]
     NotUtf8 {
@@ -208,7 +218,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Monitor(error) if error.refused().is_none() => ErrorKind::Unreachable,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::Full,
+            Self::Io { source, .. } | Self::Fleece { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                ErrorKind::Full
+            }
             Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
             Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
@@ -224,6 +236,7 @@ impl Error {
             | Self::Device(_)
             | Self::Layout { .. }
             | Self::Io { .. }
+            | Self::Fleece { .. }
             | Self::Journal { .. }
             | Self::Uuid { .. }
             | Self::Fragile { .. }

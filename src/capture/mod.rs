@@ -29,6 +29,7 @@ mod error;
 mod event;
 mod file_name;
 mod files;
+mod fleecing;
 mod graph;
 mod history;
 mod image;

@@ -11,6 +11,7 @@ use super::devices::devices;
 use super::error::Error;
 use super::event::Event;
 use super::files;
+use super::fleecing::Fleecing;
 use super::history::History;
 use super::image::Empty;
 use super::journal::{Entry, Journal};
@@ -20,7 +21,7 @@ use super::observe::{self, ask_nodes, query_graph};
 use super::order;
 use super::place::Place;
 use super::plan::{DiskPlan, Old, Plan, Settings, Way};
-use super::request::{Fleece, Request, Wanted};
+use super::request::{Request, Wanted};
 use super::settle::Bitmaps;
 use super::target;
 use crate::chain::Level;
@@ -206,11 +207,19 @@ impl Prepared {
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
             empty.create(&files::partial(&target.image), owner)?;
             if let Some(file) = target.fleece() {
-                empty.create(file, owner)?;
+                empty.create(file, owner).map_err(|error| no_fleece(error, target, file))?;
             }
             machine.tell(&Event::Target { disk: target.disk.clone(), path: target.image.clone(), size: target.size });
         }
         Ok(())
+    }
+}
+
+fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {
+    let folder = file.parent().unwrap_or(file).to_owned();
+    match error {
+        Error::Io { source, .. } => Error::Fleece { disk: target.disk.clone(), folder, source },
+        other => other,
     }
 }
 
@@ -307,62 +316,6 @@ fn tell_foreign(machine: &Machine<'_>, device: &Device, place: &Place) {
     // one of this chain, and one of another are usual
     if tracked > 2 {
         machine.tell(&Event::ForeignBitmaps { disk: place.disk.clone(), count: tracked });
-    }
-}
-
-/// Where fleece images go, or why there are none.
-struct Fleecing<'a> {
-    wanted: &'a Fleece,
-    target: &'a Path,
-    cwd: Option<PathBuf>,
-}
-
-impl<'a> Fleecing<'a> {
-    fn new(machine: &Machine<'_>, request: &'a Request, target: &'a Path) -> Self {
-        let able = observe::can_fleece(&machine.features);
-        if !able && request.fleece != Fleece::Off {
-            let reason = "this QEMU has none to trust; writes of the guest wait for the target, and fail if it is full"
-                .to_owned();
-            machine.tell(&Event::NoFleece { disk: None, reason });
-        }
-        let pid = machine.monitor.peer().and_then(|peer| peer.pid);
-        let cwd = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
-        Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd }
-    }
-
-    fn way(
-        &self,
-        machine: &Machine<'_>,
-        device: &Device,
-        place: &Place,
-        level: Level,
-        time: i64,
-    ) -> Result<Way, Error> {
-        let folder = match self.wanted {
-            Fleece::Off => return Ok(Way::Plain),
-            Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
-            Fleece::BesideDisk => self.beside(device),
-        };
-        let none = |reason: &str| {
-            machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
-            Ok(Way::Plain)
-        };
-        let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
-        if device.shared {
-            // the filter would see what one of them writes
-            return none("more than one device or export writes to it");
-        }
-        // a name that nobody can guess, since the folder may be one that others write to
-        let name = format!("{level}-{time}-{}-{}{}", place.disk, target::new_id()?, files::FLEECE);
-        Ok(Way::Fleece { qdev, file: files::utf8(folder.join(name))? })
-    }
-
-    /// The folder of the disk's file, or of the images where that is none for files.
-    fn beside(&self, device: &Device) -> PathBuf {
-        let file = device.absolute(self.cwd.as_deref()).and_then(|file| file.canonicalize().ok());
-        let regular = file.filter(|file| file.is_file());
-        let folder = regular.and_then(|file| file.parent().map(Path::to_owned));
-        folder.unwrap_or_else(|| self.target.to_owned())
     }
 }
 

@@ -1,0 +1,71 @@
+//! Which disks keep their moment in a fleece image, and where it goes. Nothing is made here.
+
+use std::path::{Path, PathBuf};
+
+use super::device::Device;
+use super::error::Error;
+use super::event::Event;
+use super::files;
+use super::machine::Machine;
+use super::observe;
+use super::place::Place;
+use super::plan::Way;
+use super::request::{Fleece, Request};
+use super::target;
+use crate::chain::Level;
+
+/// Where fleece images go, or why there are none.
+pub(super) struct Fleecing<'a> {
+    wanted: &'a Fleece,
+    target: &'a Path,
+    cwd: Option<PathBuf>,
+}
+
+impl<'a> Fleecing<'a> {
+    pub(super) fn new(machine: &Machine<'_>, request: &'a Request, target: &'a Path) -> Self {
+        let able = observe::can_fleece(&machine.features);
+        if !able && request.fleece != Fleece::Off {
+            let reason = "this QEMU has none to trust; writes of the guest wait for the target, and fail if it is full"
+                .to_owned();
+            machine.tell(&Event::NoFleece { disk: None, reason });
+        }
+        let pid = machine.monitor.peer().and_then(|peer| peer.pid);
+        let cwd = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
+        Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd }
+    }
+
+    pub(super) fn way(
+        &self,
+        machine: &Machine<'_>,
+        device: &Device,
+        place: &Place,
+        level: Level,
+        time: i64,
+    ) -> Result<Way, Error> {
+        let folder = match self.wanted {
+            Fleece::Off => return Ok(Way::Plain),
+            Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
+            Fleece::BesideDisk => self.beside(device),
+        };
+        let none = |reason: &str| {
+            machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
+            Ok(Way::Plain)
+        };
+        let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
+        if device.shared {
+            // the filter would see what one of them writes
+            return none("more than one device or export writes to it");
+        }
+        // a name that nobody can guess, since the folder may be one that others write to
+        let name = format!("{level}-{time}-{}-{}{}", place.disk, target::new_id()?, files::FLEECE);
+        Ok(Way::Fleece { qdev, file: files::utf8(folder.join(name))? })
+    }
+
+    /// The folder of the disk's file, or of the images where that is none for files.
+    fn beside(&self, device: &Device) -> PathBuf {
+        let file = device.absolute(self.cwd.as_deref()).and_then(|file| file.canonicalize().ok());
+        let regular = file.filter(|file| file.is_file());
+        let folder = regular.and_then(|file| file.parent().map(Path::to_owned));
+        folder.unwrap_or_else(|| self.target.to_owned())
+    }
+}
