@@ -54,7 +54,9 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     let mut journal = prepared.journal(&folder);
     let made = make(&machine, request, &lock, &prepared, &mut journal).await;
     let restored = order::restore(&machine, agent, Some(&lock), Some(&journal)).await;
-    go_on_after_error(&machine, prepared.running).await;
+    if made.is_err() {
+        go_on_after_error(&machine, prepared.running).await;
+    }
     let named = prepared.targets.iter().all(|target| !files::partial(&target.image).exists() && target.image.exists());
     match (made, restored) {
         (Ok(()), Ok(())) => {}
