@@ -2,10 +2,13 @@
 
 use serde_json::Value;
 
+use super::device::Device;
+use super::devices::{Devices, devices};
 use super::error::Error;
 use super::graph::Graph;
 use super::names;
 use super::nodes::{Node, nodes};
+use super::selection::Selection;
 use crate::qmp::{Command, Features, Monitor};
 
 /// A job.
@@ -61,6 +64,36 @@ pub(super) fn jobs(reply: &Value) -> Vec<Job> {
     .collect()
 }
 
+/// What a machine says of its disks, in three answers.
+#[derive(Debug, Clone)]
+pub(super) struct Replies {
+    blocks: Value,
+    nodes: Value,
+    graph: Value,
+}
+
+impl Replies {
+    /// Asks for them.
+    pub(super) async fn ask(monitor: &Monitor, features: &Features) -> Result<Self, Error> {
+        Ok(Self {
+            blocks: monitor.execute(&Command::new("query-block")).await?,
+            nodes: ask_nodes(monitor, features).await?,
+            graph: monitor.execute(&Command::new("x-debug-query-block-graph")).await?,
+        })
+    }
+
+    /// The disks that are asked for.
+    pub(super) fn devices(&self, selection: &Selection) -> Result<Devices, Error> {
+        Ok(devices(&self.blocks, &self.nodes, &self.graph, selection)?)
+    }
+
+    /// All disks.
+    pub(super) fn disks(&self) -> Result<Vec<Device>, Error> {
+        let all = Selection { include_raw: true, ..Selection::default() };
+        Ok(self.devices(&all)?.disks)
+    }
+}
+
 /// A device and the node that it reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Drive {
@@ -89,12 +122,12 @@ impl Observed {
     /// Asks for all of it.
     pub(super) async fn ask(monitor: &Monitor, features: &Features) -> Result<Self, Error> {
         let jobs = jobs(&monitor.execute(&Command::new("query-jobs")).await?);
-        let blocks = monitor.execute(&Command::new("query-block")).await?;
+        let Replies { blocks, nodes: all, graph } = Replies::ask(monitor, features).await?;
         Ok(Self {
             jobs,
-            nodes: nodes(&ask_nodes(monitor, features).await?)?,
+            nodes: nodes(&all)?,
             drives: drives(&blocks),
-            graph: Graph::parse(&monitor.execute(&query_graph()).await?)?,
+            graph: Graph::parse(&graph)?,
             status: status(&monitor.execute(&Command::new("query-status")).await?),
         })
     }
@@ -135,11 +168,6 @@ pub(super) async fn ask_nodes(monitor: &Monitor, features: &Features) -> Result<
         }
     }
     Ok(monitor.execute(&Command::new("query-named-block-nodes").with("flat", true)).await?)
-}
-
-/// Who is whose child.
-pub(super) fn query_graph() -> Command {
-    Command::new("x-debug-query-block-graph")
 }
 
 /// Reads `query-status`.

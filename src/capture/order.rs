@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::device::{Bitmap, Device};
-use super::devices::devices;
 use super::error::{Error, reason};
 use super::event::Event;
 use super::files;
@@ -14,13 +13,12 @@ use super::journal::Journal;
 use super::lock::Lock;
 use super::machine::Machine;
 use super::names;
-use super::observe::{Observed, ask_nodes, query_graph};
-use super::selection::Selection;
+use super::observe::{Observed, Replies};
 use super::settle::Bitmaps;
 use super::target;
 use super::teardown::Teardown;
 use crate::agent::{self, Agent, FsStatus};
-use crate::qmp::{Address, Command};
+use crate::qmp::Address;
 
 /// How long the agent may take for an answer.
 pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(10);
@@ -169,9 +167,5 @@ fn newest(folder: &Path, device: &Device) -> Result<Option<i64>, Error> {
 
 /// All disks of the machine.
 pub(super) async fn all_disks(machine: &Machine<'_>) -> Result<Vec<Device>, Error> {
-    let all = Selection { include: None, exclude: Vec::new(), include_raw: true };
-    let blocks = machine.monitor.execute(&Command::new("query-block")).await?;
-    let nodes = ask_nodes(&machine.monitor, &machine.features).await?;
-    let graph = machine.monitor.execute(&query_graph()).await?;
-    Ok(devices(&blocks, &nodes, &graph, &all)?.disks)
+    Replies::ask(&machine.monitor, &machine.features).await?.disks()
 }

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::decide::{Decision, Facts};
 use super::device::{Device, config};
-use super::devices::devices;
 use super::error::Error;
 use super::event::Event;
 use super::files;
@@ -17,8 +16,7 @@ use super::image::Empty;
 use super::journal::{Entry, Journal};
 use super::machine::Machine;
 use super::names;
-use super::observe::{self, ask_nodes, query_graph};
-use super::order;
+use super::observe::{self, Replies};
 use super::place::Place;
 use super::plan::{DiskPlan, Old, Plan, Settings, Way};
 use super::request::{Request, Wanted};
@@ -70,9 +68,10 @@ impl Prepared {
     /// Decides. Nothing is changed, neither in the machine nor in the folder.
     pub(super) async fn new(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Self, Error> {
         let status = introduce(machine).await?;
-        let disks = order::all_disks(machine).await?;
+        let replies = Replies::ask(&machine.monitor, &machine.features).await?;
+        let disks = replies.disks()?;
         let places = Place::all(folder, &disks, request.subdir)?;
-        let chosen = choose(machine, request).await?;
+        let chosen = choose(machine, request, &replies)?;
         let own = || disks.iter().zip(&places).filter(|(device, _)| chosen.contains(&device.node));
         if own().next().is_none() {
             return Err(Error::NoDisk);
@@ -268,11 +267,8 @@ fn emulated_tpms(reply: &Value) -> Vec<String> {
 }
 
 /// The nodes of the disks that are asked for.
-async fn choose(machine: &Machine<'_>, request: &Request) -> Result<Vec<String>, Error> {
-    let blocks = machine.monitor.execute(&Command::new("query-block")).await?;
-    let nodes = ask_nodes(&machine.monitor, &machine.features).await?;
-    let graph = machine.monitor.execute(&query_graph()).await?;
-    let found = devices(&blocks, &nodes, &graph, &request.selection)?;
+fn choose(machine: &Machine<'_>, request: &Request, replies: &Replies) -> Result<Vec<String>, Error> {
+    let found = replies.devices(&request.selection)?;
     if !found.unmatched.is_empty() {
         return Err(Error::NoSuchDisk { names: found.unmatched });
     }
