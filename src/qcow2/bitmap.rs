@@ -5,6 +5,7 @@ use super::cursor::Cursor;
 use super::error::{Allowed, Error, Invalid, Result};
 use super::extensions::BitmapsExtension;
 use super::features::Features;
+use super::geometry::Geometry;
 use super::header::{Header, Table};
 use super::image::Image;
 use super::wire::{self, RawBitmap};
@@ -40,12 +41,9 @@ impl Image {
     pub fn bitmaps(&self) -> Result<Vec<Bitmap>> {
         let mut bitmaps = Vec::new();
         let Some(extension) = consistent(self.header()) else { return Ok(bitmaps) };
-        read(self.storage(), self.header(), extension, |bitmap| {
+        read(self.storage(), self.header(), extension, |_, bitmap| {
             let bitmap = bitmap?;
-            let (offset, length, file_length) = (bitmap.table.offset, bitmap.table.bytes(), self.storage().length());
-            if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
-                return Err(Error::Truncated { what: "a bitmap table", offset, length, file_length });
-            }
+            check_inside(self.storage(), &bitmap)?;
             bitmaps.push(bitmap);
             Ok(())
         })?;
@@ -58,19 +56,33 @@ pub(super) fn consistent(header: &Header) -> Option<&BitmapsExtension> {
     header.extensions.bitmaps.as_ref().filter(|_| header.features.autoclear & Features::BITMAPS != 0)
 }
 
-/// Calls `each` for every entry of the directory, also for one that has a field out of its range.
+/// The table of a bitmap must be in the file.
+pub(super) fn check_inside(storage: &dyn Storage, bitmap: &Bitmap) -> Result<()> {
+    let (offset, length, file_length) = (bitmap.table.offset, bitmap.table.bytes(), storage.length());
+    if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
+        return Err(Error::Truncated { what: "a bitmap table", offset, length, file_length });
+    }
+    Ok(())
+}
+
+/// Clusters of bits for a disk of this size: entries in the table of a bitmap.
+pub(super) fn clusters(size: u64, granularity_bits: u32, geometry: Geometry) -> u64 {
+    geometry.clusters(size.div_ceil(1 << granularity_bits).div_ceil(8))
+}
+
+/// Calls `each` for every entry of the directory and its place, also for one that has a field out of its range.
 pub(super) fn read(
     storage: &dyn Storage,
     header: &Header,
     extension: &BitmapsExtension,
-    mut each: impl FnMut(Result<Bitmap, Invalid>) -> Result<()>,
+    mut each: impl FnMut(HostOffset, Result<Bitmap, Invalid>) -> Result<()>,
 ) -> Result<()> {
     check_extension(header, extension)?;
     let limit = (extension.directory_size, "bytes of the bitmap directory");
     let mut cursor = Cursor::new(storage, "the bitmap directory", extension.directory_offset, limit);
     for _ in 0..extension.nb_bitmaps {
         cursor.pad();
-        each(entry(&mut cursor, header)?)?;
+        each(cursor.offset(), entry(&mut cursor, header)?)?;
     }
     // QEMU counts the padding of the last entry as a part of the directory
     cursor.pad();
@@ -138,7 +150,7 @@ fn check_entry(raw: &RawBitmap, entry: HostOffset, header: &Header) -> Result<()
     let names = Allowed::Range(1, u64::from(most));
     check("bitmap name_size", 18, u64::from(name), (1..=most).contains(&name), names)?;
     // one that was not saved may be of another size: the disk was resized since
-    let needed = header.size.div_ceil(1 << bits).div_ceil(8).div_ceil(unit);
+    let needed = clusters(header.size, u32::from(bits), header.geometry);
     let fits = flags & u64::from(wire::BITMAP_FLAG_IN_USE) != 0 || entries == needed;
     check("bitmap_table_size", 8, entries, fits, Allowed::Exactly(needed))
 }

@@ -3,6 +3,7 @@
 use super::address::HostOffset;
 use super::error::Allowed;
 use super::geometry::Geometry;
+use super::header::Header;
 use super::wire::{FLAG_COMPRESSED, FLAG_COPIED, FLAG_ZERO, OFFSET_MASK};
 
 /// What an L1 entry says: where the L2 table is, if there is one.
@@ -78,6 +79,12 @@ pub(crate) struct EntryRules {
     /// Version 2 has no zero flag.
     pub(crate) zero_flag: bool,
     pub(crate) data_file: bool,
+}
+
+impl EntryRules {
+    pub(crate) fn of(header: &Header) -> Self {
+        Self { geometry: header.geometry, zero_flag: header.version > 2, data_file: header.has_data_file() }
+    }
 }
 
 impl L2Entry {

@@ -122,6 +122,99 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The system could not write.
+    #[error("cannot write {what} at offset {offset}")]
+    Write {
+        /// What was to lie there.
+        what: &'static str,
+        /// Where it starts.
+        offset: HostOffset,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system could not bring what was written to stable storage.
+    #[error("cannot sync the image")]
+    Sync {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An earlier write failed, and nothing more is written.
+    #[error("an earlier write to the image failed: open it again")]
+    Failed,
+    /// The image can be read, but not changed in place.
+    #[error("the image cannot be changed in place: {reason}")]
+    NotWritable {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A cluster that something refers to counts as free.
+    #[error("the cluster at offset {cluster} is in use, but its refcount is 0: repair the image first")]
+    InUse {
+        /// Where the cluster starts.
+        cluster: HostOffset,
+    },
+    /// Two tables lie in one cluster.
+    #[error("{what} and another table both lie in the cluster at offset {cluster}: repair the image first")]
+    SharedMetadata {
+        /// One of them.
+        what: &'static str,
+        /// Where the cluster starts.
+        cluster: HostOffset,
+    },
+    /// A refcount of this width cannot count one more reference.
+    #[error("the cluster at offset {cluster} has as many references as refcounts of {bits} bits can count")]
+    RefcountOverflow {
+        /// The host cluster.
+        cluster: HostOffset,
+        /// Bits in a refcount.
+        bits: u32,
+    },
+    /// A table would be longer than QEMU takes.
+    #[error("{what} would have {bytes} bytes, at most {most} are possible")]
+    TableTooLarge {
+        /// Which table.
+        what: &'static str,
+        /// How long it would be.
+        bytes: u64,
+        /// How long it may be.
+        most: u64,
+    },
+    /// The header cannot be changed so that a crash does no harm: it has no free room for what is to come.
+    #[error("{what} finds no room in the header, which has a cluster of {cluster_size} bytes")]
+    NoRoomInHeader {
+        /// What was to be written.
+        what: &'static str,
+        /// The size of its cluster.
+        cluster_size: u64,
+    },
+    /// A name that no image can have in its header.
+    #[error("{what} cannot be {name:?}: it {reason}")]
+    Name {
+        /// What the name is for.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// More of something than QEMU takes.
+    #[error("{count} {what}, but at most {most} are possible")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: u64,
+        /// How many there may be.
+        most: u64,
+    },
+    /// The image has no internal snapshot or bitmap of that name.
+    #[error("the image has no {what} {name:?}")]
+    NoSuch {
+        /// What was looked for.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
 }
 
 /// A field with a value that is not allowed.

@@ -38,27 +38,9 @@ pub struct BitmapsExtension {
 }
 
 impl Extensions {
-    /// Parses the extension area, which ends at the end marker, the backing file name or the end of the cluster.
     pub(super) fn parse(cluster: &[u8], start: u64, backing_file_offset: u64) -> Result<Self> {
-        let limit = cluster.len() as u64;
-        let end = if backing_file_offset >= start { limit.min(backing_file_offset) } else { limit };
         let mut extensions = Self::default();
-        let mut offset = start;
-        while let Some(raw) = bytes(cluster, offset, 8, end).and_then(|bytes| RawExtension::read_from_bytes(bytes).ok())
-        {
-            let (kind, length) = (raw.kind.get(), u64::from(raw.length.get()));
-            if kind == wire::EXTENSION_END {
-                break;
-            }
-            let data = bytes(cluster, offset + 8, length, end).ok_or(Invalid {
-                field: "header extension length",
-                offset: HostOffset(offset + 4),
-                value: length,
-                allowed: Allowed::Range(0, end - offset - 8),
-            })?;
-            extensions.add(kind, data, offset + 8)?;
-            offset += 8 + length.next_multiple_of(8);
-        }
+        walk(cluster, start, backing_file_offset, |kind, data, offset| extensions.add(kind, data, offset))?;
         Ok(extensions)
     }
 
@@ -75,6 +57,34 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+/// Calls `each` with type, data and the data's offset of the extensions. Their area ends at the end marker, the backing
+/// file name or the end of the cluster; returns where.
+pub(super) fn walk<'a>(
+    cluster: &'a [u8],
+    start: u64,
+    backing_file_offset: u64,
+    mut each: impl FnMut(u32, &'a [u8], u64) -> Result<()>,
+) -> Result<u64> {
+    let limit = cluster.len() as u64;
+    let end = if backing_file_offset >= start { limit.min(backing_file_offset) } else { limit };
+    let mut offset = start;
+    while let Some(raw) = bytes(cluster, offset, 8, end).and_then(|bytes| RawExtension::read_from_bytes(bytes).ok()) {
+        let (kind, length) = (raw.kind.get(), u64::from(raw.length.get()));
+        if kind == wire::EXTENSION_END {
+            return Ok(offset + 8);
+        }
+        let data = bytes(cluster, offset + 8, length, end).ok_or(Invalid {
+            field: "header extension length",
+            offset: HostOffset(offset + 4),
+            value: length,
+            allowed: Allowed::Range(0, end - offset - 8),
+        })?;
+        each(kind, data, offset + 8)?;
+        offset += 8 + length.next_multiple_of(8);
+    }
+    Ok(end)
 }
 
 fn bytes(cluster: &[u8], offset: u64, length: u64, end: u64) -> Option<&[u8]> {

@@ -1,6 +1,7 @@
 //! All arithmetic that depends on the cluster size and the kind of L2 entries.
 
 use super::address::GuestOffset;
+use super::wire;
 
 /// Subclusters in a cluster of an image with extended L2 entries.
 pub(crate) const SUBCLUSTERS: u32 = 32;
@@ -71,6 +72,12 @@ impl Geometry {
     #[must_use]
     pub fn l1_entries(self, size: u64) -> u64 {
         size.div_ceil(self.l2_coverage())
+    }
+
+    /// Whether an L1 table as long as QEMU takes it maps a disk of this size.
+    #[must_use]
+    pub fn can_map(self, size: u64) -> bool {
+        self.l1_entries(size) <= wire::L1_BYTES_MAX / 8
     }
 
     /// Clusters that hold this many bytes.

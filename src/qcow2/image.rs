@@ -121,11 +121,7 @@ impl Image {
     }
 
     pub(crate) fn rules(&self) -> EntryRules {
-        EntryRules {
-            geometry: self.header.geometry,
-            zero_flag: self.header.version > 2,
-            data_file: self.header.has_data_file(),
-        }
+        EntryRules::of(&self.header)
     }
 }
 

@@ -70,6 +70,18 @@ fn refuse_shared(entries: &[(u64, HostOffset)]) -> Result<()> {
     Ok(())
 }
 
+/// All entries of an L1 table as they are.
+pub(super) fn l1_entries(storage: &dyn Storage, table: Table, what: &'static str) -> Result<Vec<u64>> {
+    let mut entries = Vec::new();
+    read_table(storage, table, what, |index, value| {
+        entries.resize(to_usize(index), 0);
+        entries.push(value);
+        Ok(())
+    })?;
+    entries.resize(to_usize(table.entries), 0);
+    Ok(entries)
+}
+
 /// Calls `each` for every entry of a table that is not zero.
 pub(crate) fn read_table(
     storage: &dyn Storage,

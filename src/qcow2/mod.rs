@@ -42,8 +42,11 @@ mod image;
 mod l1;
 mod map;
 mod reader;
+mod refcount;
+mod repair;
 mod snapshot;
 mod wire;
+mod writer;
 
 pub use address::{GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
@@ -59,6 +62,8 @@ pub use header::{Backing, Header, Table};
 pub use image::{ClosedGate, Gate, Image};
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
+pub use repair::{Repair, Repaired, repair};
 pub use snapshot::Snapshot;
+pub use writer::{Place, Writer, plan_backing, set_backing};
 
 pub(crate) use wire::FLAG_ZERO as ZERO_CLUSTER;

@@ -55,6 +55,8 @@ impl Image {
 /// An entry of the table, and where it is.
 pub(super) struct SnapshotEntry {
     pub(super) offset: HostOffset,
+    /// Its bytes, without those that fill up before the next.
+    pub(super) length: u64,
     pub(super) extra_data_size: u32,
     pub(super) snapshot: Snapshot,
 }
@@ -123,5 +125,5 @@ fn entry(cursor: &mut Cursor<'_>) -> Result<SnapshotEntry> {
         vm_state_size,
         disk_size,
     };
-    Ok(SnapshotEntry { offset, extra_data_size, snapshot })
+    Ok(SnapshotEntry { offset, length: cursor.offset().0 - offset.0, extra_data_size, snapshot })
 }

@@ -12,6 +12,8 @@ pub(crate) const V3_HEADER_LENGTH: u64 = 112;
 
 /// The longest backing name.
 pub(crate) const BACKING_NAME_MAX: u64 = 1023;
+/// QEMU's limit for the name of the backing file's format.
+pub(crate) const BACKING_FORMAT_MAX: u64 = 15;
 /// QEMU's limit for an L1 table: 4 Mi entries.
 pub(crate) const L1_BYTES_MAX: u64 = 32 << 20;
 /// QEMU's limit for a refcount table.

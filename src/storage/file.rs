@@ -3,17 +3,18 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::Storage;
+use super::{Storage, WritableStorage};
 
 /// A regular file or a block device, read by `pread`: a file that shrinks under us is an error, never a signal.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: File,
-    length: u64,
+    pub(super) file: File,
+    length: AtomicU64,
 }
 
 impl FileStorage {
@@ -27,6 +28,19 @@ impl FileStorage {
         Self::new(File::options().read(true).custom_flags(nonblock).open(path)?)
     }
 
+    /// Opens a regular file for reading and writing.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the path is no regular file, else what the system says.
+    pub fn open_writable(path: &Path) -> io::Result<Self> {
+        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+        let file = File::options().read(true).write(true).custom_flags(nonblock).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Self::new(file)
+    }
+
     /// Takes an open file.
     ///
     /// # Errors
@@ -38,35 +52,83 @@ impl FileStorage {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
         let length = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, length })
+        Ok(Self { file, length: AtomicU64::new(length) })
     }
 }
 
 impl Storage for FileStorage {
     fn length(&self) -> u64 {
-        self.length
+        self.length.load(Ordering::Relaxed)
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+        FileExt::read_exact_at(&self.file, buffer, offset)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        if offset >= self.length {
+        let length = self.length();
+        if offset >= length {
             return Ok(None);
         }
         let start = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
             Ok(start) => start,
             Err(Errno::NXIO) => return Ok(None),
             // a block device or a file system that knows no holes
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset..self.length)),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset..length)),
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(start))?;
-        Ok((start < self.length).then(|| start..end.min(self.length)))
+        Ok((start < length).then(|| start..end.min(length)))
     }
 
     fn as_file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+}
+
+impl WritableStorage for FileStorage {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(&self.file, bytes, offset)?;
+        self.length.fetch_max(offset.saturating_add(bytes.len() as u64), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)?;
+        self.length.store(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+/// An open file as it is, whoever else changes it.
+impl Storage for File {
+    fn length(&self) -> u64 {
+        self.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
+    }
+}
+
+impl WritableStorage for File {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
     }
 }

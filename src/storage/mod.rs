@@ -3,6 +3,8 @@
 //! This layer knows nothing of formats.
 
 mod file;
+mod link;
+mod lock;
 mod memory;
 mod publish;
 mod writeback;
@@ -10,17 +12,18 @@ mod writeback;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use file::FileStorage;
+pub use link::set_link;
+pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use publish::NewFile;
 pub(crate) use writeback::start_writeback;
 
 /// A source of bytes with random access, shared by threads.
-///
-/// The length is the one that was found when the storage was opened.
 pub trait Storage: Send + Sync {
-    /// The number of bytes that can be read.
+    /// The number of bytes that can be read: as it was found when the storage was opened, or as writes have made it.
     fn length(&self) -> u64;
 
     /// Fills `buffer` from `offset` on.
@@ -42,6 +45,66 @@ pub trait Storage: Send + Sync {
     /// The open file behind this storage, if there is one, for copies that stay in the kernel.
     fn as_file(&self) -> Option<&File> {
         None
+    }
+}
+
+/// A storage whose bytes can be changed, by threads that keep out of each other's way.
+///
+/// What was written is on stable storage after the next [`sync`](WritableStorage::sync). Until then a power cut may keep
+/// any of the writes and lose any other; of a single one, sectors of 512 bytes stay whole.
+pub trait WritableStorage: Storage {
+    /// Writes all of `bytes` from `offset` on; a storage that ends before that grows.
+    ///
+    /// # Errors
+    /// What the system says; any part of the bytes may have been written then.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes the storage longer, by zeroes, or shorter.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Returns when all that was written is on stable storage.
+    ///
+    /// # Errors
+    /// What the system says; nobody knows then what is there.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl<S: Storage + ?Sized> Storage for &S {
+    fn length(&self) -> u64 {
+        (**self).length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        (**self).next_data(offset)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        (**self).as_file()
+    }
+}
+
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn length(&self) -> u64 {
+        self.as_ref().length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.as_ref().read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.as_ref().next_data(offset)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        self.as_ref().as_file()
     }
 }
 

@@ -70,7 +70,7 @@ impl NewFile {
     }
 }
 
-const PREFIX: &str = ".qmpbackup-";
+pub(super) const PREFIX: &str = ".qmpbackup-";
 
 /// A file without a name, where there can be such, and a way to name it later.
 fn unnamed(directory: &Path, mode: u32) -> io::Result<Option<File>> {
@@ -102,11 +102,11 @@ fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Resu
     }
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
-fn sync(directory: &Path) -> io::Result<()> {
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 const MIB: u64 = 1 << 20;
 
 /// Numbers that are the same in every run (splitmix64).
-struct Numbers(u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -22,7 +22,7 @@ impl Numbers {
         mixed ^ mixed >> 31
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
@@ -42,14 +42,14 @@ fn must(program: &str, arguments: &[&str]) {
 }
 
 /// An image that `qemu-img` and `qemu-io` work on.
-struct Disk {
-    path: PathBuf,
+pub(crate) struct Disk {
+    pub(crate) path: PathBuf,
     size: u64,
     numbers: Numbers,
 }
 
 impl Disk {
-    fn create(folder: &Path, name: &str, size: u64, options: &str) -> Self {
+    pub(crate) fn create(folder: &Path, name: &str, size: u64, options: &str) -> Self {
         let path = folder.join(format!("{name}.qcow2"));
         let options = if options.is_empty() { "compat=1.1" } else { options };
         let options = options.replace("FOLDER", folder.to_str().unwrap());
@@ -58,17 +58,17 @@ impl Disk {
         Self { path, size, numbers: Numbers(seed) }
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
 
-    fn img(&self, arguments: &[&str]) -> &Self {
+    pub(crate) fn img(&self, arguments: &[&str]) -> &Self {
         must("qemu-img", arguments);
         self
     }
 
     /// Seeded writes of a kind: "write -P 1", "write -z", "discard" and so on.
-    fn io(&mut self, kind: &str, count: u64, longest: u64) -> &mut Self {
+    pub(crate) fn io(&mut self, kind: &str, count: u64, longest: u64) -> &mut Self {
         // VM state knows no parts of sectors
         let unit = if kind.contains(" -b") { 512 } else { 1 };
         let mut commands = Vec::new();
@@ -84,32 +84,32 @@ impl Disk {
         self
     }
 
-    fn snapshot(&mut self, action: &str, name: &str) -> &mut Self {
+    pub(crate) fn snapshot(&mut self, action: &str, name: &str) -> &mut Self {
         self.img(&["snapshot", action, name, self.name()]);
         self
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.path).unwrap()
     }
 }
 
 /// What `qemu-img check` says.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Judgement {
-    opened: bool,
-    corruptions: u64,
-    leaks: u64,
+pub(crate) struct Judgement {
+    pub(crate) opened: bool,
+    pub(crate) corruptions: u64,
+    pub(crate) leaks: u64,
     check_errors: u64,
     allocated: u64,
     compressed: u64,
     fragmented: u64,
     total: u64,
     image_end_offset: u64,
-    words: String,
+    pub(crate) words: String,
 }
 
-fn judge(path: &Path) -> Judgement {
+pub(crate) fn judge(path: &Path) -> Judgement {
     let output = run("qemu-img", &["check", "-f", "qcow2", "--output", "json", path.to_str().unwrap()]);
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     let Ok(json) = serde_json::from_slice::<Value>(&output.stdout) else {
@@ -205,7 +205,7 @@ fn live_with_snapshots(disk: &mut Disk) {
     assert_clean(disk);
 }
 
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
@@ -363,27 +363,27 @@ fn dirty_images_have_wrong_refcounts_but_are_not_corrupt() {
 }
 
 /// Places in an image that are worth a poke.
-struct Map {
-    header: Header,
+pub(crate) struct Map {
+    pub(crate) header: Header,
     /// Offsets of entries of eight bytes that are not zero.
     l1: Vec<u64>,
-    l2: Vec<u64>,
-    refcount_table: Vec<u64>,
+    pub(crate) l2: Vec<u64>,
+    pub(crate) refcount_table: Vec<u64>,
     refcount_blocks: Vec<u64>,
     bitmaps: Vec<u64>,
 }
 
-fn number(bytes: &[u8], offset: u64) -> u64 {
+pub(crate) fn number(bytes: &[u8], offset: u64) -> u64 {
     let range = offset as usize..offset as usize + 8;
     bytes.get(range).map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()))
 }
 
-fn put(bytes: &mut [u8], offset: u64, value: u64) {
+pub(crate) fn put(bytes: &mut [u8], offset: u64, value: u64) {
     bytes[offset as usize..offset as usize + 8].copy_from_slice(&value.to_be_bytes());
 }
 
 impl Map {
-    fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
         let header = Header::parse(bytes).unwrap();
         let used = |table: u64, entries: u64| {
@@ -401,7 +401,7 @@ impl Map {
     }
 
     /// Damages one place and says what was done.
-    fn poke(&self, bytes: &mut [u8], numbers: &mut Numbers) -> String {
+    pub(crate) fn poke(&self, bytes: &mut [u8], numbers: &mut Numbers) -> String {
         let kind = numbers.below(10);
         let places = match kind {
             0 => &self.l1,

@@ -17,6 +17,7 @@
 )]
 
 mod architecture;
+mod bitmaps_kept;
 mod boot;
 mod by_hand;
 mod check;
@@ -27,6 +28,8 @@ mod cli_words;
 mod compressed;
 mod corpus;
 mod disk;
+mod edited;
+mod header_crash;
 mod imago_judge;
 mod layer;
 mod library;
@@ -42,6 +45,18 @@ mod program;
 mod qmp_live;
 mod random_chain;
 mod raw_chain;
+mod recorder;
+mod resized;
 mod seeds;
+mod snapshots;
 mod sparse;
 mod tools;
+mod whole_crash;
+mod world;
+mod writer_backing;
+mod writer_base;
+mod writer_crash;
+mod writer_hostile;
+mod writer_ops;
+mod writer_random;
+mod writer_whole;

@@ -87,12 +87,26 @@ fn folder() -> Option<PathBuf> {
 
 /// The `qemu-img` of a release, as `tests/setup/qemu` has unpacked it.
 pub(crate) fn qemu_img_of(release: &str) -> Command {
-    Command::new(cache().join("qemu").join(release).join("qemu-img"))
+    of_release(release, "qemu-img")
 }
 
-/// The `qemu-system-x86_64` of a release, as `tests/setup/qemu` has unpacked it.
+/// The `qemu-io` of a release.
+pub(crate) fn qemu_io_of(release: &str) -> Command {
+    of_release(release, "qemu-io")
+}
+
+/// The `qemu-nbd` of a release.
+pub(crate) fn qemu_nbd_of(release: &str) -> Command {
+    of_release(release, "qemu-nbd")
+}
+
+/// The `qemu-system-x86_64` of a release.
 pub(crate) fn qemu_system_of(release: &str) -> Command {
-    Command::new(cache().join("qemu").join(release).join("qemu-system-x86_64"))
+    of_release(release, "qemu-system-x86_64")
+}
+
+fn of_release(release: &str, name: &str) -> Command {
+    Command::new(cache().join("qemu").join(release).join(name))
 }
 
 /// A file of the Linux guest that `tests/setup/guest` has made: `vmlinuz` or `initramfs`.

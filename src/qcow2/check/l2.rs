@@ -137,7 +137,7 @@ impl Walk<'_> {
     }
 
     fn tally(&mut self, value: u64, follows: &mut u64) {
-        let clusters = &mut self.report.clusters;
+        let clusters = &mut *self.clusters;
         let host = value & OFFSET_MASK;
         if value & FLAG_COMPRESSED != 0 {
             clusters.allocated += 1;

@@ -19,6 +19,7 @@ mod compare;
 mod counters;
 mod finding;
 mod l2;
+mod recount;
 mod report;
 mod roots;
 mod stored;
@@ -28,12 +29,13 @@ mod walk;
 use std::ops::ControlFlow;
 
 pub use finding::{Finding, Severity};
+pub(super) use recount::Recount;
 pub use report::{ClusterCounts, Report};
+pub(super) use roots::Roots;
+pub(super) use stored::Stored;
 
 use self::compare::compare;
 use self::counters::Counters;
-use self::roots::Roots;
-use self::stored::Stored;
 use self::walk::Walk;
 use super::entry::EntryRules;
 use super::error::{Error, Result};
@@ -86,6 +88,20 @@ impl Image {
     }
 }
 
+impl Image {
+    /// The highest refcount of all clusters.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn highest_refcount(&self) -> Result<u64> {
+        let stored = Stored::read(self.storage(), self.header(), &mut Report::default())?;
+        let mut highest = 0;
+        let clusters = self.header().geometry.clusters(self.storage().length());
+        stored.for_each_used(0..clusters, |_, refcount| highest = refcount.max(highest))?;
+        Ok(highest)
+    }
+}
+
 fn check_header(
     storage: &dyn Storage,
     header: &Header,
@@ -93,7 +109,7 @@ fn check_header(
     observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Report> {
     let geometry = header.geometry;
-    let rules = EntryRules { geometry, zero_flag: header.version > 2, data_file: header.has_data_file() };
+    let rules = EntryRules::of(header);
     let mut report = Report { dirty: header.is_dirty(), marked_corrupt: header.is_corrupt(), ..Report::default() };
     report.clusters.total = geometry.clusters(header.size);
     let roots = Roots::read(storage, header, &mut report)?;
@@ -111,8 +127,18 @@ fn check_header(
                 counters.store_one(cluster);
             }
         })?;
-        let mut walk = Walk { storage, header, rules, counters: &mut counters, report: &mut report, first: first == 0 };
-        walk.run(&roots, &stored, limits, &mut observe)?;
+        let mut tally = report.clusters;
+        let mut walk = Walk {
+            storage,
+            header,
+            rules,
+            counters: &mut counters,
+            clusters: &mut tally,
+            found: &mut |finding| report.add(finding),
+            first: first == 0,
+        };
+        walk.run(&roots, &stored.references, limits, &mut observe)?;
+        report.clusters = tally;
         compare(&mut counters, &stored, clusters, geometry, &mut report)?;
         // what is referred to behind the end of the file is a finding already, and has no refcount to compare
         let next = [counters.next(), stored.next(counters.window().end)].into_iter().flatten().min();

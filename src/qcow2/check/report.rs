@@ -1,4 +1,5 @@
 use super::finding::{Finding, Severity};
+use super::roots::REFCOUNT_TABLE;
 use crate::qcow2::address::HostOffset;
 
 /// Findings that a report keeps; all are counted.
@@ -20,6 +21,8 @@ pub struct Report {
     pub structure_errors: u64,
     /// The first findings, in words.
     pub findings: Vec<Finding>,
+    /// Something that is not the refcount table ends beyond the end of the file.
+    pub beyond_end: bool,
     /// Guest clusters.
     pub clusters: ClusterCounts,
     /// Behind the last cluster that has a refcount or a reference.
@@ -72,6 +75,8 @@ impl Report {
             Severity::Refcount => self.refcount_errors += 1,
             Severity::Structure => self.structure_errors += 1,
         }
+        // refcounts can be made again, what else was cut off is lost
+        self.beyond_end |= matches!(finding, Finding::BeyondEnd { what, .. } if what != REFCOUNT_TABLE);
         if self.findings.len() < FINDINGS_KEPT {
             self.findings.push(finding);
         }

@@ -11,6 +11,8 @@ use crate::qcow2::header::{Header, Table};
 use crate::qcow2::{bitmap, snapshot};
 use crate::storage::Storage;
 
+pub(super) const REFCOUNT_TABLE: &str = "the refcount table";
+
 /// What is in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -47,19 +49,21 @@ pub(super) struct Root {
 /// Where the walk starts. The tables do not overlap, so that the work is bounded by the length of the file, however
 /// many snapshots and bitmaps the image claims to have.
 #[derive(Debug, Default)]
-pub(super) struct Roots {
+pub(in crate::qcow2) struct Roots {
     /// Bytes with metadata that points nowhere else.
     pub(super) metadata: Vec<Range<u64>>,
     /// L1 tables and bitmap tables; the active L1 table first.
     pub(super) tables: Vec<Root>,
+    /// Some could not be read: it is not known what they lead to.
+    lost: bool,
 }
 
 impl Roots {
     /// Reads the snapshot table and the bitmap directory, and reports what is wrong with them.
-    pub(super) fn read(storage: &dyn Storage, header: &Header, report: &mut Report) -> Result<Self> {
+    pub(in crate::qcow2) fn read(storage: &dyn Storage, header: &Header, report: &mut Report) -> Result<Self> {
         let mut roots = Self::default();
         roots.metadata.push(0..header.geometry.cluster_size());
-        let table = within(storage, header.refcount_table, "the refcount table", report);
+        let table = within(storage, header.refcount_table, REFCOUNT_TABLE, report);
         roots.metadata.push(range(table));
         let mut claimed = Vec::new();
         let mut claim = |kind: Kind, table, report: &mut Report| {
@@ -69,59 +73,74 @@ impl Roots {
             }
         };
         claim(Kind::ActiveL1, header.l1_table, report);
-        snapshots(storage, header, &mut roots.metadata, report, &mut claim)?;
-        bitmaps(storage, header, &mut roots.metadata, report, &mut claim)?;
+        let snapshots = snapshots(storage, header, &mut roots.metadata, report, &mut claim)?;
+        let bitmaps = bitmaps(storage, header, &mut roots.metadata, report, &mut claim)?;
+        let before = report.structure_errors;
         roots.tables = distinct(claimed, report);
+        roots.lost = !snapshots || !bitmaps || report.structure_errors > before;
         Ok(roots)
+    }
+
+    /// Whether it is not known what all of them lead to.
+    pub(in crate::qcow2) fn is_lost(&self) -> bool {
+        self.lost
     }
 }
 
 type Claim<'a> = dyn FnMut(Kind, Table, &mut Report) + 'a;
 
+/// False where something could not be read.
 fn snapshots(
     storage: &dyn Storage,
     header: &Header,
     metadata: &mut Vec<Range<u64>>,
     report: &mut Report,
     claim: &mut Claim<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     if header.nb_snapshots > 0 && header.has_data_file() {
         report.add(Finding::SnapshotsWithDataFile);
     }
+    let mut all = true;
     let length = snapshot::read(storage, header, |entry| {
         entry.check_extra(header).unwrap_or_else(|invalid| report.add(invalid));
         match entry.check_l1(header) {
             Ok(()) => claim(Kind::SnapshotL1, entry.snapshot.l1, report),
-            Err(invalid) => report.add(invalid),
+            Err(invalid) => {
+                all = false;
+                report.add(invalid);
+            }
         }
         Ok(())
     });
-    if let Some(length) = reported(length, report)? {
-        metadata.push(header.snapshots_offset.0..header.snapshots_offset.0 + length);
-    }
-    Ok(())
+    let length = reported(length, report)?;
+    metadata.extend(length.map(|length| header.snapshots_offset.0..header.snapshots_offset.0 + length));
+    Ok(all && length.is_some())
 }
 
+/// False where something could not be read.
 fn bitmaps(
     storage: &dyn Storage,
     header: &Header,
     metadata: &mut Vec<Range<u64>>,
     report: &mut Report,
     claim: &mut Claim<'_>,
-) -> Result<()> {
-    let Some(extension) = bitmap::consistent(header) else { return Ok(()) };
-    let read = bitmap::read(storage, header, extension, |bitmap| {
+) -> Result<bool> {
+    let Some(extension) = bitmap::consistent(header) else { return Ok(true) };
+    let mut all = true;
+    let read = bitmap::read(storage, header, extension, |_, bitmap| {
         match bitmap {
             Ok(bitmap) => claim(Kind::Bitmap, bitmap.table, report),
-            Err(invalid) => report.add(invalid),
+            Err(invalid) => {
+                all = false;
+                report.add(invalid);
+            }
         }
         Ok(())
     });
-    if reported(read, report)?.is_some() {
-        let start = extension.directory_offset.0;
-        metadata.push(start..start + extension.directory_size);
-    }
-    Ok(())
+    let read = reported(read, report)?;
+    let start = extension.directory_offset.0;
+    metadata.extend(read.map(|()| start..start + extension.directory_size));
+    Ok(all && read.is_some())
 }
 
 /// Damage becomes a finding; what the system says stays an error.

@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use byteorder::{BigEndian, ByteOrder};
-
 use super::report::Report;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::error::{Allowed, Invalid, Result};
 use crate::qcow2::header::{Header, Table};
 use crate::qcow2::image::read_to_end;
 use crate::qcow2::l1::read_table;
+use crate::qcow2::refcount;
 use crate::qcow2::wire::REFCOUNT_OFFSET_MASK;
 use crate::storage::{Storage, to_usize};
 
@@ -26,12 +25,12 @@ enum Block {
 }
 
 /// The refcount table.
-pub(super) struct Stored<'a> {
+pub(in crate::qcow2) struct Stored<'a> {
     storage: &'a dyn Storage,
     /// By index; QEMU allows 8 MiB of table.
     blocks: Vec<Block>,
     /// Blocks that are clusters of the file, each a reference.
-    pub(super) references: Vec<HostOffset>,
+    pub(in crate::qcow2) references: Vec<HostOffset>,
     cluster_size: u64,
     entries: u64,
     order: u32,
@@ -41,7 +40,7 @@ pub(super) struct Stored<'a> {
 
 impl<'a> Stored<'a> {
     /// Reads the refcount table and reports damaged entries.
-    pub(super) fn read(storage: &'a dyn Storage, header: &Header, report: &mut Report) -> Result<Self> {
+    pub(in crate::qcow2) fn read(storage: &'a dyn Storage, header: &Header, report: &mut Report) -> Result<Self> {
         let cluster_size = header.geometry.cluster_size();
         let mut stored = Self {
             storage,
@@ -53,6 +52,10 @@ impl<'a> Stored<'a> {
             clusters: storage.length().div_ceil(cluster_size),
         };
         let table = inside(storage, header.refcount_table);
+        if table.entries == 0 {
+            // all of it is beyond the end
+            return Ok(stored);
+        }
         read_table(storage, table, "the refcount table", |index, value| {
             let offset = HostOffset(table.offset.0 + index * 8);
             let block = stored.block(value, |allowed| {
@@ -96,7 +99,7 @@ impl<'a> Stored<'a> {
 
     /// Calls `each` with every cluster of the range and its refcount; `None` where the block is damaged.
     /// Clusters behind the end of the file have refcounts, too.
-    pub(super) fn for_each(&self, range: Range<u64>, mut each: impl FnMut(u64, Option<u64>)) -> Result<()> {
+    pub(in crate::qcow2) fn for_each(&self, range: Range<u64>, mut each: impl FnMut(u64, Option<u64>)) -> Result<()> {
         let mut bytes = vec![0; to_usize(self.cluster_size)];
         let mut cluster = range.start;
         while cluster < range.end {
@@ -126,7 +129,7 @@ impl<'a> Stored<'a> {
     }
 
     fn refcount(&self, block: &[u8], cluster: u64) -> u64 {
-        refcount(block, to_usize(cluster % self.entries), self.order)
+        refcount::get(block, to_usize(cluster % self.entries), self.order)
     }
 }
 
@@ -134,39 +137,4 @@ impl<'a> Stored<'a> {
 pub(super) fn inside(storage: &dyn Storage, table: Table) -> Table {
     let entries = storage.length().saturating_sub(table.offset.0) / 8;
     Table { entries: table.entries.min(entries), ..table }
-}
-
-/// An entry of a block; those below a byte count from the lowest bit.
-fn refcount(block: &[u8], index: usize, order: u32) -> u64 {
-    let bytes = |size: usize| block.get(index * size..(index + 1) * size).unwrap_or_default();
-    match order {
-        0..=2 => {
-            let bit = index << order;
-            let byte = block.get(bit / 8).copied().unwrap_or_default();
-            u64::from(byte >> (bit % 8)) & ((1 << (1 << order)) - 1)
-        }
-        3 => block.get(index).copied().map_or(0, u64::from),
-        order => {
-            let bytes = bytes(1 << (order - 3));
-            if bytes.is_empty() { 0 } else { BigEndian::read_uint(bytes, bytes.len()) }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refcounts_of_all_widths() {
-        let block = [0b1110_0100, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde];
-        let first = |order, count| (0..count).map(|index| refcount(&block, index, order)).collect::<Vec<_>>();
-        assert_eq!(first(0, 8), [0, 0, 1, 0, 0, 1, 1, 1]);
-        assert_eq!(first(1, 4), [0, 1, 2, 3]);
-        assert_eq!(first(2, 4), [4, 14, 2, 1]);
-        assert_eq!(first(3, 3), [0xe4, 0x12, 0x34]);
-        assert_eq!(first(4, 2), [0xe412, 0x3456]);
-        assert_eq!(first(5, 2), [0xe412_3456, 0x789a_bcde]);
-        assert_eq!(first(6, 2), [0xe412_3456_789a_bcde, 0]);
-    }
 }

@@ -2,9 +2,8 @@
 
 use super::counters::{Counters, Owner};
 use super::finding::Finding;
-use super::report::Report;
+use super::report::ClusterCounts;
 use super::roots::{Kind, Root, Roots};
-use super::stored::Stored;
 use super::tables::Tables;
 use super::{CheckLimits, Observe};
 use crate::qcow2::address::HostOffset;
@@ -21,23 +20,26 @@ pub(super) struct Walk<'a> {
     pub(super) header: &'a Header,
     pub(super) rules: EntryRules,
     pub(super) counters: &'a mut Counters,
-    pub(super) report: &'a mut Report,
+    pub(super) clusters: &'a mut ClusterCounts,
+    /// Hears what is wrong.
+    pub(super) found: &'a mut dyn FnMut(Finding),
     /// The first pass: what has nothing to do with the window is reported and counted now.
     pub(super) first: bool,
 }
 
 impl Walk<'_> {
+    /// Counts all, and the refcount blocks, which are at these places.
     pub(super) fn run(
         &mut self,
         roots: &Roots,
-        stored: &Stored<'_>,
+        blocks: &[HostOffset],
         limits: CheckLimits,
         observe: &mut Observe<'_>,
     ) -> Result<()> {
         for range in &roots.metadata {
             self.claim(range.start, range.end - range.start, 1, Owner::Metadata);
         }
-        for block in &stored.references {
+        for block in blocks {
             self.claim(block.0, self.cluster_size(), 1, Owner::Metadata);
         }
         for root in &roots.tables {
@@ -69,7 +71,7 @@ impl Walk<'_> {
     /// Adds a finding in the first pass.
     pub(super) fn find(&mut self, finding: impl Into<Finding>) {
         if self.first {
-            self.report.add(finding);
+            (self.found)(finding.into());
         }
     }
 
@@ -172,7 +174,7 @@ impl Walk<'_> {
         let cluster = offset >> self.rules.geometry.cluster_bits();
         if self.counters.is_stored_one(cluster).is_some_and(|one| one != copied) {
             let cluster = HostOffset(cluster * self.cluster_size());
-            self.report.add(Finding::Copied { table, entry, cluster, copied });
+            (self.found)(Finding::Copied { table, entry, cluster, copied });
         }
     }
 }

@@ -1,0 +1,275 @@
+//! The bits of persistent bitmaps: what is added to them, and how they follow the size of the disk.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::bitmaps::Entry;
+use super::refcounts::write;
+use super::{Writer, sync};
+use crate::qcow2::address::HostOffset;
+use crate::qcow2::bitmap::{self, Bitmap};
+use crate::qcow2::error::{Allowed, Error, Invalid, Result};
+use crate::qcow2::header::Table;
+use crate::qcow2::l1::read_table;
+use crate::qcow2::wire::{BITMAP_BYTES_MAX, BITMAP_ENTRY_ONES, OFFSET_MASK};
+use crate::storage::to_usize;
+
+/// Table entries that wait in memory for the clusters that they lead to.
+const LINKS: usize = 1 << 16;
+
+/// An entry of a bitmap table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bits {
+    Zeroes,
+    Ones,
+    At(HostOffset),
+}
+
+/// The part of a bitmap that one table entry stands for.
+#[derive(Debug)]
+struct Part {
+    index: u64,
+    bits: Bits,
+    bytes: Vec<u8>,
+    changed: bool,
+}
+
+impl Writer {
+    /// Adds what was changed to the bitmaps that record it, and takes the mark away that they are in use.
+    pub(super) fn store_bitmaps(&mut self) -> Result<()> {
+        let held = |entry: &&Entry| entry.bitmap.auto && entry.bitmap.in_use && !entry.lost;
+        let bitmaps: Vec<Bitmap> = self.bitmaps.entries.iter().filter(held).map(|entry| entry.bitmap.clone()).collect();
+        if bitmaps.is_empty() {
+            return Ok(());
+        }
+        let dirty = std::mem::take(&mut self.bitmaps.dirty);
+        let size = self.header().size;
+        let mut links = Vec::new();
+        for bitmap in bitmaps {
+            let mut part = None;
+            for range in dirty.ranges().filter(|range| range.start < size) {
+                let bits =
+                    range.start >> bitmap.granularity_bits..=(range.end.min(size) - 1) >> bitmap.granularity_bits;
+                let each = self.bits_of_entry();
+                for index in bits.start() / each..=bits.end() / each {
+                    if part.as_ref().is_none_or(|part: &Part| part.index != index) {
+                        self.close_part(&bitmap, part.take(), &mut links)?;
+                        part = Some(self.open_part(&bitmap, index)?);
+                    }
+                    let (first, last) =
+                        (*bits.start().max(&(index * each)), *bits.end().min(&(index * each + each - 1)));
+                    if let Some(part) = &mut part {
+                        set(&mut part.bytes, first - index * each, last - index * each);
+                        part.changed = true;
+                    }
+                }
+                if links.len() > LINKS {
+                    self.write_links(&mut links)?;
+                }
+            }
+            self.close_part(&bitmap, part, &mut links)?;
+        }
+        self.write_links(&mut links)?;
+        self.let_go()
+    }
+
+    /// The bitmaps of a disk of another size: none may need a table that is too long.
+    pub(super) fn check_granules(&self, size: u64) -> Result<()> {
+        let kept = || self.bitmaps.entries.iter().filter(|entry| !entry.lost);
+        if size == 0 && kept().next().is_some() {
+            return Err(Error::NotWritable { reason: "a disk without bytes cannot have bitmaps: remove them first" });
+        }
+        let needed = |entry: &Entry| bitmap::clusters(size, entry.bitmap.granularity_bits, self.header().geometry);
+        let bytes = kept().map(needed).max().unwrap_or_default().saturating_mul(self.header().geometry.cluster_size());
+        let most = BITMAP_BYTES_MAX;
+        if bytes > most { Err(Error::TableTooLarge { what: "a bitmap", bytes, most }) } else { Ok(()) }
+    }
+
+    /// Gives bitmaps tables for the size of the disk, which was another one: new bits are zero, those behind the end are
+    /// gone. All are in use since before the size changed.
+    pub(super) fn resize_bitmaps(&mut self, before: u64) -> Result<()> {
+        let Some(extension) = self.header().extensions.bitmaps else { return Ok(()) };
+        if self.bitmaps.entries.iter().all(|entry| entry.lost) {
+            return Ok(());
+        }
+        let mut directory = self.directory(extension)?;
+        let mut entries = self.bitmaps.entries.clone();
+        let (mut tables, mut data) = (Vec::new(), Vec::new());
+        for entry in entries.iter_mut().filter(|entry| !entry.lost) {
+            tables.push(entry.bitmap.table);
+            entry.bitmap.table = self.resize_table(&entry.bitmap, before, &mut data)?;
+            // what a disabled one says is right again
+            entry.bitmap.in_use = entry.bitmap.auto;
+            let table_size = u32::try_from(entry.bitmap.table.entries).unwrap_or(u32::MAX);
+            let fixed = [
+                &entry.bitmap.table.offset.0.to_be_bytes()[..],
+                &table_size.to_be_bytes(),
+                &entry.flags().to_be_bytes(),
+            ];
+            let at = to_usize(entry.at);
+            directory.get_mut(at..at + 16).unwrap_or_default().copy_from_slice(&fixed.concat());
+        }
+        self.switch_directory(extension, entries, &directory)?;
+        for table in tables {
+            self.release_run(table.offset, table.bytes());
+        }
+        for cluster in data {
+            self.refcounts.release(cluster);
+        }
+        Ok(())
+    }
+
+    /// Writes a table for the size of the disk beside the old one; `gone` gets the clusters that it does not need.
+    fn resize_table(&mut self, bitmap: &Bitmap, before: u64, gone: &mut Vec<u64>) -> Result<Table> {
+        let geometry = self.header().geometry;
+        let size = self.header().size;
+        let entries = bitmap::clusters(size, bitmap.granularity_bits, geometry);
+        let kept = before.min(size).div_ceil(1 << bitmap.granularity_bits);
+        let each = self.bits_of_entry();
+        let mut values = vec![0; to_usize(entries)];
+        for (index, bits) in self.parts(bitmap)? {
+            let value = if index * each >= kept {
+                if let Bits::At(host) = bits {
+                    gone.push(host.0 >> geometry.cluster_bits());
+                }
+                0
+            } else if (index + 1) * each > kept {
+                self.cut_part(bitmap, index, kept - index * each)?
+            } else {
+                encode(bits)
+            };
+            if let Some(entry) = values.get_mut(to_usize(index)) {
+                *entry = value;
+            }
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|value: &u64| value.to_be_bytes()).collect();
+        Ok(Table { offset: self.write_beside("a bitmap table", &bytes)?, entries })
+    }
+
+    /// Clears the bits of a part from one on, and returns what leads to it then.
+    fn cut_part(&mut self, bitmap: &Bitmap, index: u64, from: u64) -> Result<u64> {
+        let mut part = self.open_part(bitmap, index)?;
+        let before = part.bytes.clone();
+        clear(&mut part.bytes, from);
+        match part.bits {
+            Bits::At(host) if part.bytes != before => {
+                self.check_own(host.0 >> self.header().geometry.cluster_bits())?;
+                write(&*self.storage, "a bitmap", host.0, &part.bytes)?;
+                Ok(host.0)
+            }
+            Bits::Ones => Ok(self.write_beside("a bitmap", &part.bytes)?.0),
+            bits => Ok(encode(bits)),
+        }
+    }
+
+    /// The clusters that hold the bits of a bitmap.
+    pub(super) fn bitmap_clusters(&self, bitmap: &Bitmap) -> Result<Vec<u64>> {
+        let cluster = |(_, bits)| match bits {
+            Bits::At(host) => Some(host.0 >> self.header().geometry.cluster_bits()),
+            Bits::Zeroes | Bits::Ones => None,
+        };
+        Ok(self.parts(bitmap)?.into_iter().filter_map(cluster).collect())
+    }
+
+    /// Bits in a cluster.
+    fn bits_of_entry(&self) -> u64 {
+        self.header().geometry.cluster_size() * 8
+    }
+
+    /// The table entries of a bitmap that are not zero.
+    fn parts(&self, bitmap: &Bitmap) -> Result<Vec<(u64, Bits)>> {
+        let mut parts = Vec::new();
+        read_table(&self.storage, bitmap.table, "a bitmap table", |index, value| {
+            parts.push((index, self.decode(HostOffset(bitmap.table.offset.0 + index * 8), value)?));
+            Ok(())
+        })?;
+        Ok(parts)
+    }
+
+    fn decode(&self, offset: HostOffset, value: u64) -> Result<Bits> {
+        let (unit, end) = (self.header().geometry.cluster_size(), self.storage.length());
+        let host = value & OFFSET_MASK;
+        let known = if host == 0 { BITMAP_ENTRY_ONES } else { OFFSET_MASK };
+        let allowed = match value {
+            0 => return Ok(Bits::Zeroes),
+            BITMAP_ENTRY_ONES => return Ok(Bits::Ones),
+            _ if value & !known != 0 => Allowed::Bits(known),
+            _ if host % unit != 0 => Allowed::MultipleOf(unit),
+            _ if host + unit > end => Allowed::BeforeEnd(end),
+            _ => return Ok(Bits::At(HostOffset(host))),
+        };
+        Err(Invalid { field: "bitmap table entry", offset, value, allowed }.into())
+    }
+
+    fn open_part(&self, bitmap: &Bitmap, index: u64) -> Result<Part> {
+        let offset = HostOffset(bitmap.table.offset.0 + index * 8);
+        let mut value = [0; 8];
+        let io = |source| Error::Io { what: "a bitmap table", offset, source };
+        self.storage.read_exact_at(&mut value, offset.0).map_err(io)?;
+        let bits = self.decode(offset, BigEndian::read_u64(&value))?;
+        let mut bytes =
+            vec![if bits == Bits::Ones { u8::MAX } else { 0 }; to_usize(self.header().geometry.cluster_size())];
+        if let Bits::At(host) = bits {
+            let io = |source| Error::Io { what: "a bitmap", offset: host, source };
+            self.storage.read_exact_at(&mut bytes, host.0).map_err(io)?;
+        }
+        Ok(Part { index, bits, bytes, changed: false })
+    }
+
+    /// Writes the bits of a part; a cluster of their own they get where they had none, and `links` what leads to it.
+    fn close_part(&mut self, bitmap: &Bitmap, part: Option<Part>, links: &mut Vec<(u64, u64)>) -> Result<()> {
+        let Some(part) = part.filter(|part| part.changed) else { return Ok(()) };
+        match part.bits {
+            Bits::Ones => {}
+            Bits::At(host) => {
+                self.check_own(host.0 >> self.header().geometry.cluster_bits())?;
+                write(&*self.storage, "a bitmap", host.0, &part.bytes)?;
+            }
+            Bits::Zeroes => {
+                let all = self.header().size.div_ceil(1 << bitmap.granularity_bits) - part.index * self.bits_of_entry();
+                let ones: u64 = part.bytes.iter().map(|byte| u64::from(byte.count_ones())).sum();
+                let value = if ones >= all.min(self.bits_of_entry()) {
+                    BITMAP_ENTRY_ONES
+                } else {
+                    self.write_beside("a bitmap", &part.bytes)?.0
+                };
+                links.push((bitmap.table.offset.0 + part.index * 8, value));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes tables lead to what was written, when it is on stable storage.
+    fn write_links(&mut self, links: &mut Vec<(u64, u64)>) -> Result<()> {
+        self.flush()?;
+        let bits = self.header().geometry.cluster_bits();
+        for (offset, value) in links.drain(..) {
+            self.check_own(offset >> bits)?;
+            write(&*self.storage, "a bitmap table", offset, &value.to_be_bytes())?;
+        }
+        sync(&*self.storage)
+    }
+}
+
+fn encode(bits: Bits) -> u64 {
+    match bits {
+        Bits::Zeroes => 0,
+        Bits::Ones => BITMAP_ENTRY_ONES,
+        Bits::At(host) => host.0,
+    }
+}
+
+/// Sets the bits `first..=last`, counted from the lowest of each byte.
+fn set(bytes: &mut [u8], first: u64, last: u64) {
+    for (index, byte) in (0..).zip(bytes).take(to_usize(last / 8 + 1)).skip(to_usize(first / 8)) {
+        let (from, to) = (first.max(index * 8) - index * 8, last.min(index * 8 + 7) - index * 8);
+        *byte |= u8::MAX << from & u8::MAX >> (7 - to);
+    }
+}
+
+/// Clears the bits from one on.
+fn clear(bytes: &mut [u8], from: u64) {
+    for (index, byte) in (0..).zip(bytes).skip(to_usize(from / 8)) {
+        let kept = from.saturating_sub(index * 8);
+        *byte &= !(u8::MAX << kept);
+    }
+}
