@@ -13,9 +13,10 @@
 //! ```
 //!
 //! - [`storage`]: bytes at offsets; files and memory, holes, copies in the kernel, publishing by link and rename
-//! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, check
+//! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, the writer that
+//!   changes one in place, check and repair
 //! - [`chain`]: what lies in a backup folder; names, order, restore points
-//! - [`restore`]: merge, as plan, execution and sink
+//! - [`restore`]: merge, as plan, execution and sink; commit and rebase, in place
 //! - `qmp`, `agent` (feature `capture`): QEMU's monitor, and the agent in the guest
 //! - `capture` (feature `capture`): one backup of a running machine, as plan, execution and recovery
 //! - `cli` (feature `cli`): arguments, progress, listings, exit codes; only this layer prints
@@ -26,7 +27,8 @@
 //!
 //! - Nothing that a guest wrote is lost between two restore points, and a restore point is one moment of all its disks.
 //! - A run that fails or is killed costs that run and nothing else.
-//! - Reading never writes: backups are opened read-only.
+//! - Reading never writes: backups are opened read-only but for work in place, and that ends right when it is done again,
+//!   whenever it was broken off.
 //! - A file exists under its final name only when it is whole and on stable storage.
 //! - No input makes the engine panic, hang, read outside the chain or use memory out of proportion to the input;
 //!   damage gets a typed error that names file, offset and field.

@@ -228,6 +228,7 @@ impl Error {
             Self::Chain(error) => match error.kind() {
                 chain::ErrorKind::Usage => ErrorKind::Usage,
                 chain::ErrorKind::Broken => ErrorKind::Broken,
+                chain::ErrorKind::Locked => ErrorKind::Locked,
                 chain::ErrorKind::Io => ErrorKind::Other,
             },
             Self::Cancelled => ErrorKind::Cancelled,

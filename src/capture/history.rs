@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::Error;
-use crate::chain::{self, Image, Level, Manifest, discover};
+use crate::chain::{self, Image, Level, discover};
 use crate::qcow2;
 use crate::storage::FileStorage;
 
@@ -70,22 +70,25 @@ impl History {
             return Ok(Self { latest, ..Self::default() });
         };
         let full = images.iter().rposition(|image| image.level == Level::Full);
-        let since = full.and_then(|at| images.get(at)).and_then(|full| full.time);
+        // not the moment that it holds: INCs that were written into it since may lack what is in the partial
+        let since = full.and_then(|at| images.get(at)).and_then(|full| full.named);
         let partials = disk.partials().iter().filter(here).filter(|partial| partial.level != Level::Copy);
         let partial = partials.into_iter().find(|partial| partial.time.is_none() || partial.time >= since);
         let state = disk.points().iter().find(|point| point.image().path == newest.path).map(chain::Point::state);
         let fault = match state {
-            Some(chain::State::Broken(_)) => Some("the newest image has no FULL before it".to_owned()),
+            Some(chain::State::Broken(chain::Fault::NoFull)) => {
+                Some("the newest image has no FULL before it".to_owned())
+            }
+            Some(chain::State::Broken(fault)) => Some(fault.to_string()),
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
             Some(chain::State::Sound) | None => None,
         };
         let size = size(newest);
         let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
-        let time = newest.time.or_else(|| Manifest::read(&newest.path).map(|manifest| manifest.time));
         Ok(Self {
-            newest: Some(Newest { path: newest.path.clone(), time, size, fault }),
+            newest: Some(Newest { path: newest.path.clone(), time: newest.time, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
-            latest: images.iter().filter_map(|image| image.time).chain(time).max(),
+            latest: images.iter().filter_map(|image| image.time).max(),
             incs: images.iter().skip(full.unwrap_or_default()).filter(|image| image.level == Level::Inc).count(),
         })
     }
@@ -105,6 +108,7 @@ fn size(image: &Image) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::{Manifest, Phase, Unfinished, Work};
 
     #[test]
     fn an_image_without_a_time_is_there_all_the_same() {
@@ -115,6 +119,45 @@ mod tests {
         assert_eq!(History::read(folder.path(), "disk.qcow2").unwrap().since(), Some(i64::MIN));
         std::fs::write(folder.path().join("INC-7-disk.qcow2"), "").unwrap();
         assert_eq!(History::read(folder.path(), "disk.qcow2").unwrap().since(), Some(7));
+    }
+
+    #[test]
+    fn a_full_that_incs_were_written_into_is_of_the_moment_that_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-5-disk");
+        std::fs::write(&full, "").unwrap();
+        let manifest = Manifest {
+            level: Level::Full,
+            time: 9,
+            chain: Some("c".to_owned()),
+            parent: None,
+            virtual_size: 0,
+            qemu: String::new(),
+        };
+        manifest.write(&full).unwrap();
+        let history = History::read(folder.path(), "disk").unwrap();
+        assert_eq!((history.since(), history.latest, history.incs), (Some(9), Some(9), 0));
+        // what a failed run has left between them is in neither
+        std::fs::write(folder.path().join("INC-7-disk.partial"), "").unwrap();
+        assert!(History::read(folder.path(), "disk").unwrap().partial.is_some());
+    }
+
+    #[test]
+    fn nothing_is_built_on_a_full_that_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-5-disk");
+        std::fs::write(&full, "").unwrap();
+        let unfinished = Unfinished {
+            work: Work::Commit,
+            phase: Phase::Removing,
+            full: "FULL-5-disk".to_owned(),
+            incs: vec!["INC-9-disk".to_owned()],
+        };
+        unfinished.write(&full).unwrap();
+        let fault = || History::read(folder.path(), "disk").unwrap().newest.unwrap().fault.unwrap();
+        assert!(fault().contains("up to INC-9-disk was begun and not finished"), "{}", fault());
+        std::fs::write(Unfinished::path(&full), "{").unwrap();
+        assert!(fault().contains("FULL-5-disk.in-place.json cannot be understood"), "{}", fault());
     }
 
     #[test]

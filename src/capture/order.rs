@@ -10,7 +10,7 @@ use super::event::Event;
 use super::files;
 use super::history::History;
 use super::journal::Journal;
-use super::lock::Lock;
+use super::lock;
 use super::machine::Machine;
 use super::names;
 use super::observe::{Observed, Replies};
@@ -18,6 +18,7 @@ use super::settle::Bitmaps;
 use super::target;
 use super::teardown::Teardown;
 use crate::agent::{self, Agent, FsStatus};
+use crate::chain::FolderLock;
 use crate::qmp::Address;
 
 /// How long the agent may take for an answer.
@@ -27,7 +28,7 @@ pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(10);
 pub(super) async fn restore(
     machine: &Machine<'_>,
     agent: Option<&Address>,
-    own: Option<&Lock>,
+    own: Option<&FolderLock>,
     run: Option<&Journal>,
 ) -> Result<(), Error> {
     if let Err(error) = recover(machine, agent, own, run).await? {
@@ -48,7 +49,7 @@ pub(super) async fn restore(
 pub(super) async fn recover(
     machine: &Machine<'_>,
     agent: Option<&Address>,
-    own: Option<&Lock>,
+    own: Option<&FolderLock>,
     run: Option<&Journal>,
 ) -> Result<Result<(), agent::Error>, Error> {
     let told = |what: String| {
@@ -64,7 +65,7 @@ pub(super) async fn recover(
     let mut agents: Vec<Address> = agent.cloned().into_iter().collect();
     for lock in locks.into_iter().flatten() {
         // one that cannot be read ends this below, when the guest goes on
-        let journal = Journal::read(lock.target()).ok().flatten();
+        let journal = Journal::read(lock.folder()).ok().flatten();
         agents.extend(journal.and_then(|journal| journal.agent?.parse().ok()));
     }
     let mut guest = Ok(());
@@ -80,11 +81,11 @@ pub(super) async fn recover(
     }
     for lock in locks.into_iter().flatten() {
         let own_run = run.filter(|_| own.is_some_and(|own| own.path() == lock.path()));
-        if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.target()), |run| Ok(Some(run)))? {
+        if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.folder()), |run| Ok(Some(run)))? {
             told(format!("the run of {}", journal.time));
-            close(machine, lock.target(), &journal).await?;
+            close(machine, lock.folder(), &journal).await?;
         } else if left || observed.node(names::LOCK).is_some() {
-            settle(machine, lock.target(), target::chain(lock.target())?, None).await?;
+            settle(machine, lock.folder(), target::chain(lock.folder())?, None).await?;
         }
     }
     machine.remove_node(names::LOCK).await?;
@@ -92,7 +93,7 @@ pub(super) async fn recover(
 }
 
 /// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.
-fn foreign(observed: &Observed, own: Option<&Lock>) -> Result<Option<Lock>, Error> {
+fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<FolderLock>, Error> {
     if let Some(job) = observed.jobs.iter().find(|job| job.id.starts_with(names::PYTHON_JOB) && !job.is_concluded()) {
         return Err(Error::Busy { what: format!("the job {} of another tool", job.id) });
     }
@@ -101,7 +102,7 @@ fn foreign(observed: &Observed, own: Option<&Lock>) -> Result<Option<Lock>, Erro
     if own.is_some_and(|own| own.path() == path) {
         return Ok(None);
     }
-    Lock::take_over(path)
+    lock::take_over(path)
 }
 
 /// Thaws the guest, which a run may have frozen.

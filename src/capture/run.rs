@@ -7,7 +7,7 @@ use super::error::{Error, reason};
 use super::event::{Event, Observer, Progress};
 use super::files;
 use super::journal::Journal;
-use super::lock::Lock;
+use super::lock;
 use super::machine::{Machine, Watch};
 use super::moment;
 use super::names;
@@ -18,7 +18,7 @@ use super::prepare::{Prepared, Target};
 use super::request::{Connection, Request};
 use super::teardown::Teardown;
 use super::{connect, target};
-use crate::chain::{Level, Manifest};
+use crate::chain::{FolderLock, Level, Manifest};
 use crate::qmp::Command;
 
 /// What a backup has made.
@@ -41,10 +41,11 @@ pub struct Outcome {
 pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcome, Error> {
     let path = target::folder(&request.target, request.monthly);
     // where others have been, who is there now is known before the machine is; else no folder is made for nothing
-    let early = Lock::is_in(&path).then(|| target::create(&path).and_then(|path| Lock::take(&path))).transpose()?;
+    let early =
+        FolderLock::is_in(&path).then(|| target::create(&path).and_then(|path| lock::take(&path))).transpose()?;
     let machine = connect(&request.connection, observer).await?;
-    let lock = early.map_or_else(|| target::create(&path).and_then(|path| Lock::take(&path)), Ok)?;
-    let folder = lock.target().to_owned();
+    let lock = early.map_or_else(|| target::create(&path).and_then(|path| lock::take(&path)), Ok)?;
+    let folder = lock.folder().to_owned();
     let agent = request.connection.agent.as_ref();
     order::restore(&machine, agent, Some(&lock), None).await?;
     if request.monthly {
@@ -78,7 +79,7 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
 async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) -> Result<(), Error> {
     for folder in target::with_months(&request.target)?.iter().filter(|folder| *folder != own) {
         if Journal::read(folder)?.is_some() {
-            let lock = Lock::take(folder)?;
+            let lock = lock::take(folder)?;
             order::restore(machine, request.connection.agent.as_ref(), Some(&lock), None).await?;
         }
     }
@@ -128,12 +129,12 @@ pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan,
 pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &dyn Observer) -> Result<(), Error> {
     let folders = target.map(target::with_months).transpose()?.unwrap_or_default();
     // who is there now is known before the machine is
-    folders.iter().try_for_each(|folder| Lock::take(folder).map(drop))?;
+    folders.iter().try_for_each(|folder| lock::take(folder).map(drop))?;
     let machine = connect(connection, observer).await?;
     let agent = connection.agent.as_ref();
     for folder in &folders {
         // one at a time: what the machine knows of may be another of them, and is locked with this one
-        let lock = Lock::take(folder)?;
+        let lock = lock::take(folder)?;
         order::recover(&machine, agent, Some(&lock), None).await??;
     }
     if folders.is_empty() { Ok(order::recover(&machine, agent, None, None).await??) } else { Ok(()) }
@@ -143,11 +144,11 @@ pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &
 async fn make(
     machine: &Machine<'_>,
     request: &Request,
-    lock: &Lock,
+    lock: &FolderLock,
     prepared: &Prepared,
     journal: &mut Journal,
 ) -> Result<(), Error> {
-    let folder = lock.target();
+    let folder = lock.folder();
     let agent = if request.quiesce { moment::find_agent(machine, request, prepared.running).await } else { None };
     if agent.is_some() {
         journal.agent = request.connection.agent.as_ref().map(ToString::to_string);
@@ -198,7 +199,8 @@ async fn make(
             virtual_size: target.size,
             qemu: qemu.clone(),
         };
-        files::write_json(&Manifest::path(&files::partial(&target.image)), &manifest.to_json())?;
+        let partial = files::partial(&target.image);
+        manifest.write(&partial).map_err(|source| Error::Io { path: Manifest::path(&partial), source })?;
     }
     journal.publishing = true;
     let written = journal.write(folder);

@@ -8,13 +8,9 @@ use std::path::{Path, PathBuf};
 use super::error::Error;
 use super::files;
 use super::journal::Entry;
-use super::lock::Lock;
-use crate::chain::{ImageName, Level, Manifest};
+use crate::chain::{FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
 use crate::qcow2::Header;
 use crate::storage::FileStorage;
-
-/// The file with the id of the chain.
-const UUID: &str = "uuid";
 
 /// Characters in the id of a chain: a bitmap's name has room for 1023 bytes.
 const CHAIN_MAX: usize = 200;
@@ -36,7 +32,7 @@ pub(super) fn with_months(target: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Io { path: target.to_owned(), source };
     let target = files::utf8(target.canonicalize().map_err(failed)?)?;
     let entries = std::fs::read_dir(&target).map_err(failed)?.flatten().map(|entry| entry.path());
-    let mut months: Vec<PathBuf> = entries.filter(|folder| Lock::is_in(folder)).collect();
+    let mut months: Vec<PathBuf> = entries.filter(|folder| FolderLock::is_in(folder)).collect();
     months.sort();
     months.insert(0, target);
     months.into_iter().map(files::utf8).collect()
@@ -101,6 +97,8 @@ pub(super) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
     files::sync_folder(manifest.parent().unwrap_or(folder))?;
     rename(&partial, &image)?;
     unlink_levels(&image)?;
+    // that of a FULL which had this name before
+    Unfinished::remove(&image).map_err(|source| Error::Io { path: Unfinished::path(&image), source })?;
     if let Some(link) = &entry.link {
         let link = folder.join(link);
         files::remove(&link)?;
@@ -142,6 +140,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::{Phase, Work};
 
     #[test]
     fn an_image_that_was_removed_before_it_had_its_name_is_none() {
@@ -166,6 +165,29 @@ mod tests {
         assert!(publish(folder.path(), &entry).unwrap() && publish(folder.path(), &entry).unwrap());
         assert_eq!(std::fs::read(path("disk.qcow2")).unwrap(), b"new");
         assert!(Manifest::path(&path("disk.qcow2")).exists());
+    }
+
+    #[test]
+    fn what_was_begun_in_the_image_that_had_the_name_goes_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("disk");
+        let entry = Entry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None };
+        let unfinished = Unfinished {
+            work: Work::Commit,
+            phase: Phase::Removing,
+            full: "disk".to_owned(),
+            incs: vec!["INC-9-disk".to_owned()],
+        };
+        unfinished.write(&image).unwrap();
+        std::fs::write(&image, "old").unwrap();
+        // one that never comes leaves it
+        std::fs::write(Manifest::path(&folder.path().join("disk.partial")), "new").unwrap();
+        assert!(!publish(folder.path(), &entry).unwrap());
+        assert_eq!(Unfinished::read(&image).unwrap(), Some(unfinished));
+        std::fs::write(folder.path().join("disk.partial"), "new").unwrap();
+        std::fs::write(Manifest::path(&folder.path().join("disk.partial")), "new").unwrap();
+        assert!(publish(folder.path(), &entry).unwrap());
+        assert_eq!(Unfinished::read(&image).unwrap(), None);
     }
 
     #[test]

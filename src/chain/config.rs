@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{MAX_ENTRIES, Note};
-use crate::storage::{FileStorage, Storage};
+use super::{MAX_ENTRIES, Note, json_file};
 
 /// Larger files are not read: `qemu-img info` prints some kilobytes, and a description of a thousand snapshots fits.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -89,23 +88,9 @@ fn all(folder: &Path) -> Vec<PathBuf> {
     configs.map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
 }
 
-/// The JSON in a file; `None` where there is no such file.
-pub(super) fn read_json(path: &Path) -> Result<Option<Value>, String> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let file = FileStorage::open(path).map_err(|error| error.to_string())?;
-    if file.length() > MAX_CONFIG_BYTES {
-        return Err(format!("{} bytes long, at most {MAX_CONFIG_BYTES} are read", file.length()));
-    }
-    let mut bytes = vec![0; usize::try_from(file.length()).map_err(|error| error.to_string())?];
-    file.read_exact_at(&mut bytes, 0).map_err(|error| error.to_string())?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| error.to_string())
-}
-
 /// The format in a file; `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<FormatHint>, String> {
-    let Some(value) = read_json(path)? else { return Ok(None) };
+    let Some(value) = json_file::read(path).map_err(|error| error.to_string())? else { return Ok(None) };
     match value.get("format").and_then(Value::as_str) {
         Some("qcow2") => Ok(Some(FormatHint::Qcow2)),
         Some("raw") => Ok(Some(FormatHint::Raw)),

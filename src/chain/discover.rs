@@ -5,14 +5,17 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::config::Configs;
 use super::disk::Disk;
+use super::held;
 use super::image::{Image, Month};
+use super::journal::Unfinished;
 use super::layout::Layout;
 use super::manifest::Manifest;
 use super::scan::scan;
-use super::{Error, FormatHint};
+use super::{Error, FormatHint, Level};
 
 /// How many folders deep images are looked for: the VM, the month, the disk.
 pub const MAX_DEPTH: usize = 3;
@@ -85,11 +88,14 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                 disk: found.disk,
                 level: found.level,
                 time: found.time,
+                named: found.time,
                 partial: found.partial,
                 format: FormatHint::Unknown,
                 month: Month::of(folder),
                 overwritten: found.overwritten,
                 since: found.time,
+                claimed: None,
+                in_place: None,
             });
         }
     }
@@ -104,8 +110,17 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
             let mut formats = BTreeMap::new();
             for image in &mut images {
                 let format = || configs.format(&real.join(image.folder()), name.as_deref());
-                image.format = Manifest::format(&image.path)
-                    .unwrap_or_else(|| *formats.entry(image.folder().to_owned()).or_insert_with(format));
+                let manifest = Manifest::read(&image.path);
+                image.format = match manifest {
+                    Some(_) => FormatHint::Qcow2,
+                    None => *formats.entry(image.folder().to_owned()).or_insert_with(format),
+                };
+                if image.level == Level::Full && !image.partial {
+                    image.claimed = manifest.map(|manifest| manifest.time);
+                    image.time = held::time(image.named, image.claimed);
+                    let journal = Unfinished::read(&image.path).transpose();
+                    image.in_place = journal.map(|read| read.map(Arc::new).map_err(|error| error.to_string()));
+                }
             }
             let label = labels.label(&node, name.as_deref(), &images, shared);
             let folder = node.file_name().unwrap_or(&labels.root).to_string_lossy().into_owned();

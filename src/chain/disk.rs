@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
+use super::held;
 use super::image::Image;
 use super::links::{Chain, Failed};
 use super::point::Point;
@@ -24,7 +25,8 @@ impl Disk {
     /// Puts a disk's images, of any folders and in any order, into order.
     pub(super) fn new(label: String, node: String, name: Option<OsString>, mut images: Vec<Image>) -> Self {
         timeless::place(&mut images);
-        images.sort_by(|a, b| (a.moment(), a.time, &a.relative).cmp(&(b.moment(), b.time, &b.relative)));
+        images.sort_by(|a, b| (a.made(), a.named, &a.relative).cmp(&(b.made(), b.named, &b.relative)));
+        held::refuse_claims(&mut images);
         let (partials, images): (Vec<_>, Vec<_>) = images.into_iter().map(Arc::new).partition(|image| image.partial);
         let chains = Chain::build(&images);
         let failed = Failed::new(&partials);
@@ -52,13 +54,13 @@ impl Disk {
         self.name.as_deref()
     }
 
-    /// The whole images, oldest first.
+    /// The whole images, in the order in which they were made.
     #[must_use]
     pub fn images(&self) -> &[Arc<Image>] {
         &self.images
     }
 
-    /// The images that are not whole, oldest first. They are never read.
+    /// The images that are not whole, in the same order. They are never read.
     #[must_use]
     pub fn partials(&self) -> &[Arc<Image>] {
         &self.partials

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::journal::Unfinished;
 use super::point::Doubt;
 use super::when::WHEN_FORMS;
 
@@ -23,6 +25,20 @@ pub enum Error {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// The lock of a folder cannot be taken.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock, or the folder that it should be in.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Somebody else writes to the folder.
+    #[error("{} is locked: a backup or another command uses this folder", path.display())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
     },
     /// There are more files below the folder than a backup has.
     #[error("{} holds more than {limit} files; say which of its folders holds the backup", path.display())]
@@ -114,6 +130,34 @@ pub enum Error {
         /// The other.
         second: PathBuf,
     },
+    /// A FULL and an INC that should be in it already: which moments they hold cannot be told.
+    #[error(
+        "the manifest of {} says that it holds a later moment than {}: move the INC away if it was written into the FULL",
+        full.display(),
+        inc.display()
+    )]
+    LeftOver {
+        /// The FULL.
+        full: PathBuf,
+        /// The INC.
+        inc: PathBuf,
+    },
+    /// Work in the FULL was begun and has not ended.
+    #[error("{} cannot be restored: {unfinished}", path.display())]
+    Unfinished {
+        /// The image.
+        path: PathBuf,
+        /// What was begun.
+        unfinished: Arc<Unfinished>,
+    },
+    /// There is a journal of unfinished work that cannot be read.
+    #[error("{} cannot be understood, what was begun in the FULL is unknown: {reason}", path.display())]
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The image may lack changes.
     #[error(
         "{} may lack changes: {doubt}; the newest restore point without doubt is {}",
@@ -137,6 +181,8 @@ pub enum ErrorKind {
     Usage,
     /// The chain is broken: the request was right, but the backup cannot fulfil it.
     Broken,
+    /// Somebody else is at it.
+    Locked,
     /// The system refused.
     Io,
 }
@@ -146,10 +192,15 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { .. } => ErrorKind::Io,
-            Self::NoFull { .. } | Self::SameTime { .. } | Self::Doubtful { .. } | Self::NoPoint { .. } => {
-                ErrorKind::Broken
-            }
+            Self::Io { .. } | Self::Lock { .. } => ErrorKind::Io,
+            Self::Locked { .. } => ErrorKind::Locked,
+            Self::NoFull { .. }
+            | Self::SameTime { .. }
+            | Self::LeftOver { .. }
+            | Self::Unfinished { .. }
+            | Self::Journal { .. }
+            | Self::Doubtful { .. }
+            | Self::NoPoint { .. } => ErrorKind::Broken,
             Self::TooManyEntries { .. }
             | Self::NoDisk { .. }
             | Self::NoSuchDisk { .. }

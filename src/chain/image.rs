@@ -3,8 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::config::FormatHint;
+use super::journal::Unfinished;
 use super::name::Level;
 
 /// A file that holds an image of a disk.
@@ -19,8 +21,11 @@ pub struct Image {
     pub disk: Option<OsString>,
     /// What it holds.
     pub level: Level,
-    /// Seconds since 1970; `None` where the name is the bare name of the disk.
+    /// The moment that it holds, seconds since 1970: that of its name, or of its manifest where a FULL holds a later one
+    /// since INCs were written into it. `None` where the name is the bare name of the disk, and no manifest tells.
     pub time: Option<i64>,
+    /// The time in its name, when it was made.
+    pub named: Option<i64>,
     /// Whether the image is not whole, because it is being made or its run failed.
     pub partial: bool,
     /// The format that the settings beside the image claim.
@@ -29,8 +34,12 @@ pub struct Image {
     pub(super) month: Option<Month>,
     /// Whether FULL and COPY were both written under this name, which has no time.
     pub(super) overwritten: bool,
-    /// The time, or the earliest that a nameless time can be; `None` is before everything.
+    /// The time in its name, or the earliest that one without can have been made; `None` is before everything.
     pub(super) since: Option<i64>,
+    /// The moment that the manifest of a FULL claims.
+    pub(super) claimed: Option<i64>,
+    /// The journal of a FULL that is being written to, or why it cannot be read.
+    pub(super) in_place: Option<Result<Arc<Unfinished>, String>>,
 }
 
 impl Image {
@@ -50,9 +59,14 @@ impl Image {
         self.relative.parent().unwrap_or_else(|| Path::new(""))
     }
 
-    /// Where the image stands among those of its disk, in time.
-    pub(super) fn moment(&self) -> (Option<i64>, Option<Month>, Level) {
+    /// When the image was made: chains are in this order.
+    pub(super) fn made(&self) -> (Option<i64>, Option<Month>, Level) {
         (self.since, self.month, self.level)
+    }
+
+    /// Where the image stands among the restore points of its disk.
+    pub(super) fn moment(&self) -> (Option<i64>, Option<Month>, Level) {
+        (self.time.or(self.since), self.month, self.level)
     }
 }
 

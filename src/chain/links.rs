@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::image::Image;
+use super::journal::Unfinished;
 use super::name::Level;
 use super::point::{Doubt, Fault, Point, State};
 
@@ -30,7 +31,14 @@ impl Chain {
         &self.incs
     }
 
-    /// Builds the chains of images that are whole and in the order of their moments.
+    /// Work in the FULL that was begun and has not ended, if its journal can be read: see
+    /// [`Fault::Journal`](super::Fault::Journal).
+    #[must_use]
+    pub fn unfinished(&self) -> Option<&Unfinished> {
+        self.full.as_ref()?.in_place.as_ref()?.as_ref().ok().map(Arc::as_ref)
+    }
+
+    /// Builds the chains of images that are whole and in the order in which they were made.
     pub(super) fn build(images: &[Arc<Image>]) -> Vec<Self> {
         let mut chains: Vec<Self> = Vec::new();
         // of each folder, the chain that the next INC belongs to
@@ -48,7 +56,7 @@ impl Chain {
                 }
                 (Level::Full, current) => {
                     let before = current.and_then(|chain| chain.full.clone());
-                    let rival = before.filter(|full| full.time == image.time);
+                    let rival = before.filter(|full| full.named == image.named);
                     open.insert(image.folder(), chains.len());
                     chains.push(Self { full: Some(Arc::clone(image)), incs: Vec::new(), rival });
                 }
@@ -60,12 +68,13 @@ impl Chain {
 
     /// The restore points of the chain with this number.
     pub(super) fn points(&self, number: usize, failed: &Failed<'_>) -> Vec<Point> {
-        let full = self.full.iter().map(|image| (image, State::Sound));
         let doubt = self.doubt(failed);
+        let left = self.left_over();
+        let full = self.full.iter().map(|full| (full, full_state(full, left, doubt.as_ref()))).collect::<Vec<_>>();
         let mut fault = match (&self.full, &self.rival) {
             (None, _) => Some(Fault::NoFull),
             (Some(full), Some(rival)) => Some(Fault::SameTime(Arc::clone(rival), Arc::clone(full))),
-            (Some(_), None) => None,
+            (Some(full), None) => left.map(|inc| Fault::LeftOver { full: Arc::clone(full), inc: Arc::clone(inc) }),
         };
         let incs = self.incs.iter().enumerate().map(move |(at, inc)| {
             let same = |other: Option<usize>| {
@@ -82,8 +91,25 @@ impl Chain {
             };
             (inc, state)
         });
-        let members = full.chain(incs).enumerate();
-        members.map(|(depth, (image, state))| Point { image: Arc::clone(image), state, chain: number, depth }).collect()
+        let in_place = self.full.as_ref().and_then(|full| in_place(full));
+        let unknown = in_place.clone().filter(|fault| matches!(fault, Fault::Journal { .. }));
+        let members = full.into_iter().chain(incs).enumerate();
+        let point = |(depth, (image, otherwise)): (usize, (&Arc<Image>, State))| Point {
+            image: Arc::clone(image),
+            state: in_place.clone().map_or_else(|| otherwise.clone(), State::Broken),
+            otherwise: unknown.clone().map_or(otherwise, State::Broken),
+            chain: number,
+            depth,
+        };
+        members.map(point).collect()
+    }
+
+    /// The first INC of before the moment that the FULL holds, but for those that are about to go: it was written into
+    /// the FULL and came back, or the manifest is wrong.
+    fn left_over(&self) -> Option<&Arc<Image>> {
+        let full = self.full.as_ref()?;
+        let taken = self.unfinished().map(Unfinished::taken).unwrap_or_default();
+        self.incs.iter().find(|inc| inc.time < full.time && !taken.contains(inc))
     }
 
     /// From which time on the INCs are doubtful, and why.
@@ -95,6 +121,25 @@ impl Chain {
         let first = failed.first_after(full)?;
         Some((first.time, Doubt::Partial(Arc::clone(first))))
     }
+}
+
+/// What there is to say of a FULL by itself.
+fn full_state(full: &Image, left: Option<&Arc<Image>>, doubt: Option<&(Option<i64>, Doubt)>) -> State {
+    let was_written_to = full.named.is_some() && full.time > full.named;
+    match (left, doubt) {
+        (Some(inc), _) => State::Doubtful(Doubt::LeftOver(Arc::clone(inc))),
+        // what the INCs lacked, it lacks now
+        (None, Some((since, doubt))) if was_written_to && full.time >= *since => State::Doubtful(doubt.clone()),
+        (None, _) => State::Sound,
+    }
+}
+
+/// Why nothing can be restored while a FULL is written to.
+fn in_place(full: &Image) -> Option<Fault> {
+    Some(match full.in_place.as_ref()? {
+        Ok(unfinished) => Fault::Unfinished(Arc::clone(unfinished)),
+        Err(reason) => Fault::Journal { path: Unfinished::path(&full.path), reason: reason.clone() },
+    })
 }
 
 /// What failed runs left that makes later INCs doubtful, for each folder in the order of time.
@@ -117,6 +162,6 @@ impl<'a> Failed<'a> {
     fn first_after(&self, full: &Image) -> Option<&'a Arc<Image>> {
         let folder = self.0.get(full.folder())?;
         let timeless = folder.first().filter(|partial| partial.time.is_none());
-        timeless.or_else(|| folder.get(folder.partition_point(|partial| partial.time < full.time))).copied()
+        timeless.or_else(|| folder.get(folder.partition_point(|partial| partial.time < full.named))).copied()
     }
 }

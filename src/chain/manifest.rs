@@ -2,12 +2,12 @@
 //!
 //! Images of other tools have none.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::config::read_json;
-use super::{FormatHint, Level};
+use super::{Level, json_file};
 
 /// The folder for all bookkeeping, beside the images. Other tools list only images.
 pub const BOOKKEEPING: &str = ".qmpbackup";
@@ -20,7 +20,8 @@ const VERSION: u64 = 1;
 pub struct Manifest {
     /// What it holds.
     pub level: Level,
-    /// Seconds since 1970, also where the name does not tell.
+    /// The moment that it holds, seconds since 1970, also where the name does not tell. It is later than that of the name
+    /// where INCs were written into a FULL.
     pub time: i64,
     /// The id of its chain; none with COPY.
     pub chain: Option<String>,
@@ -44,12 +45,19 @@ impl Manifest {
     /// The manifest of an image; one that cannot be read is none.
     #[must_use]
     pub fn read(image: &Path) -> Option<Self> {
-        Self::parse(&read_json(&Self::path(image)).ok().flatten()?)
+        Self::parse(&json_file::read(&Self::path(image)).ok().flatten()?)
+    }
+
+    /// Writes the manifest of an image, or replaces it: there is a whole one at any time.
+    ///
+    /// # Errors
+    /// What the system says; the one before is still there then, unless only the last sync failed.
+    pub fn write(&self, image: &Path) -> io::Result<()> {
+        json_file::write(&Self::path(image), &self.to_json())
     }
 
     /// What the file holds.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
+    fn to_json(&self) -> Value {
         json!({
             "version": VERSION,
             "level": self.level.as_str(),
@@ -60,11 +68,6 @@ impl Manifest {
             "virtual-size": self.virtual_size,
             "qemu": self.qemu,
         })
-    }
-
-    /// The format of an image, where it has a manifest: all that have one are qcow2, those of raw disks too.
-    pub(super) fn format(image: &Path) -> Option<FormatHint> {
-        Self::read(image).map(|_| FormatHint::Qcow2)
     }
 
     fn parse(value: &Value) -> Option<Self> {
@@ -98,14 +101,16 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_is_read_as_it_was_written_and_makes_the_image_qcow2() {
+    fn a_manifest_is_read_as_it_was_written_and_can_be_renewed() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("INC-1643308928-disk");
-        assert_eq!((Manifest::read(&image), Manifest::format(&image)), (None, None));
-        std::fs::create_dir(folder.path().join(BOOKKEEPING)).unwrap();
-        std::fs::write(Manifest::path(&image), manifest().to_json().to_string()).unwrap();
+        assert_eq!(Manifest::read(&image), None);
+        manifest().write(&image).unwrap();
         assert_eq!(Manifest::read(&image), Some(manifest()));
-        assert_eq!(Manifest::format(&image), Some(FormatHint::Qcow2));
+        // of an image of another tool
+        let bare = Manifest { chain: None, parent: None, qemu: String::new(), ..manifest() };
+        bare.write(&image).unwrap();
+        assert_eq!(Manifest::read(&image), Some(bare));
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What lies in a backup folder: names, order, restore points.
 //!
 //! [`discover`] finds the disks below a folder, and [`Disk::select`] the images that a restore of one moment opens.
-//! Nothing here opens an image: all is told by names, folders and the `.config` files beside. So a chain that is
+//! [`FolderLock`] keeps others from writing to a folder.
+//!
+//! Nothing here opens an image: all is told by names, folders and the `.config` and `.qmpbackup` files beside. So a
+//! chain that is
 //! whole by its names may still hold damaged or foreign images, and the layers that read them have to look.
 //!
 //! # What is an image
@@ -23,6 +26,9 @@
 //!   FULL, older than all images with a time in its folder, unless only a link `COPY-<name>` lies beside it.
 //! - A FULL begins a chain, an INC belongs to the newest FULL before it *in its folder*; a COPY stands alone. Order is by
 //!   the time in the name. In the same second, the FULL comes before the INC; two INCs in one second have no order.
+//! - An INC that was written into its FULL is gone, and the FULL holds its moment: the FULL's [`Manifest`] tells, and it is
+//!   the restore point of that time. To which FULL an INC belongs is told by names alone. While such work goes on, and when
+//!   it was broken off, none of the chain's restore points is whole: see [`Unfinished`].
 //! - The format of an image is qcow2 where it has a [`Manifest`], else what the `.config` says, never what its content
 //!   looks like.
 //!
@@ -55,9 +61,13 @@ mod config;
 mod discover;
 mod disk;
 mod error;
+mod held;
 mod image;
+mod journal;
+mod json_file;
 mod layout;
 mod links;
+mod lock;
 mod manifest;
 mod name;
 mod point;
@@ -73,7 +83,9 @@ pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind};
 pub use image::Image;
+pub use journal::{Phase, Unfinished, Work};
 pub use links::Chain;
+pub use lock::{FolderLock, UUID};
 pub use manifest::{BOOKKEEPING, Manifest};
 pub use name::{ImageName, Level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};

@@ -1,10 +1,14 @@
 //! Restore points, and what may speak against them.
 
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Error;
 use super::image::Image;
+use super::journal::Unfinished;
+use super::manifest::Manifest;
 use super::name::Level;
 
 /// A restore point as a listing shows it.
@@ -12,6 +16,8 @@ use super::name::Level;
 pub struct Point {
     pub(super) image: Arc<Image>,
     pub(super) state: State,
+    /// The state for those who know what to do with unfinished work in the FULL.
+    pub(super) otherwise: State,
     pub(super) chain: usize,
     pub(super) depth: usize,
 }
@@ -54,6 +60,9 @@ pub enum Doubt {
     Partial(Arc<Image>),
     /// This image, which has no time in its name, was written as FULL and as COPY: the FULL may be gone.
     Overwritten(Arc<Image>),
+    /// The manifest of this FULL says that it holds a later moment than this INC of its chain, which should be gone then:
+    /// see [`Fault::LeftOver`].
+    LeftOver(Arc<Image>),
 }
 
 impl fmt::Display for Doubt {
@@ -63,6 +72,9 @@ impl fmt::Display for Doubt {
                 write!(f, "a run before it failed and left {}", partial.path.display())
             }
             Self::Overwritten(full) => write!(f, "{} was written as FULL and as COPY", full.path.display()),
+            Self::LeftOver(inc) => {
+                write!(f, "its manifest says that it holds a later moment than {}", inc.path.display())
+            }
         }
     }
 }
@@ -75,6 +87,40 @@ pub enum Fault {
     NoFull,
     /// These two have the same time: their order is unknown.
     SameTime(Arc<Image>, Arc<Image>),
+    /// The manifest of the FULL says that it holds a later moment than an INC of its chain, which was written into it then
+    /// and should be gone. Either it was put back, and the two make a mixture, or the manifest is wrong.
+    LeftOver {
+        /// The FULL.
+        full: Arc<Image>,
+        /// The first of such INCs.
+        inc: Arc<Image>,
+    },
+    /// Work in the FULL was begun and has not ended: the FULL holds no moment.
+    Unfinished(Arc<Unfinished>),
+    /// There is a journal of such work that cannot be read.
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFull => f.write_str("no FULL before it"),
+            Self::SameTime(first, second) => {
+                write!(f, "{} and {} have the same time", first.display_name(), second.display_name())
+            }
+            Self::LeftOver { full, inc } => {
+                let (full, inc) = (full.display_name(), inc.display_name());
+                write!(f, "the manifest of {full} says that it holds a later moment than {inc}")
+            }
+            Self::Unfinished(unfinished) => unfinished.fmt(f),
+            Self::Journal { path, reason } => write!(f, "{} cannot be understood: {reason}", path.display()),
+        }
+    }
 }
 
 impl Fault {
@@ -82,6 +128,9 @@ impl Fault {
         match self {
             Self::NoFull => Error::NoFull { path: image.path.clone() },
             Self::SameTime(first, second) => Error::SameTime { first: first.path.clone(), second: second.path.clone() },
+            Self::LeftOver { full, inc } => Error::LeftOver { full: full.path.clone(), inc: inc.path.clone() },
+            Self::Unfinished(unfinished) => Error::Unfinished { path: image.path.clone(), unfinished },
+            Self::Journal { path, reason } => Error::Journal { path, reason },
         }
     }
 }
@@ -92,7 +141,7 @@ impl Fault {
 pub struct RestorePoint {
     /// The disk's label.
     pub disk: String,
-    /// Seconds since 1970; `None` where the name of the image has no time.
+    /// Seconds since 1970; `None` where neither name nor manifest of the image tells.
     pub time: Option<i64>,
     /// The level of the last member.
     pub level: Level,
@@ -100,4 +149,21 @@ pub struct RestorePoint {
     pub members: Vec<Arc<Image>>,
     /// What speaks against it, if that was allowed.
     pub doubt: Option<Doubt>,
+    /// The INCs of the same chain after the wanted one, oldest first.
+    pub later: Vec<Arc<Image>>,
+    /// Work in the FULL that was begun and has not ended; only where [that was allowed](super::Disk::select_in_place).
+    pub unfinished: Option<Unfinished>,
+}
+
+impl RestorePoint {
+    /// Whether the FULL still holds the moment that was found, and no other work in it was begun: to be asked when the
+    /// images are locked, since they were found before.
+    ///
+    /// # Errors
+    /// What the system says, and `InvalidData` where the journal of such work cannot be understood.
+    pub fn is_current(&self) -> io::Result<bool> {
+        let Some(full) = self.members.first().filter(|full| full.level == Level::Full) else { return Ok(true) };
+        let claimed = Manifest::read(&full.path).map(|manifest| manifest.time);
+        Ok(claimed == full.claimed && Unfinished::read(&full.path)? == self.unfinished)
+    }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::Error;
 use super::disk::Disk;
 use super::image::Image;
+use super::journal::Unfinished;
 use super::links::Chain;
-use super::name::Level;
+use super::name::{ImageName, Level};
 use super::point::{Point, RestorePoint, State};
 use super::when::{Clock, When};
 
@@ -22,12 +23,32 @@ impl Disk {
     /// No restore point, or more than one, is meant; the one that is meant is broken; or it is doubtful and
     /// `allow_partial` is not set.
     pub fn select(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
-        let point = match (when, when.moment(clock)) {
-            (When::Name(name), _) => self.named(name)?,
-            (_, Some(moment)) => self.newest(Some(moment))?,
-            (_, None) => self.newest(None)?,
-        };
+        let point = if let When::Name(name) = when { self.named(name)? } else { self.newest(when.moment(clock))? };
         self.restore_point(point, allow_partial)
+    }
+
+    /// Finds the restore point that work in its FULL is to lead to: as [`select`](Self::select) does, also where such work
+    /// was begun and has not ended.
+    ///
+    /// INCs that it takes may be gone by then. The last of them is meant by its name all the same, and by times from it on
+    /// to the next INC; members are the FULL and those that are left.
+    ///
+    /// # Errors
+    /// As with [`select`](Self::select), but for [`Error::Unfinished`].
+    pub fn select_in_place(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
+        let point = if let When::Name(name) = when {
+            self.named(name).or_else(|error| {
+                let gone = self.gone(name).filter(|_| matches!(error, Error::NoSuchPoint { .. }));
+                gone.ok_or(error)
+            })?
+        } else {
+            let moment = when.moment(clock);
+            let newest = self.newest(moment)?;
+            self.left(newest.chain, |end| self.has_gone(newest, end, moment)).unwrap_or(newest)
+        };
+        let chain = self.chains().get(point.chain);
+        let unfinished = chain.and_then(Chain::unfinished).cloned();
+        Ok(RestorePoint { unfinished, ..self.open(point, &point.otherwise, allow_partial)? })
     }
 
     /// Lists the images that a restore of this point opens.
@@ -35,7 +56,11 @@ impl Disk {
     /// # Errors
     /// The point is broken; or it is doubtful and `allow_partial` is not set.
     pub fn restore_point(&self, point: &Point, allow_partial: bool) -> Result<RestorePoint, Error> {
-        let doubt = match &point.state {
+        self.open(point, &point.state, allow_partial)
+    }
+
+    fn open(&self, point: &Point, state: &State, allow_partial: bool) -> Result<RestorePoint, Error> {
+        let doubt = match state {
             State::Broken(fault) => return Err(fault.clone().into_error(&point.image)),
             State::Doubtful(doubt) if !allow_partial => {
                 let older = self.points().iter().take_while(|other| other.image.moment() < point.image.moment());
@@ -50,17 +75,47 @@ impl Disk {
             State::Sound => None,
         };
         let chain = self.chains().get(point.chain);
-        let incs = chain.map(Chain::incs).unwrap_or_default().iter().take(point.depth);
+        let incs = chain.map(Chain::incs).unwrap_or_default();
+        let (incs, later) = incs.split_at_checked(point.depth).unwrap_or((incs, &[]));
         let members = chain.and_then(Chain::full).into_iter().chain(incs).cloned().collect();
-        let image = &point.image;
-        Ok(RestorePoint { disk: self.label().to_owned(), time: image.time, level: image.level, members, doubt })
+        Ok(RestorePoint {
+            disk: self.label().to_owned(),
+            time: point.image.time,
+            level: point.image.level,
+            members,
+            doubt,
+            later: later.to_vec(),
+            unfinished: None,
+        })
+    }
+
+    /// Where unfinished work leads to whose last INC has, or begins with, this name and is gone.
+    fn gone(&self, name: &str) -> Option<&Point> {
+        (0..self.chains().len()).find_map(|chain| self.left(chain, |end| end.last().starts_with(name)))
+    }
+
+    /// Whether a moment for which this point was found is that of the end of unfinished work, whose last INC is gone.
+    fn has_gone(&self, newest: &Point, end: &Unfinished, moment: Option<i64>) -> bool {
+        let last = ImageName::parse(end.last().as_ref()).map(|last| last.time);
+        let is_there =
+            self.points().iter().any(|point| point.chain == newest.chain && point.image.name() == end.last());
+        let before = newest.depth == 0 || end.taken().contains(&newest.image);
+        !is_there && before && (moment.is_none() || moment >= last)
+    }
+
+    /// The last INC that the unfinished work of a chain takes and that is still there, else the FULL; if `wanted`.
+    fn left(&self, chain: usize, wanted: impl Fn(&Unfinished) -> bool) -> Option<&Point> {
+        let unfinished = self.chains().get(chain)?.unfinished().filter(|unfinished| wanted(unfinished))?;
+        let taken = unfinished.taken();
+        let of_chain = self.points().iter().filter(|point| point.chain == chain);
+        of_chain.filter(|point| point.depth == 0 || taken.contains(&point.image)).max_by_key(|point| point.depth)
     }
 
     /// The newest restore point that is not after a moment.
     fn newest(&self, moment: Option<i64>) -> Result<&Point, Error> {
         let timeless_copy = |point: &&Point| point.image.time.is_none() && point.image.level == Level::Copy;
         let timely = self.points().iter().filter(|point| match moment {
-            Some(moment) => point.image.since <= Some(moment) && !timeless_copy(point),
+            Some(moment) => point.image.moment().0 <= Some(moment) && !timeless_copy(point),
             None => true,
         });
         // the last of equals

@@ -10,7 +10,7 @@ use super::image::{Image, Month};
 pub(super) fn place(images: &mut [Image]) {
     let mut newest: BTreeMap<Month, i64> = BTreeMap::new();
     let mut oldest: BTreeMap<&Path, i64> = BTreeMap::new();
-    for (image, time) in images.iter().filter(|image| !image.partial).filter_map(|image| Some((image, image.time?))) {
+    for (image, time) in images.iter().filter(|image| !image.partial).filter_map(|image| Some((image, image.named?))) {
         let first = oldest.entry(image.folder()).or_insert(time);
         *first = time.min(*first);
         if let Some(month) = image.month {
@@ -19,8 +19,8 @@ pub(super) fn place(images: &mut [Image]) {
         }
     }
     let since = |image: &Image| {
-        let month = image.month.filter(|_| image.time.is_none());
-        let Some(month) = month else { return image.time };
+        let month = image.month.filter(|_| image.named.is_none());
+        let Some(month) = month else { return image.named };
         let earlier = newest.range(..month).map(|(_, time)| *time).max();
         let begin = month.start().max(earlier);
         let first = oldest.get(image.folder()).copied();

@@ -21,6 +21,15 @@ pub(super) enum Failure {
     /// The output is one that does not go away: a block device, or what has left through stdout.
     #[error(transparent)]
     Unfinished(restore::Error),
+    /// Images were to be changed in place, and nothing was changed.
+    #[error(transparent)]
+    Refused(restore::Error),
+    /// Images are changed in part: the same command has to be run again.
+    #[error(transparent)]
+    InPlace(restore::Error),
+    /// A rebase has changed some of its images.
+    #[error(transparent)]
+    HalfRebased(restore::Error),
     #[error(transparent)]
     Capture(#[from] capture::Error),
     #[error("{}: is itself a part of the chain, or of one beside it", .path.display())]
@@ -49,11 +58,17 @@ impl Failure {
             Self::Chain(error) => match error.kind() {
                 chain::ErrorKind::Usage => Exit::Usage,
                 chain::ErrorKind::Broken => Exit::Damaged,
+                chain::ErrorKind::Locked => Exit::Locked,
                 chain::ErrorKind::Io => Exit::Error,
             },
-            Self::Restore(error) | Self::Unfinished(error) => match error.kind() {
+            Self::Restore(error)
+            | Self::Unfinished(error)
+            | Self::Refused(error)
+            | Self::InPlace(error)
+            | Self::HalfRebased(error) => match error.kind() {
                 restore::ErrorKind::Usage => Exit::Usage,
                 restore::ErrorKind::Damaged => Exit::Damaged,
+                restore::ErrorKind::Locked => Exit::Locked,
                 restore::ErrorKind::Full => Exit::Full,
                 restore::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
                 restore::ErrorKind::Other => Exit::Error,
@@ -85,12 +100,14 @@ impl Failure {
             }
             Self::Chain(error) => match error.kind() {
                 chain::ErrorKind::Broken => Some("`qmprestore list` shows which restore points are whole"),
+                chain::ErrorKind::Locked => Some("run again when it has ended"),
                 chain::ErrorKind::Usage | chain::ErrorKind::Io => None,
             },
             Self::Restore(error) => match error.kind() {
                 restore::ErrorKind::Damaged => {
                     Some("nothing was written; `qmprestore list` shows other restore points, --until names one")
                 }
+                restore::ErrorKind::Locked => Some("nothing was written; run again when it is closed there"),
                 restore::ErrorKind::Full => {
                     Some("nothing was left there; free space, or name another place with --out")
                 }
@@ -98,6 +115,18 @@ impl Failure {
                 restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
             },
             Self::Unfinished(_) => Some("what was written is not the whole disk"),
+            Self::Refused(error) => match (error, error.kind()) {
+                (restore::Error::Unfinished { .. }, _) | (_, restore::ErrorKind::Usage) => None,
+                (_, restore::ErrorKind::Locked) => Some("nothing was changed; run again when it is closed there"),
+                _ => Some("nothing was changed"),
+            },
+            Self::InPlace(error) => Some(match error.kind() {
+                restore::ErrorKind::Full => {
+                    "the work is done in part, and nothing is lost: free space and run the same again"
+                }
+                _ => "the work is done in part, and nothing is lost: run the same again",
+            }),
+            Self::HalfRebased(_) => Some("the images are right as they are; run again for the rest"),
             Self::Capture(error) => of_capture(error),
             Self::Usage(_)
             | Self::OutputIsBackup { .. }
@@ -144,4 +173,25 @@ pub(super) fn joined(error: &dyn Error) -> String {
         next = cause.source();
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_uses_is_exit_code_6_with_an_advice() {
+        let path = PathBuf::from("disk");
+        let source = io::Error::from(io::ErrorKind::ResourceBusy);
+        let failures = [
+            Failure::Chain(chain::Error::Locked { path: path.clone() }),
+            Failure::Restore(restore::Error::Locked { path: path.clone(), source }),
+            Failure::Capture(capture::Error::Locked { path: path.clone() }),
+            Failure::Capture(capture::Error::Chain(chain::Error::Locked { path })),
+        ];
+        for failure in failures {
+            assert_eq!(failure.exit(), Exit::Locked, "{failure}");
+            assert!(failure.advice().is_some_and(|advice| advice.contains("run again when it ")), "{failure}");
+        }
+    }
 }

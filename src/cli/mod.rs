@@ -42,10 +42,17 @@
 //! | event | fields |
 //! |---|---|
 //! | `plan` | `disk`, `restore_point`, `time`, `images` (each `path`, `level`, `time`, `format`, `size`, `cluster_size`, `file_length`), `output` (`path`, `format`, `cluster_size`, `compression`, `length`, where compressed the most it can be), `size` of the disk, `bytes` to move, `dry_run`, `commands` for a shell |
+//! | `plan` of a rebase | `disk`, `restore_point`, `time`, `images` (the INCs, each `path`, `backing`, `done`), `link` (`path`, `target`, `done`), `dry_run`, `commands` for a shell |
+//! | `rebased` | `path` of an INC that was changed, `backing`, the name that it has now |
+//! | `link` | `path` of the link that was set, `target` |
 //! | `phase` | `phase`: `checking`, `planning`, `copying`, `syncing` |
 //! | `restore_point` | `disk`, `chain`, `name`, `path`, `level`, `time`, `rfc3339`, `size`, `allocated`, `file_length`, `file_usage`, `state` (`ok`, `doubtful`, `marked corrupt`, `broken`), `reason` |
 //! | `partial` | `disk`, `path` of what a failed run left |
-//! | `check` | `path`, `verdict` (`clean`, `leaks`, `dirty`, `marked corrupt`, `damaged`, `unreadable`, `raw`), `reason` where unreadable, `file_length`, of qcow2 images also `version`, `size`, `cluster_size`, `compression`, `snapshots`, `bitmaps`, `features`, `backing`, `clusters` (`total`, `allocated`, `compressed`, `fragmented`), `leaks`, `refcount_errors`, `structure_errors`, `findings` (each `severity`, `message`), `findings_dropped` |
+//! | `check` | `path`, `verdict` (`clean`, `leaks`, `dirty`, `marked corrupt`, `damaged`, `unreadable`, `raw`), `reason` where unreadable, `file_length`, of qcow2 images also `version`, `size`, `cluster_size`, `compression`, `snapshots`, `bitmaps`, `features`, `backing`, `clusters` (`total`, `allocated`, `compressed`, `fragmented`), `leaks`, `refcount_errors`, `structure_errors`, `findings` (each `severity`, `message`), `findings_dropped`; with `--repair` that is what is left, and `before` (`verdict`, `leaks`, `refcount_errors`, `structure_errors`) what was there, else null |
+//! | `plan` | of a commit `disk`, `restore_point`, `time`, `full` (path), `incs` (paths, oldest first), `rest` (those that an interrupted run has written already), `snapshots` (names of those that the FULL will get), `size` of the disk, `bytes` to write, `growth` of the FULL at most, `dry_run`, `commands` for a shell |
+//! | `snapshot` | `name` of an internal snapshot that the FULL has got |
+//! | `removed` | `path` of an INC that the FULL holds now |
+//! | `done` | of a commit that is no dry run `output` (the FULL), `size`, `bytes`, `seconds`, `rate` |
 //! | `done` | of a merge that is no dry run `output`, `size`, `bytes`, `length`, `seconds`, `rate` |
 //!
 //! # Exit codes
@@ -57,6 +64,7 @@ mod console;
 mod exit;
 mod failure;
 mod pace;
+mod rebase;
 mod restore;
 mod signals;
 mod start;
@@ -67,4 +75,5 @@ mod units;
 
 pub use backup::Arguments as BackupArguments;
 pub use exit::Exit;
+pub use rebase::Arguments as RebaseArguments;
 pub use restore::Arguments as RestoreArguments;

@@ -1,7 +1,8 @@
-//! Are the tables of images sound? In parallel, an image each thread.
+//! Are the tables of images sound, and can they be made so? In parallel, an image each thread.
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
@@ -9,8 +10,8 @@ use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::{Observer, Phase};
 use super::pool;
-use crate::qcow2::{self, Bitmap, CheckLimits, Header, Image, Progress, Report, Severity, Snapshot};
-use crate::storage::Storage;
+use crate::qcow2::{self, Bitmap, CheckLimits, Header, Image, Progress, Repair, Report, Severity, Snapshot};
+use crate::storage::{Storage, WritableStorage};
 
 /// An image that was checked.
 #[derive(Debug)]
@@ -30,8 +31,10 @@ pub enum Checked {
 pub struct CheckedImage {
     /// The header.
     pub header: Header,
-    /// What was found.
+    /// What was found; where a repair was asked for, what is left.
     pub report: Report,
+    /// What was found before the repair, where one was asked for.
+    pub before: Option<Report>,
     /// The internal snapshots; none where their table is damaged.
     pub snapshots: Vec<Snapshot>,
     /// The bitmaps; none where their directory is damaged.
@@ -40,19 +43,20 @@ pub struct CheckedImage {
     pub length: u64,
 }
 
-/// Checks images, which are known as members of chains, oldest first, or alone. The results come in their order.
+/// Checks images, which are known as members of chains, oldest first, or alone, and repairs those that need it if that is
+/// asked for. The results come in their order.
 ///
 /// # Errors
 /// [`Error::Cancelled`]; what is wrong with an image is a result of its own.
-pub fn check(chains: &[Vec<Source>], observer: &dyn Observer) -> Result<Vec<Result<Checked>>> {
+pub fn check(chains: &[Vec<Source>], repair: Option<Repair>, observer: &dyn Observer) -> Result<Vec<Result<Checked>>> {
     let images: Vec<&Source> = chains.iter().flatten().collect();
     let formats: Vec<Format> = chains.iter().flat_map(|chain| formats(chain)).collect();
-    let bytes = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
-    observer.phase(Phase::Checking { bytes });
+    let bytes: u64 = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
+    observer.phase(Phase::Checking { bytes: bytes * walks(repair) });
     pool::for_each(
         images.into_iter().zip(formats),
         || (),
-        |(), (source, format)| match check_file(source, format, observer) {
+        |(), (source, format)| match check_file(source, format, repair, observer) {
             Err(Error::Cancelled) => Err(Error::Cancelled),
             result => Ok(result),
         },
@@ -73,22 +77,39 @@ fn formats(chain: &[Source]) -> Vec<Format> {
     format::decide(&evidence)
 }
 
-fn check_file(source: &Source, format: Format, observer: &dyn Observer) -> Result<Checked> {
+/// A repair looks at the tables before, meanwhile and after.
+fn walks(repair: Option<Repair>) -> u64 {
+    if repair.is_some() { 3 } else { 1 }
+}
+
+fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer: &dyn Observer) -> Result<Checked> {
     let path = source.path.as_path();
-    let storage = layers::open(source)?;
-    let length = storage.length();
+    let storage = match repair {
+        Some(_) if format == Format::Qcow2 => layers::open_writable(path)?,
+        _ => layers::open(source)?,
+    };
     if format == Format::Raw {
-        observer.advance(length);
+        let length = storage.length();
+        observer.advance(length * walks(repair));
         return Ok(Checked::Raw { length });
     }
     let image_error = |source| image_error(path, source);
+    Header::read(&*storage).map_err(image_error)?;
+    let (before, report) = match repair {
+        Some(what) => {
+            let writable: Arc<dyn WritableStorage> = storage.clone();
+            let repaired = observed(observer, |each| qcow2::repair(&writable, what, each)).map_err(image_error)?;
+            (Some(repaired.before), repaired.after)
+        }
+        None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?),
+    };
     let header = Header::read(&*storage).map_err(image_error)?;
-    let report = observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?;
+    let length = storage.length();
     // what cannot be opened has findings in its report
     let image = Image::open(storage).ok();
     let snapshots = image.as_ref().and_then(|image| image.snapshots().ok()).unwrap_or_default();
     let bitmaps = image.as_ref().and_then(|image| image.bitmaps().ok()).unwrap_or_default();
-    Ok(Checked::Qcow2(Box::new(CheckedImage { header, report, snapshots, bitmaps, length })))
+    Ok(Checked::Qcow2(Box::new(CheckedImage { header, report, before, snapshots, bitmaps, length })))
 }
 
 /// Checks the images of a chain that is about to be read: damage is an error, wrong refcounts of an image that says
@@ -117,10 +138,10 @@ pub(super) fn check_layers(layers: &[Layer], observer: &dyn Observer) -> Result<
 }
 
 /// Tells an observer how far one image is.
-fn observed(
+pub(super) fn observed<T>(
     observer: &dyn Observer,
-    check: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> qcow2::Result<Report>,
-) -> qcow2::Result<Report> {
+    check: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> qcow2::Result<T>,
+) -> qcow2::Result<T> {
     let mut told = Progress { done: 0, total: 0 };
     let report = check(&mut |progress| {
         observer.advance(progress.done.saturating_sub(told.done));
@@ -131,7 +152,7 @@ fn observed(
     Ok(report)
 }
 
-fn image_error(path: &Path, source: qcow2::Error) -> Error {
+pub(super) fn image_error(path: &Path, source: qcow2::Error) -> Error {
     match source {
         qcow2::Error::Cancelled => Error::Cancelled,
         source => Error::Image { path: path.to_owned(), source },

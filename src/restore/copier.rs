@@ -1,9 +1,7 @@
 //! Moves bytes: in the kernel where it can, else by large reads gathered into large writes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +11,7 @@ use super::limiter::Limiter;
 use super::observer::Observer;
 use super::plan::{Operation, Origin};
 use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
-use crate::storage::{start_writeback, to_usize};
+use crate::storage::{WritableStorage, start_writeback, to_usize};
 
 /// What all threads of a merge share.
 pub(super) struct Work<'a> {
@@ -115,7 +113,7 @@ fn read_plain(layer: &Layer, host: HostOffset, buffer: &mut [u8]) -> Result<()> 
 pub(super) struct Copier<'a> {
     work: &'a Work<'a>,
     output: &'a Path,
-    target: &'a File,
+    target: &'a dyn WritableStorage,
     reader: LayerReader,
     gathered: Vec<u8>,
     /// Where the gathered bytes go.
@@ -128,7 +126,7 @@ impl<'a> Copier<'a> {
     /// Shorter copies are gathered; longer ones are left to the kernel.
     const OFFLOAD_MIN: u64 = 128 << 10;
 
-    pub(super) fn new(work: &'a Work<'a>, output: &'a Path, target: &'a File) -> Self {
+    pub(super) fn new(work: &'a Work<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
         Self { work, output, target, reader: LayerReader::default(), gathered: Vec::new(), start: 0 }
     }
 
@@ -145,8 +143,12 @@ impl<'a> Copier<'a> {
             }
         }
         self.flush()?;
-        if let (Some(first), Some(last)) = (operations.first(), operations.last()) {
-            start_writeback(self.target, first.target..last.target + last.length);
+        if let (Some(file), Some(first), Some(last)) = (self.target.as_file(), operations.first(), operations.last()) {
+            let written = first.target..last.target + last.length;
+            // in place, the last may lie before the first
+            if !written.is_empty() {
+                start_writeback(file, written);
+            }
         }
         Ok(())
     }
@@ -174,7 +176,7 @@ impl<'a> Copier<'a> {
         let (Origin::Plain(host), Some(layer)) = (operation.source, self.work.layers.get(operation.layer)) else {
             return Ok(0);
         };
-        let Some(file) = layer.file() else { return Ok(0) };
+        let (Some(file), Some(target)) = (layer.file(), self.target.as_file()) else { return Ok(0) };
         let mut from = host.0 + start;
         // the last sector of a file may be short
         let end = (from + length).min(layer.data().length());
@@ -182,7 +184,7 @@ impl<'a> Copier<'a> {
         let first = from;
         while from < end {
             let rest = to_usize(end - from);
-            match rustix::fs::copy_file_range(file, Some(&mut from), self.target, Some(&mut to), rest) {
+            match rustix::fs::copy_file_range(file, Some(&mut from), target, Some(&mut to), rest) {
                 Ok(0) => return Err(layer.read_error(from, io::ErrorKind::UnexpectedEof.into())),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {

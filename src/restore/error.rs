@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::chain::{self, Work};
 use crate::qcow2::{self, Finding, LayoutError};
 
 /// The result of everything in this layer.
@@ -18,6 +19,14 @@ pub enum Error {
         /// The image.
         path: PathBuf,
         /// What the system said.
+        source: io::Error,
+    },
+    /// Another process uses an image in a way that does not go with what is to be done.
+    #[error("{}", .path.display())]
+    Locked {
+        /// The image.
+        path: PathBuf,
+        /// How the other one uses it.
         source: io::Error,
     },
     /// An image cannot be read.
@@ -41,6 +50,12 @@ pub enum Error {
         /// The first of them, if it was kept.
         first: Option<Box<Finding>>,
     },
+    /// A program has marked an image as corrupt, and nobody may change it before it is repaired.
+    #[error("{}: some program marked it as corrupt: repair it first", .path.display())]
+    MarkedCorrupt {
+        /// The image.
+        path: PathBuf,
+    },
     /// A raw image cannot be read.
     #[error("{}: cannot be read at offset {offset:#x}", .path.display())]
     Read {
@@ -50,6 +65,18 @@ pub enum Error {
         offset: u64,
         /// What the system said.
         source: io::Error,
+    },
+    /// There is no INC up to the restore point.
+    #[error("{}: no incremental images found, nothing to rebase", .path.display())]
+    NothingToRebase {
+        /// The FULL or COPY.
+        path: PathBuf,
+    },
+    /// The name of the link to the restore point is that of something else.
+    #[error("{}: is no link, and the link to the restore point has this name", .path.display())]
+    LinkTaken {
+        /// Where the link would be.
+        path: PathBuf,
     },
     /// There is no image at all.
     #[error("there is no image to merge")]
@@ -123,6 +150,57 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Not an image that can be changed in place.
+    #[error("{}: {reason}", .path.display())]
+    InPlace {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// No INC follows the FULL, up to the wanted restore point.
+    #[error("no INC images up to that restore point: there is nothing to commit")]
+    NothingToCommit,
+    /// Other work in place was begun, and has to be ended first.
+    #[error(
+        "{}: a {work} up to {until} was begun and not finished: run `qmprestore {work}` again first, with --until {until} or later",
+        .path.display()
+    )]
+    Unfinished {
+        /// The FULL.
+        path: PathBuf,
+        /// What was begun.
+        work: Work,
+        /// The last INC that it takes.
+        until: String,
+    },
+    /// An INC that goes into the FULL is gone before the FULL holds all of it.
+    #[error("{}: is gone, and its FULL holds only a part of it: put it back", .path.display())]
+    Gone {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The FULL has a snapshot that could be taken for that of an INC.
+    #[error("{}: its snapshot {name:?} has the time of an INC, and could be taken for that of the INC: delete it first", .path.display())]
+    SnapshotThere {
+        /// The FULL.
+        path: PathBuf,
+        /// The name of the snapshot.
+        name: String,
+    },
+    /// The work would not find the room that it needs.
+    #[error("{}: {needed} bytes may be needed in its file system, but only {available} are free", .path.display())]
+    NoSpace {
+        /// The image that would grow.
+        path: PathBuf,
+        /// The most that it would grow by.
+        needed: u64,
+        /// What is free.
+        available: u64,
+    },
+    /// The backup folder cannot be had.
+    #[error(transparent)]
+    Folder(#[from] chain::Error),
     /// The threads cannot be started.
     #[error("cannot start threads")]
     Threads {
@@ -141,6 +219,8 @@ pub enum ErrorKind {
     Usage,
     /// The chain is broken or an image is damaged.
     Damaged,
+    /// Another process uses an image.
+    Locked,
     /// The output's file system is full.
     Full,
     /// The observer gave up.
@@ -154,13 +234,27 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Image { source: qcow2::Error::Write { source, .. } | qcow2::Error::Sync { source }, .. }
+            | Self::Write { source, .. } => full_or_other(source),
             Self::Image { source: qcow2::Error::Io { source, .. }, .. }
             | Self::Read { source, .. }
             | Self::Open { source, .. } => match source.kind() {
                 io::ErrorKind::UnexpectedEof => ErrorKind::Damaged,
                 _ => ErrorKind::Other,
             },
-            Self::Image { source: qcow2::Error::Memory { .. }, .. }
+            Self::Image {
+                source:
+                    qcow2::Error::Memory { .. }
+                    | qcow2::Error::NoRoomInHeader { .. }
+                    | qcow2::Error::Failed
+                    | qcow2::Error::NotWritable { .. }
+                    | qcow2::Error::RefcountOverflow { .. }
+                    | qcow2::Error::TableTooLarge { .. },
+                ..
+            }
+            | Self::InPlace { .. }
+            | Self::LinkTaken { .. }
+            | Self::SnapshotThere { .. }
             | Self::Empty
             | Self::Changed
             | Self::CompressedTooLarge { .. }
@@ -169,13 +263,31 @@ impl Error {
             | Self::OutputKind { .. }
             | Self::DeviceTooSmall { .. }
             | Self::Threads { .. } => ErrorKind::Other,
-            Self::Image { .. } | Self::Damaged { .. } | Self::Backing { .. } => ErrorKind::Damaged,
-            Self::Write { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
-                _ => ErrorKind::Other,
+            Self::Image { .. }
+            | Self::Damaged { .. }
+            | Self::MarkedCorrupt { .. }
+            | Self::Backing { .. }
+            | Self::Unfinished { .. }
+            | Self::Gone { .. } => ErrorKind::Damaged,
+            Self::NoSpace { .. } => ErrorKind::Full,
+            Self::ClusterSize { .. } | Self::Layout(_) | Self::NothingToCommit | Self::NothingToRebase { .. } => {
+                ErrorKind::Usage
+            }
+            Self::Folder(error) => match error.kind() {
+                chain::ErrorKind::Locked => ErrorKind::Locked,
+                chain::ErrorKind::Usage => ErrorKind::Usage,
+                chain::ErrorKind::Broken => ErrorKind::Damaged,
+                chain::ErrorKind::Io => ErrorKind::Other,
             },
-            Self::ClusterSize { .. } | Self::Layout(_) => ErrorKind::Usage,
+            Self::Locked { .. } => ErrorKind::Locked,
             Self::Cancelled => ErrorKind::Cancelled,
         }
+    }
+}
+
+fn full_or_other(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+        _ => ErrorKind::Other,
     }
 }

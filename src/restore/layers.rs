@@ -12,9 +12,9 @@ use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::resolve::Mapped;
-use crate::chain::{self, FormatHint};
+use crate::chain::{self, FormatHint, RestorePoint, Unfinished};
 use crate::qcow2::Geometry;
-use crate::storage::{FileStorage, Storage};
+use crate::storage::{Access, FileStorage, Storage};
 
 /// An image to open, and what is known of its format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,12 +45,13 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Opens a FULL and its INCs, in this order, each for reading only.
+    /// Opens a FULL and its INCs, in this order, each for reading only. Until they are closed, nobody else opens them for
+    /// writing, see [`FileStorage::lock`].
     ///
     /// # Errors
-    /// What is wrong with one of them, or between two.
+    /// [`Error::Locked`] where somebody has one of them open for writing; what is wrong with one of them, or between two.
     pub fn open(sources: &[Source]) -> Result<Self> {
-        let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
+        let storages: Vec<_> = sources.iter().map(open_locked).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(evidence).collect::<Result<_>>()?;
         let formats = format::decide(&evidence);
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
@@ -70,6 +71,11 @@ impl Layers {
     #[must_use]
     pub fn as_slice(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// The layers themselves, oldest first.
+    pub(super) fn into_vec(self) -> Vec<Layer> {
+        self.layers
     }
 
     /// The size of the disk at the restore point.
@@ -123,8 +129,54 @@ impl Layers {
     }
 }
 
+/// Opens an image for reading only, whoever else uses it.
 pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
     FileStorage::open(&source.path).map(Arc::new).map_err(|error| open_error(source, error))
+}
+
+/// Opens an image for reading only, so that nobody writes to it meanwhile.
+fn open_locked(source: &Source) -> Result<Arc<FileStorage>> {
+    let storage = open(source)?;
+    lock(&source.path, &storage, Access::Read)?;
+    Ok(storage)
+}
+
+/// Opens an image that is to be changed where it is. Until it is closed, nobody else opens it, see [`FileStorage::lock`].
+///
+/// # Errors
+/// [`Error::Open`], also where it is no regular file; [`Error::Locked`] where somebody has it open already, this process
+/// included.
+pub fn open_writable(path: &Path) -> Result<Arc<FileStorage>> {
+    let storage = FileStorage::open_writable(path);
+    let storage = storage.map_err(|source| Error::Open { path: path.to_owned(), source })?;
+    lock(path, &storage, Access::Write)?;
+    Ok(Arc::new(storage))
+}
+
+/// Whether a restore point is still what was found, to be asked when its images are open: before that, nobody kept others
+/// from changing the FULL in place.
+///
+/// # Errors
+/// [`Error::Changed`]; [`Error::Open`] where it cannot be told.
+pub fn check_current(point: &RestorePoint) -> Result<()> {
+    match point.is_current() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Changed),
+        Err(source) => {
+            let path = point.members.first().map(|full| Unfinished::path(&full.path)).unwrap_or_default();
+            Err(Error::Open { path, source })
+        }
+    }
+}
+
+fn lock(path: &Path, storage: &FileStorage, access: Access) -> Result<()> {
+    storage.lock(access).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::ResourceBusy => Error::Locked { path, source },
+            _ => Error::Open { path, source },
+        }
+    })
 }
 
 pub(super) fn open_error(source: &Source, error: io::Error) -> Error {

@@ -186,7 +186,7 @@ impl Merge {
     }
 }
 
-fn pool(threads: Option<NonZeroUsize>) -> Result<rayon::ThreadPool> {
+pub(super) fn pool(threads: Option<NonZeroUsize>) -> Result<rayon::ThreadPool> {
     /// More do not make it faster; tens of thousands make the machine stand still.
     const MOST: usize = 256;
     let threads = threads.map_or(0, |threads| threads.get().min(MOST));

@@ -1,7 +1,9 @@
 //! Restoring: a chain of images becomes one disk again.
 //!
 //! [`Merge`] opens a FULL and its INCs, decides where each cluster of the new image comes from and goes to, and then
-//! moves the bytes on all processors. [`survey`] and [`check`] look at images without reading the data in them.
+//! moves the bytes on all processors. [`Commit`] writes INCs into their FULL, in place. [`Rebase`] has each INC name the
+//! image before it, so that QEMU opens the chain where it lies. [`survey`] and [`check`] look at images without reading
+//! the data in them.
 //!
 //! ```
 //! use std::path::{Path, PathBuf};
@@ -49,10 +51,13 @@
 //! # }
 //! ```
 
+mod apply;
 mod check;
+mod commit;
 mod copier;
 mod error;
 mod format;
+mod in_place;
 mod layer;
 mod layers;
 mod limiter;
@@ -62,16 +67,21 @@ mod output;
 mod plan;
 mod pool;
 mod raw;
+mod rebase;
 mod resolve;
 mod sink;
 mod slices;
+mod space;
 mod survey;
 
+pub use apply::apply_layers;
 pub use check::{Checked, CheckedImage, check};
+pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
-pub use layers::{Layers, Source};
+pub use layers::{Layers, Source, check_current, open_writable};
 pub use merge::{Merge, MergeOptions, Merged, Output, OutputFormat};
-pub use observer::{Observer, Phase, Silent, Warning};
+pub use observer::{Done, Observer, Phase, Silent, Warning};
 pub use plan::Plan;
+pub use rebase::{Based, PointLink, Rebase};
 pub use survey::{Facts, survey};

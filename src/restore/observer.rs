@@ -10,6 +10,9 @@ pub trait Observer: Sync {
     /// So many more of the bytes of this phase are done.
     fn advance(&self, _bytes: u64) {}
 
+    /// A part of the work is done for good.
+    fn done(&self, _done: Done) {}
+
     /// Something is not as it should be, and the work goes on.
     fn warning(&self, _warning: Warning) {}
 
@@ -43,6 +46,22 @@ pub enum Phase {
     },
     /// The output goes to stable storage.
     Syncing,
+}
+
+/// A part of work in place that is done for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Done {
+    /// The FULL has an internal snapshot of a restore point.
+    Snapshot {
+        /// Its name.
+        name: String,
+    },
+    /// An INC is gone, since the FULL holds all of it.
+    Removed {
+        /// The image.
+        path: PathBuf,
+    },
 }
 
 /// Something that is not as it should be.

@@ -22,7 +22,7 @@ pub(crate) trait Mapped {
     ) -> Result<(), Self::Error>;
 }
 
-/// A part of a guest range that is not zeroes, and the layer that has it.
+/// A part of a guest range, and the layer that has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) guest: Range<u64>,
@@ -56,20 +56,62 @@ pub(crate) fn resolve<M: Mapped>(
     scratch: &mut M::Scratch,
 ) -> Result<Vec<Piece>, M::Error> {
     let mut pieces = Vec::new();
+    overlay(layers, guest, scratch, &mut |guest, found| {
+        pieces.extend(found.map(|(layer, bytes)| Piece { guest, layer, bytes }));
+    })?;
+    pieces.sort_unstable_by_key(|piece| piece.guest.start);
+    Ok(pieces)
+}
+
+/// What layers say of a guest range where another one is below them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Changes {
+    /// What they hold, in guest order.
+    pub(crate) data: Vec<Piece>,
+    /// What they say is zeroes, in guest order.
+    pub(crate) zeroes: Vec<Range<u64>>,
+}
+
+/// What layers change in a guest range of the one below them.
+pub(crate) fn changes<M: Mapped>(
+    layers: &[M],
+    guest: Range<u64>,
+    scratch: &mut M::Scratch,
+) -> Result<Changes, M::Error> {
+    let mut changes = Changes::default();
+    overlay(layers, guest, scratch, &mut |guest, found| match found {
+        Some((layer, bytes)) => changes.data.push(Piece { guest, layer, bytes }),
+        None => changes.zeroes.push(guest),
+    })?;
+    changes.data.sort_unstable_by_key(|piece| piece.guest.start);
+    changes.zeroes.sort_unstable_by_key(|range| range.start);
+    Ok(changes)
+}
+
+/// Calls `each` for what the newest layer that says anything says, data or zeroes, newest layers first.
+fn overlay<M: Mapped>(
+    layers: &[M],
+    guest: Range<u64>,
+    scratch: &mut M::Scratch,
+    each: &mut dyn FnMut(Range<u64>, Option<(usize, Bytes)>),
+) -> Result<(), M::Error> {
     let mut wanted = vec![guest];
     let mut below = Vec::new();
     for (layer, mapped) in layers.iter().enumerate().rev() {
         for range in wanted.drain(..) {
-            let range = range.start..range.end.min(mapped.size());
-            if range.is_empty() {
+            let end = mapped.size().clamp(range.start, range.end);
+            if end < range.end {
+                each(end..range.end, None);
+            }
+            if range.start == end {
                 continue;
             }
-            mapped.map(range, scratch, &mut |Extent { guest, content }| match content {
+            mapped.map(range.start..end, scratch, &mut |Extent { guest, content }| match content {
                 Content::Unallocated => push_joined(&mut below, guest),
-                Content::Zero => {}
-                Content::Data(host) => pieces.push(Piece { guest, layer, bytes: Bytes::Plain(host) }),
+                Content::Zero => each(guest, None),
+                Content::Data(host) => each(guest, Some((layer, Bytes::Plain(host)))),
                 Content::Compressed { cluster, data } => {
-                    pieces.push(Piece { guest, layer, bytes: Bytes::Compressed { cluster, data } });
+                    each(guest, Some((layer, Bytes::Compressed { cluster, data })));
                 }
             })?;
         }
@@ -78,8 +120,7 @@ pub(crate) fn resolve<M: Mapped>(
             break;
         }
     }
-    pieces.sort_unstable_by_key(|piece| piece.guest.start);
-    Ok(pieces)
+    Ok(())
 }
 
 fn push_joined(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
@@ -159,6 +200,15 @@ mod tests {
                     let host = HostOffset((1 << 20) + piece.guest.start);
                     prop_assert_eq!(piece.bytes, Bytes::Plain(host));
                 }
+            }
+            let changes = changes(&layers, start * UNIT..(start + length) * UNIT, &mut ()).unwrap();
+            prop_assert_eq!(&changes.data, &pieces);
+            for unit in start..start + length {
+                let place = unit * UNIT;
+                let zero = changes.zeroes.iter().filter(|range| range.contains(&place)).count();
+                let held = pieces.iter().any(|piece| piece.guest.contains(&place));
+                let shown = layers.iter().all(|layer| layer.units.get(usize::try_from(unit).unwrap()) == Some(&None));
+                prop_assert_eq!(zero, usize::from(!held && !shown));
             }
         }
     }

@@ -391,6 +391,21 @@ fn a_full_target_is_exit_code_7_and_nothing_is_left() {
 }
 
 #[test]
+fn a_chain_that_nobody_can_write_to_is_merged() {
+    let backup = Backup::new();
+    if !is_root() {
+        return;
+    }
+    let folder = backup.dir.to_str().unwrap();
+    tools::run(std::process::Command::new("mount").args(["--bind", folder, folder]));
+    let _unmount = Undo(vec!["umount".to_owned(), folder.to_owned()]);
+    tools::run(std::process::Command::new("mount").args(["-o", "remount,bind,ro", folder]));
+    assert!(File::options().write(true).open(&backup.images[0]).is_err(), "nothing was tested");
+    backup.merged(["--out", "out"]).with(0);
+    assert_disk(&backup, &backup.path("out"), 3);
+}
+
+#[test]
 fn a_block_device_takes_raw_and_only_what_fits() {
     let backup = Backup::new();
     if !is_root() {

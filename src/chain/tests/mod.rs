@@ -1,6 +1,7 @@
 //! Folders as they are found in the field, and what is made of them.
 
 mod doubts;
+mod in_place;
 mod layouts;
 mod selection;
 

@@ -11,13 +11,14 @@ use crate::chain::When;
 use crate::cli::exit::Exit;
 use crate::cli::start::Global;
 use crate::cli::units;
-use crate::qcow2::Codec;
+use crate::qcow2::{Codec, Repair};
 use crate::restore::Format;
 
 /// Restores disk images from backup folders
 ///
 /// A backup folder holds a FULL image of a disk and the INC images that were made after it. The newest INC, or any
-/// image before it, and all that it builds on become one disk image; backups are only read.
+/// image before it, and all that it builds on become one disk image. Only `commit`,
+/// `snapshotrebase`, `rebase` and `check --repair` change backups.
 #[derive(Debug, Parser)]
 #[command(name = "qmprestore", version, propagate_version = true, after_help = Exit::table())]
 pub struct Arguments {
@@ -30,8 +31,19 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Merge(Box<Merge>),
+    /// Write INC images into their FULL and remove them
+    ///
+    /// The FULL holds the restore point then; those before it are gone. INC images after it still fit on top. The images
+    /// are changed in place: what was interrupted must be done again, and ends right.
+    Commit(Box<Commit>),
+    /// Write INC images into their FULL, with an internal snapshot of each
+    ///
+    /// The FULL gets a snapshot FULL-BACKUP of what it was, unless it has one, and one for each INC, named by its local
+    /// time. Then the INC images are gone, and `qemu-img snapshot -a` goes to any of their restore points.
+    Snapshotrebase(Box<Commit>),
     List(List),
     Check(Check),
+    Rebase(Rebase),
 }
 
 /// Make one disk image of a restore point
@@ -92,6 +104,34 @@ pub(super) struct Merge {
     pub(super) progress: Progress,
 }
 
+/// Put INC images into their FULL
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(in crate::cli) struct Commit {
+    #[command(flatten)]
+    pub(in crate::cli) place: Place,
+    /// The last restore point to write: a time, or the name of an image or its beginning, as with merge
+    #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
+    pub(in crate::cli) until: When,
+    /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
+    pub(in crate::cli) rate_limit: u64,
+    /// Threads to work with [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(in crate::cli) threads: Option<NonZeroUsize>,
+    /// Do not check the metadata of the images before they are changed
+    #[arg(long)]
+    pub(in crate::cli) skip_check: bool,
+    /// Go on even where a failed backup run may have lost changes
+    #[arg(long)]
+    pub(in crate::cli) allow_partial: bool,
+    /// Print what would be done, and the qemu-img commands that do the same
+    #[arg(long)]
+    pub(in crate::cli) dry_run: bool,
+    #[command(flatten)]
+    pub(in crate::cli) progress: Progress,
+}
+
 /// List disks and restore points
 ///
 /// "Allocated" is what an image itself holds of the disk. A restore point is `ok`, `doubtful` (a failed run may have
@@ -104,10 +144,10 @@ pub(super) struct List {
     pub(super) place: Place,
 }
 
-/// Check images as `qemu-img check` does, without changing them
+/// Check images as `qemu-img check` does, and repair them if that is asked for
 ///
 /// The exit code is 0 where all are clean, 3 where nothing but space is lost or a program said that an image may be
-/// wrong, 4 where an image is damaged.
+/// wrong, 4 where an image is damaged; with --repair it says what is left. Without --repair nothing is changed.
 #[derive(Debug, Args)]
 #[command(
     after_help = Exit::table(),
@@ -123,25 +163,60 @@ pub(super) struct Check {
     /// Only this disk of the folder: its label, folder or file name, or a part of one
     #[arg(long, value_name = "TEXT", requires = "dir")]
     pub(super) filter: Option<String>,
+    /// Make refcounts right again: `leaks` only where nothing else is wrong, `all` whatever is wrong with them
+    ///
+    /// Damaged tables are not guessed at and stay as they are. An image is as it was until all is written; one that is
+    /// clean, or in use, is not touched.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(super) repair: Option<RepairName>,
+    #[command(flatten)]
+    pub(super) progress: Progress,
+}
+
+/// Base the images of a restore point on each other, so that QEMU opens it where it lies
+///
+/// Each INC up to the restore point gets the name of the image before it as its backing file, and the link `image` in
+/// their folder leads to the restore point. No data moves, and the folder can be moved afterwards. Whoever writes to one
+/// of the images spoils all restore points after it: open an overlay, or `merge` instead.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(super) struct Rebase {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// The restore point, as for `merge`
+    #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
+    pub(super) until: When,
+    /// Rebase even where a failed backup run may have lost changes
+    #[arg(long)]
+    pub(super) allow_partial: bool,
+    /// Do not check the metadata of the images before they are changed
+    #[arg(long)]
+    pub(super) skip_check: bool,
+    /// Print what would be changed, and the qemu-img commands that do the same
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Has no effect, since no data moves
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
+    pub(super) rate_limit: u64,
     #[command(flatten)]
     pub(super) progress: Progress,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     /// The folder of a disk's images, or one with several of these
     #[arg(long, value_name = "DIR")]
-    pub(super) dir: PathBuf,
+    pub(in crate::cli) dir: PathBuf,
     /// The disk: its label, folder or file name, or a part of one
     #[arg(long, value_name = "TEXT")]
-    pub(super) filter: Option<String>,
+    pub(in crate::cli) filter: Option<String>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     /// Time between two progress lines, where no bar is drawn
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = units::parse_seconds)]
-    pub(super) progress_interval: Duration,
+    pub(in crate::cli) progress_interval: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -154,6 +229,21 @@ pub(super) enum FormatName {
 pub(super) enum CodecName {
     Zlib,
     Zstd,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RepairName {
+    Leaks,
+    All,
+}
+
+impl From<RepairName> for Repair {
+    fn from(name: RepairName) -> Self {
+        match name {
+            RepairName::Leaks => Self::Leaks,
+            RepairName::All => Self::All,
+        }
+    }
 }
 
 impl From<FormatName> for Format {

@@ -1,4 +1,4 @@
-//! The `qemu-img` commands that do what a merge does, for any qemu-img from 5.2 on.
+//! The `qemu-img` commands that do what a command here does, for any qemu-img from 5.2 on.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::text::{self, shell_word};
 use crate::qcow2::Codec;
-use crate::restore::{Format, OutputFormat};
+use crate::restore::{CommitSummary, Format, OutputFormat};
 
 /// Longer words are refused by Linux (128 KiB).
 const WORD_MAX: usize = 120_000;
@@ -93,6 +93,30 @@ impl ByHand<'_> {
     }
 }
 
+/// The commands that commit INCs into their FULL, one after the other for one shell.
+pub(super) fn commit(summary: &CommitSummary) -> Vec<String> {
+    let quoted = |path: &Path| shell_word(&in_folder(path));
+    let full = quoted(&summary.full);
+    let snapshot = |name: &str| format!("qemu-img snapshot -c {} {full}", shell_word(OsStr::new(name)));
+    let mut commands: Vec<String> = summary.rest.iter().map(|path| format!("rm {}", quoted(path))).collect();
+    if let Some(name) = &summary.full_snapshot {
+        commands.push(snapshot(name));
+    }
+    let base = shell_word(&in_folder(Path::new(summary.full.file_name().unwrap_or_default())));
+    for (at, path) in summary.incs.iter().enumerate() {
+        let inc = quoted(path);
+        let name = summary.snapshots.get(at);
+        // an earlier run may have made the snapshot, and then the FULL holds the INC
+        if name != Some(&None) {
+            commands.push(format!("qemu-img rebase -u -f qcow2 -F qcow2 -b {base} {inc}"));
+            commands.push(format!("qemu-img commit -d -f qcow2 {inc}"));
+        }
+        commands.extend(name.iter().filter_map(|name| name.as_deref()).map(snapshot));
+        commands.push(format!("rm {inc}"));
+    }
+    commands
+}
+
 fn name(format: Format) -> &'static str {
     match format {
         Format::Qcow2 => "qcow2",
@@ -106,6 +130,6 @@ pub(super) fn is_block_device(path: &Path) -> bool {
 }
 
 /// A path that no program takes for an option or a protocol.
-fn in_folder(path: &Path) -> std::ffi::OsString {
+pub(super) fn in_folder(path: &Path) -> std::ffi::OsString {
     if path.is_absolute() { path.as_os_str().to_owned() } else { PathBuf::from(".").join(path).into_os_string() }
 }

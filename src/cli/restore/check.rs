@@ -19,7 +19,7 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
     signals::watch()?;
     let chains = chains(arguments, console)?;
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
-    let results = reporter.follow(|| restore::check(&chains, &reporter))?;
+    let results = reporter.follow(|| restore::check(&chains, arguments.repair.map(Into::into), &reporter))?;
     let mut verdicts = vec![if console.has_warned() { Verdict::Leaks } else { Verdict::Clean }];
     for (source, result) in chains.iter().flatten().zip(results) {
         let verdict = Verdict::of(&result);
@@ -74,8 +74,12 @@ enum Verdict {
 impl Verdict {
     fn of(result: &restore::Result<Checked>) -> Self {
         match result {
-            Err(error) if error.kind() == ErrorKind::Damaged => Self::Unreadable(Exit::Damaged),
-            Err(_) => Self::Unreadable(Exit::Error),
+            Err(error) => Self::Unreadable(match error.kind() {
+                ErrorKind::Damaged => Exit::Damaged,
+                ErrorKind::Locked => Exit::Locked,
+                ErrorKind::Full => Exit::Full,
+                ErrorKind::Usage | ErrorKind::Cancelled | ErrorKind::Other => Exit::Error,
+            }),
             Ok(Checked::Qcow2(image)) => Self::of_report(&image.report),
             Ok(_) => Self::Raw,
         }
@@ -139,7 +143,7 @@ fn lines(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Ve
         Ok(Checked::Qcow2(image)) => image,
         Ok(_) => return vec![first],
     };
-    let CheckedImage { header, report, snapshots, bitmaps, length } = image.as_ref();
+    let CheckedImage { header, report, before, snapshots, bitmaps, length } = image.as_ref();
     let mut lines = vec![
         first,
         format!(
@@ -167,11 +171,17 @@ fn lines(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Ve
     lines.extend(names("backing file", header.backing.iter().map(|backing| backing.name.as_str()).collect()));
     lines.extend(names("snapshots", snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect()));
     lines.extend(names("bitmaps", bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect()));
+    let numbers = |report: &Report| {
+        let Report { structure_errors, refcount_errors, leaks, .. } = report;
+        format!("errors in tables: {structure_errors}, wrong refcounts: {refcount_errors}, leaked clusters: {leaks}")
+    };
+    match before {
+        Some(before) if before != report => lines.push(format!("  before the repair: {}", numbers(before))),
+        Some(_) if verdict != Verdict::Clean => lines.push("  nothing was repaired".to_owned()),
+        _ => {}
+    }
     if report.corruptions() + report.leaks > 0 {
-        lines.push(format!(
-            "  errors in tables: {}, wrong refcounts: {}, leaked clusters: {}",
-            report.structure_errors, report.refcount_errors, report.leaks
-        ));
+        lines.push(format!("  {}", numbers(report)));
     }
     lines.extend(report.findings.iter().map(|finding| format!("  - {finding}")));
     if report.findings_dropped() > 0 {
@@ -210,7 +220,7 @@ fn event(console: &Console, path: &Path, verdict: Verdict, result: &restore::Res
 }
 
 fn image_fields(image: &CheckedImage) -> Vec<(&'static str, Value)> {
-    let CheckedImage { header, report, snapshots, bitmaps, length } = image;
+    let CheckedImage { header, report, before, snapshots, bitmaps, length } = image;
     let severity = |severity| match severity {
         Severity::Leak => "leak",
         Severity::Refcount => "refcount",
@@ -221,7 +231,16 @@ fn image_fields(image: &CheckedImage) -> Vec<(&'static str, Value)> {
         .iter()
         .map(|finding| json!({ "severity": severity(finding.severity()), "message": finding.to_string() }));
     let clusters = report.clusters;
+    let before = before.as_ref().map(|before| {
+        json!({
+            "verdict": Verdict::of_report(before).name(),
+            "leaks": before.leaks,
+            "refcount_errors": before.refcount_errors,
+            "structure_errors": before.structure_errors,
+        })
+    });
     vec![
+        ("before", before.into()),
         ("file_length", (*length).into()),
         ("version", header.version.into()),
         ("size", header.size.into()),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{args, place};
-use crate::chain::{Chain, Disk, Fault, Image, Point, State, discover};
+use crate::chain::{Chain, Disk, Image, Point, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Failure, joined};
@@ -178,7 +178,7 @@ fn rows(chain: &Chain, number: usize, points: &BTreeMap<&Path, &Point>) -> Vec<R
                 Ok(facts) => (Some(facts), Verdict::Ok),
                 Err(error) => (None, Verdict::Broken(without_path(&joined(&error), &image.path))),
             };
-            let verdict = worse(worse(own.clone(), by_name), below.clone());
+            let verdict = worse(worse(by_name, own.clone()), below.clone());
             let name = image.display_name();
             below = match own {
                 Verdict::Broken(_) => worse(below.clone(), Verdict::Broken(format!("needs {name}, which is damaged"))),
@@ -196,11 +196,7 @@ fn by_name(state: &State) -> Verdict {
     match state {
         State::Sound => Verdict::Ok,
         State::Doubtful(doubt) => Verdict::Doubtful(doubt.to_string()),
-        State::Broken(Fault::NoFull) => Verdict::Broken("no FULL before it".to_owned()),
-        State::Broken(Fault::SameTime(first, second)) => {
-            let (first, second) = (first.display_name(), second.display_name());
-            Verdict::Broken(format!("{first} and {second} have the same time"))
-        }
+        State::Broken(fault) => Verdict::Broken(fault.to_string()),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::{signals, units};
-use crate::restore::{Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
+use crate::restore::{self, Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
@@ -40,6 +40,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     let sources: Vec<Source> =
         point.members.iter().map(|image| place::source(image, arguments.source_format.map(Into::into))).collect();
     let layers = Layers::open(&sources)?;
+    restore::check_current(&point)?;
     if layers.has_raw_increments() {
         console.info(
             "NOTE: zeroes in raw INC images cannot be told from holes where a file was copied without them; what was \

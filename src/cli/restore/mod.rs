@@ -3,10 +3,12 @@
 mod args;
 mod by_hand;
 mod check;
+pub(super) mod commit;
 mod list;
 mod merge;
 mod place;
 mod progress;
+mod rebase;
 
 use std::ffi::OsString;
 
@@ -14,11 +16,13 @@ use clap::Parser;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 pub use args::Arguments;
+pub(super) use args::{Commit as CommitArguments, Place, Progress};
 
 use self::args::Command;
 use super::console::Wanted;
 use super::exit::Exit;
 use super::start;
+use crate::chain::Work;
 
 impl Arguments {
     /// Reads the arguments of `qmprestore`, or says what is wrong with them, or the help or version that they ask for.
@@ -35,13 +39,20 @@ impl Arguments {
         raise_file_limit();
         let stdout_is_data = match &self.command {
             Command::Merge(merge) => merge.streams(),
-            Command::List(_) | Command::Check(_) => false,
+            Command::Rebase(_)
+            | Command::Commit(_)
+            | Command::Snapshotrebase(_)
+            | Command::List(_)
+            | Command::Check(_) => false,
         };
         let wanted = Wanted { stdout_is_data, ..self.global.wanted() };
         start::run(&self.global, wanted, |console| match &self.command {
             Command::Merge(merge) => merge::run(merge, console),
+            Command::Commit(arguments) => commit::command(arguments, Work::Commit, console),
+            Command::Snapshotrebase(arguments) => commit::command(arguments, Work::SnapshotRebase, console),
             Command::List(list) => list::run(list, console),
             Command::Check(images) => check::run(images, console),
+            Command::Rebase(rebase) => rebase::run(rebase, console),
         })
     }
 }

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use crate::cli::console::Console;
 use crate::cli::pace::{Pace, bar};
 use crate::cli::signals;
-use crate::restore::{Observer, Phase, Warning};
+use crate::restore::{Done, Observer, Phase, Warning};
 
 /// Time between two looks at the bar.
 const FRAME: Duration = Duration::from_millis(100);
@@ -116,6 +116,19 @@ impl Observer for Reporter<'_> {
 
     fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn done(&self, done: Done) {
+        match done {
+            Done::Snapshot { name } => {
+                self.console.info(&format!("the FULL has the snapshot {name}"));
+                self.console.event("snapshot", &[("name", name.into())]);
+            }
+            Done::Removed { path } => {
+                self.console.info(&format!("removed {}: the FULL holds it", path.display()));
+                self.console.event("removed", &[("path", path.to_string_lossy().into())]);
+            }
+        }
     }
 
     fn warning(&self, warning: Warning) {

@@ -1,9 +1,5 @@
 //! There is no space left: not for the images, or not for what the guest overwrites. Needs root for the mounts.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use super::faults_hooks::while_copying;
@@ -11,39 +7,7 @@ use super::faults_scene::{Scene, Way};
 use super::proxy::Action;
 use super::vm::fleeces;
 use crate::program::is_root;
-use crate::tools;
-
-/// A file system of a few bytes, for as long as this is held.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(folder: &Path, size: &str) -> Self {
-        std::fs::create_dir_all(folder).unwrap();
-        let size = format!("size={size}");
-        tools::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder));
-        Self(folder.to_owned())
-    }
-
-    /// Leaves no more than this.
-    fn fill(&self, left: u64) {
-        let mut ballast = File::create(self.0.join("ballast")).unwrap();
-        while ballast.write_all(&[1; 4096]).is_ok() {}
-        let length = ballast.metadata().unwrap().len();
-        ballast.set_len(length - left).unwrap();
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.0.join("ballast")).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // QEMU may have a file open there
-        let undone = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        assert!(std::thread::panicking() || undone.unwrap().success(), "{}", self.0.display());
-    }
-}
+use crate::small_disk::Small;
 
 #[test]
 fn a_target_that_gets_full_costs_one_run() {

@@ -131,6 +131,15 @@ fn a_chain_of_the_python_tool_goes_on() {
 }
 
 #[test]
+fn a_chain_of_the_python_tool_goes_on_when_its_inc_was_written_into_its_full() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut run = Run::of(release, NODE, layout("top", "-disk.qcow2"));
+        run.field.commit(1);
+        run.goes_on("");
+    }
+}
+
+#[test]
 fn a_chain_of_the_python_tool_goes_on_after_qemu_was_restarted() {
     for release in releases(&["10.0"]) {
         let mut run = Run::of(release, NODE, layout("top", "-disk.qcow2"));

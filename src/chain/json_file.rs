@@ -1,0 +1,35 @@
+//! Small JSON files beside the images. What they hold may be anything; what is written is there whole or not at all.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::MAX_CONFIG_BYTES;
+use crate::storage::{FileStorage, NewFile, Storage, to_usize};
+
+/// The JSON in a file; `None` where there is no such file.
+pub(super) fn read(path: &Path) -> io::Result<Option<Value>> {
+    let file = match FileStorage::open(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        opened => opened?,
+    };
+    if file.length() > MAX_CONFIG_BYTES {
+        return Err(invalid(format!("{} bytes long, at most {MAX_CONFIG_BYTES} are read", file.length())));
+    }
+    let mut bytes = vec![0; to_usize(file.length())];
+    file.read_exact_at(&mut bytes, 0)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(invalid)
+}
+
+/// Writes a file as people read it: it is there whole and on stable storage, as it was before, or not at all.
+pub(super) fn write(path: &Path, value: &Value) -> io::Result<()> {
+    let new = NewFile::create(path, 0o644)?;
+    new.file().write_all(format!("{value:#}\n").as_bytes())?;
+    new.publish(true)
+}
+
+/// What a file holds is not what it should.
+pub(super) fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, reason)
+}

@@ -1,0 +1,160 @@
+//! `qmprestore commit` and `qmprestore snapshotrebase`: restore points go into the FULL.
+
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::time::Instant;
+
+use super::progress::Reporter;
+use super::{args, by_hand, place};
+use crate::chain::{Clock, Inventory, RestorePoint, Work, discover};
+use crate::cli::console::Console;
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
+use crate::cli::table::{Align, table};
+use crate::cli::{signals, units};
+use crate::restore::{self, Commit, CommitOptions, CommitSummary};
+
+pub(super) fn command(arguments: &args::Commit, work: Work, console: &Console) -> Result<Exit, Failure> {
+    run(arguments, work, console, print)
+}
+
+/// Commits, or shows what would be done.
+pub(in crate::cli) fn run(
+    arguments: &args::Commit,
+    work: Work,
+    console: &Console,
+    show: impl FnOnce(&RestorePoint, &CommitSummary, &Console) -> Result<(), Failure>,
+) -> Result<Exit, Failure> {
+    signals::watch()?;
+    let start = Instant::now();
+    let clock = Clock::system();
+    let inventory = discover(&arguments.place.dir)?;
+    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    let point = select(&inventory, arguments, &clock)?;
+    if let Some(doubt) = &point.doubt {
+        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+    }
+    let reporter = Reporter::new(console, arguments.progress.progress_interval);
+    let options = CommitOptions {
+        work,
+        threads: arguments.threads,
+        rate_limit: NonZeroU64::new(arguments.rate_limit),
+        dry_run: arguments.dry_run,
+    };
+    reporter.follow(|| {
+        let commit = Commit::plan(&point, options, &reporter).map_err(Failure::Refused)?;
+        // before they were locked, others may have changed the images
+        if !arguments.dry_run && select(&discover(&arguments.place.dir)?, arguments, &clock)? != point {
+            return Err(Failure::Refused(restore::Error::Changed));
+        }
+        let summary = commit.summary().clone();
+        plan(arguments, &point, &summary, console);
+        if !arguments.skip_check {
+            commit.check(&reporter).map_err(Failure::Refused)?;
+        }
+        if arguments.dry_run {
+            return show(&point, &summary, console);
+        }
+        commit.run(&reporter).map_err(|error| unfinished(error, &summary))?;
+        report(&summary, &point, start, console);
+        Ok(())
+    })?;
+    Ok(console.exit())
+}
+
+/// The restore point that the FULL is to hold.
+fn select(inventory: &Inventory, arguments: &args::Commit, clock: &Clock) -> Result<RestorePoint, Failure> {
+    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    Ok(disk.select_in_place(&arguments.until, clock, arguments.allow_partial)?)
+}
+
+/// What has to be said when work in place stops: whether it must be done again.
+fn unfinished(error: restore::Error, summary: &CommitSummary) -> Failure {
+    match crate::chain::Unfinished::read(&summary.full) {
+        Ok(None) => Failure::Refused(error),
+        Ok(Some(_)) | Err(_) => Failure::InPlace(error),
+    }
+}
+
+/// The name of the restore point.
+fn name(point: &RestorePoint) -> String {
+    point.members.last().map(|image| image.display_name()).unwrap_or_default()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn plan(arguments: &args::Commit, point: &RestorePoint, summary: &CommitSummary, console: &Console) {
+    let paths = |paths: &[std::path::PathBuf]| paths.iter().map(|path| path.to_string_lossy()).collect();
+    let snapshots = summary.full_snapshot.iter().chain(summary.snapshots.iter().flatten()).map(String::as_str);
+    console.event(
+        "plan",
+        &[
+            ("disk", point.disk.clone().into()),
+            ("restore_point", name(point).into()),
+            ("time", point.time.into()),
+            ("full", summary.full.to_string_lossy().into()),
+            ("incs", paths(&summary.incs)),
+            ("rest", paths(&summary.rest)),
+            ("snapshots", snapshots.collect()),
+            ("size", summary.size.into()),
+            ("bytes", summary.bytes.into()),
+            ("growth", summary.growth.into()),
+            ("dry_run", arguments.dry_run.into()),
+            ("commands", by_hand::commit(summary).into()),
+        ],
+    );
+}
+
+fn print(point: &RestorePoint, summary: &CommitSummary, console: &Console) -> Result<(), Failure> {
+    if console.is_json() {
+        console.done(&[]);
+        return Ok(());
+    }
+    let mut lines = vec![
+        format!("disk           {}", point.disk),
+        format!("restore point  {}, {}", name(point), place::local_time(point.time)),
+        format!("written to     {}", summary.full.display()),
+    ];
+    let rows: Vec<Vec<String>> = summary
+        .rest
+        .iter()
+        .map(|path| (path, "removed"))
+        .chain(summary.incs.iter().map(|path| (path, "written, then removed")))
+        .map(|(path, what)| vec![file_name(path), what.to_owned()])
+        .collect();
+    lines.extend(table("  ", &[("IMAGE", Align::Left), ("WHAT", Align::Left)], &rows));
+    lines.push(format!("disk size      {} ({} bytes)", units::size(summary.size), summary.size));
+    lines.push(format!("data to write  {} ({} bytes)", units::size(summary.bytes), summary.bytes));
+    lines.push(format!("FULL grows by  at most {} ({} bytes)", units::size(summary.growth), summary.growth));
+    lines.push("the same by hand".to_owned());
+    lines.extend(by_hand::commit(summary).into_iter().map(|command| format!("  {command}")));
+    console.result(&lines)
+}
+
+fn report(summary: &CommitSummary, point: &RestorePoint, start: Instant, console: &Console) {
+    let time = start.elapsed();
+    let rate = units::rate(summary.bytes, time);
+    console.info(&format!(
+        "{} of {} is in {}: a disk of {}, {} moved in {}, {}/s",
+        name(point),
+        point.disk,
+        summary.full.display(),
+        units::size(summary.size),
+        units::size(summary.bytes),
+        units::duration(time),
+        units::size(rate),
+    ));
+    console.event(
+        "done",
+        &[
+            ("output", summary.full.to_string_lossy().into()),
+            ("size", summary.size.into()),
+            ("bytes", summary.bytes.into()),
+            ("seconds", time.as_secs_f64().into()),
+            ("rate", rate.into()),
+            ("exit_code", console.exit().code().into()),
+        ],
+    );
+}

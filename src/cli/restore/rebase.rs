@@ -1,0 +1,141 @@
+//! `qmprestore rebase`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::by_hand::in_folder;
+use super::progress::Reporter;
+use super::{args, place};
+use crate::chain::{Clock, FolderLock, RestorePoint, discover};
+use crate::cli::console::Console;
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
+use crate::cli::signals;
+use crate::cli::text::shell_word;
+use crate::restore::{self, Based, Layers, Rebase, Source};
+
+pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
+    signals::watch()?;
+    let inventory = discover(&arguments.place.dir)?;
+    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
+    if let Some(doubt) = &point.doubt {
+        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+    }
+    if arguments.rate_limit > 0 {
+        console.debug("--rate-limit has no effect: no data moves");
+    }
+    let sources: Vec<Source> = point.members.iter().map(|image| place::source(image, None)).collect();
+    let reporter = Reporter::new(console, arguments.progress.progress_interval);
+    reporter.follow(|| {
+        let layers = Layers::open(&sources).map_err(Failure::Refused)?;
+        restore::check_current(&point).map_err(Failure::Refused)?;
+        let rebase = Rebase::plan(layers, &reporter).map_err(Failure::Refused)?;
+        planned(arguments, &point, &rebase, console);
+        if !arguments.skip_check {
+            rebase.check(&reporter).map_err(Failure::Refused)?;
+        }
+        if arguments.dry_run {
+            return if console.is_json() { Ok(()) } else { print(&point, &rebase, console) };
+        }
+        change(rebase, &reporter, console)
+    })?;
+    Ok(console.done(&[]))
+}
+
+fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<(), Failure> {
+    let link = rebase.link().clone();
+    let (link_path, target) = (link.path.display().to_string(), link.target.display().to_string());
+    if rebase.is_done() {
+        console.info(&format!("done already: {link_path} leads to {target}, and each INC names the image before it"));
+        return Ok(());
+    }
+    let folder = link.path.parent().unwrap_or(Path::new("."));
+    let _locks = FolderLock::take_all(folder)?;
+    for image in rebase.images().iter().filter(|image| image.done) {
+        console.debug(&format!("{}: names {} already", image.path.display(), image.backing));
+    }
+    let mut changed = 0_u64;
+    let result = rebase.run(reporter, |image| {
+        changed = changed.saturating_add(1);
+        console.info(&format!("{} is based on {}", file_name(image), image.backing));
+        console.event(
+            "rebased",
+            &[("path", image.path.to_string_lossy().into()), ("backing", image.backing.clone().into())],
+        );
+    });
+    result.map_err(if changed == 0 { Failure::Refused } else { Failure::HalfRebased })?;
+    if !link.done {
+        console.event("link", &[("path", link_path.clone().into()), ("target", target.clone().into())]);
+    }
+    console.info(&format!("{link_path} leads to {target}"));
+    Ok(())
+}
+
+/// The name of the restore point.
+fn name(point: &RestorePoint) -> String {
+    point.members.last().map(|image| image.display_name()).unwrap_or_default()
+}
+
+fn file_name(image: &Based) -> String {
+    image.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, console: &Console) {
+    let image =
+        |image: &Based| json!({ "path": image.path.to_string_lossy(), "backing": image.backing, "done": image.done });
+    let images: Value = rebase.images().iter().map(image).collect();
+    let link = rebase.link();
+    console.event(
+        "plan",
+        &[
+            ("disk", point.disk.clone().into()),
+            ("restore_point", name(point).into()),
+            ("time", point.time.into()),
+            ("images", images),
+            (
+                "link",
+                json!({
+                    "path": link.path.to_string_lossy(),
+                    "target": link.target.to_string_lossy(),
+                    "done": link.done,
+                }),
+            ),
+            ("dry_run", arguments.dry_run.into()),
+            ("commands", commands(rebase).into()),
+        ],
+    );
+}
+
+fn print(point: &RestorePoint, rebase: &Rebase, console: &Console) -> Result<(), Failure> {
+    let mut lines = vec![
+        format!("disk           {}", point.disk),
+        format!("restore point  {}, {}", name(point), place::local_time(point.time)),
+    ];
+    let done = |done| if done { ", as it is already" } else { "" };
+    for image in rebase.images() {
+        lines.push(format!("image          {} is based on {}{}", file_name(image), image.backing, done(image.done)));
+    }
+    let link = rebase.link();
+    lines.push(format!("link           {} leads to {}{}", link.path.display(), link.target.display(), done(link.done)));
+    let commands = commands(rebase);
+    if !commands.is_empty() {
+        lines.push("the same by hand".to_owned());
+    }
+    lines.extend(commands.into_iter().map(|command| format!("  {command}")));
+    console.result(&lines)
+}
+
+/// The commands for a shell that do what is not done yet.
+fn commands(rebase: &Rebase) -> Vec<String> {
+    let images = rebase.images().iter().filter(|image| !image.done).map(|image| {
+        let (backing, path) = (shell_word(image.backing.as_ref()), shell_word(&in_folder(&image.path)));
+        format!("qemu-img rebase -u -f qcow2 -F qcow2 -b {backing} {path}")
+    });
+    let link = rebase.link();
+    let link = (!link.done)
+        .then(|| format!("ln -sfn -- {} {}", shell_word(link.target.as_os_str()), shell_word(&in_folder(&link.path))));
+    images.chain(link).collect()
+}

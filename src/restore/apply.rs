@@ -1,0 +1,120 @@
+//! Writes what INCs hold into the image below them, in place.
+//!
+//! Places are given out on one thread, in guest order, so that the image is the same for any number of threads; the bytes
+//! move on all of them. Tables follow when the bytes of a batch are written: see [`Writer`].
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::copier::{Copier, Work};
+use super::error::{Error, Result};
+use super::in_place;
+use super::layer::Layer;
+use super::layers::Layers;
+use super::observer::Observer;
+use super::plan::{self, Operation};
+use super::pool;
+use super::resolve::{Mapped, Piece, changes};
+use super::slices::Slices;
+use crate::qcow2::{self, MapBuffer, Place, Writer};
+
+/// Slices whose places are given out before their bytes move.
+const BATCH: usize = 64;
+/// Bytes of tables that wait in memory.
+const PENDING_MAX: u64 = 16 << 20;
+
+/// Makes the disk of an image what it is with these images above it: the part of a [commit](super::Commit) that
+/// changes one file, for programs that keep images in their own ways. Done again after it was interrupted, it ends right.
+///
+/// The writer's image must have no backing file, and `path` is what errors call it. When this returns, all is on stable
+/// storage.
+///
+/// # Errors
+/// What is wrong with an image, what the system says, or [`Error::Cancelled`]. The writer may write nothing more then.
+pub fn apply_layers(layers: &Layers, path: &Path, writer: &mut Writer, observer: &dyn Observer) -> Result<()> {
+    if writer.header().backing.is_some() {
+        return Err(in_place::refused(path, "has a backing file: only what stands alone takes images from above"));
+    }
+    apply(&Work { layers: layers.as_slice(), limiter: None, observer }, path, writer)
+}
+
+/// Makes the disk of an image, which has no backing file, what it is with these layers above it.
+///
+/// When this returns, all of it is on stable storage.
+pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result<()> {
+    let failed = |source| Error::Image { path: path.to_owned(), source };
+    let Some(size) = work.layers.last().map(Mapped::size) else { return Ok(()) };
+    if writer.header().size != size {
+        writer.resize(size).map_err(failed)?;
+    }
+    let storage = Arc::clone(writer.storage());
+    let mut slices = slices(work.layers, size).ranges();
+    loop {
+        let batch: Vec<Range<u64>> = slices.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return writer.flush().map_err(failed);
+        }
+        let found =
+            pool::for_each(batch.into_iter(), MapBuffer::default, |buffer, guest| changes(work.layers, guest, buffer))?;
+        // first, because this may flush, and then all places must be written
+        for zeroes in found.iter().flat_map(|changes| &changes.zeroes) {
+            work.pace(0)?;
+            zero(writer, zeroes).map_err(failed)?;
+        }
+        let copies = found.into_iter().map(|changes| operations(writer, changes.data));
+        let copies: Vec<Vec<Operation>> = copies.collect::<qcow2::Result<_>>().map_err(failed)?;
+        let mover = || Copier::new(work, path, &*storage);
+        let done = pool::for_each(copies.iter(), mover, |copier, operations| copier.copy(operations));
+        done.inspect_err(|_| writer.fail())?;
+        if writer.pending() > PENDING_MAX {
+            writer.flush().map_err(failed)?;
+        }
+    }
+}
+
+/// The slices of the disk of which the layers say anything.
+pub(super) fn slices(layers: &[Layer], size: u64) -> Slices {
+    let occupied = layers.iter().flat_map(Layer::occupied);
+    // behind the end of a smaller disk there are zeroes
+    let smallest = layers.iter().map(Mapped::size).min().unwrap_or(size);
+    Slices::new(size, occupied.chain(std::iter::once(smallest..size)))
+}
+
+fn zero(writer: &mut Writer, guest: &Range<u64>) -> qcow2::Result<()> {
+    let (unit, size) = (writer.header().geometry.cluster_size(), writer.header().size);
+    let first = guest.start.next_multiple_of(unit);
+    let last = if guest.end == size { size } else { guest.end / unit * unit };
+    if first >= last {
+        return writer.write_zeroes(guest.clone());
+    }
+    writer.write_zeroes(guest.start..first)?;
+    writer.discard(first..last)?;
+    writer.write_zeroes(last..guest.end)
+}
+
+/// Places for pieces, and the copies that bring them there.
+fn operations(writer: &mut Writer, pieces: Vec<Piece>) -> qcow2::Result<Vec<Operation>> {
+    let mut places: Vec<Place> = Vec::new();
+    for run in pieces.chunk_by(|one, next| one.guest.end == next.guest.start) {
+        if let (Some(first), Some(last)) = (run.first(), run.last()) {
+            writer.allocate(first.guest.start..last.guest.end, |place| places.push(place))?;
+        }
+    }
+    let mut parts = Vec::with_capacity(pieces.len().max(places.len()));
+    let mut pieces = pieces.into_iter().peekable();
+    for place in &places {
+        while let Some(piece) = pieces.next_if(|piece| piece.guest.end <= place.guest.end) {
+            parts.push(piece.clip(&place.guest));
+        }
+        if let Some(piece) = pieces.peek().filter(|piece| piece.guest.start < place.guest.end) {
+            parts.push(piece.clip(&place.guest));
+        }
+    }
+    let mut places = places.iter().peekable();
+    let target = |guest: u64| {
+        while places.next_if(|place| place.guest.end <= guest).is_some() {}
+        places.peek().map_or(0, |place| place.host.0 + (guest - place.guest.start))
+    };
+    Ok(plan::operations(parts, target))
+}

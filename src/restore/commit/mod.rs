@@ -1,0 +1,297 @@
+//! Commit: INCs are written into their FULL, in place, and removed.
+//!
+//! ```text
+//! journal: writing ── data and tables of the FULL ── sync ── journal: removing ── INCs go, oldest first ── journal goes
+//! ```
+//!
+//! While the journal says `writing`, the FULL is a mixture, and the chain has no restore point but for this work: done again
+//! from its beginning, it ends with the same disk, since each INC is still there. While it says `removing`, the FULL
+//! holds all of them, and what is left of them only has to go.
+//!
+//! With snapshots, each INC is written by itself, a snapshot of the moment is made, and the INC goes before the next
+//! one begins. A snapshot has the time of its INC as its date: that tells what is done already when the work is done again.
+
+mod refuse;
+mod snapshots;
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::chain::{self, Image, RestorePoint, Unfinished};
+use crate::qcow2::Writer;
+use crate::restore::apply;
+use crate::restore::check;
+use crate::restore::copier::Work;
+use crate::restore::error::{Error, Result};
+use crate::restore::in_place::{self, InPlace};
+use crate::restore::layer::Layer;
+use crate::restore::layers::check_current;
+use crate::restore::limiter::Limiter;
+use crate::restore::merge::pool;
+use crate::restore::observer::{Done, Observer, Phase};
+use crate::restore::resolve::Mapped;
+use crate::restore::space;
+
+/// The name of the snapshot of the FULL as it was.
+pub const FULL_SNAPSHOT: &str = "FULL-BACKUP";
+
+type Images = Vec<Arc<Image>>;
+
+/// How INCs are committed.
+#[derive(Debug, Clone, Copy)]
+pub struct CommitOptions {
+    /// Whether restore points become internal snapshots, or are gone.
+    pub work: chain::Work,
+    /// Threads, at most 256; all that the machine has by default.
+    pub threads: Option<NonZeroUsize>,
+    /// Bytes of guest data in a second.
+    pub rate_limit: Option<NonZeroU64>,
+    /// Only to be planned: the folder is not locked, and [`Commit::run`] does nothing.
+    pub dry_run: bool,
+}
+
+/// A commit that is decided.
+#[derive(Debug)]
+pub struct Commit {
+    options: CommitOptions,
+    chain: InPlace,
+    /// INCs whose content the FULL holds already.
+    rest: Vec<Arc<Image>>,
+    /// INCs to write, oldest first: the layers above the FULL.
+    incs: Vec<Arc<Image>>,
+    /// The INC that will follow the FULL.
+    next: Option<Arc<Image>>,
+    resumed: Option<Unfinished>,
+    summary: CommitSummary,
+    pool: rayon::ThreadPool,
+}
+
+/// What a commit will do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitSummary {
+    /// The image that is written to.
+    pub full: PathBuf,
+    /// The images that are written into it, oldest first, and then removed.
+    pub incs: Vec<PathBuf>,
+    /// The images that an earlier run has written, and that are only removed.
+    pub rest: Vec<PathBuf>,
+    /// The name of a snapshot that the FULL gets as it is, if that is to be kept.
+    pub full_snapshot: Option<String>,
+    /// For each of `incs` the name of the snapshot that it becomes; none where an earlier run has made it.
+    pub snapshots: Vec<Option<String>>,
+    /// The size of the disk afterwards.
+    pub size: u64,
+    /// Guest bytes to write.
+    pub bytes: u64,
+    /// The most bytes by which the FULL may grow.
+    pub growth: u64,
+}
+
+impl Commit {
+    /// Locks the images and the folder, reads all tables and decides everything. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// Who else uses the images; what is wrong with them; [`Error::NothingToCommit`]; [`Error::Unfinished`] where other work
+    /// was begun; [`Error::NoSpace`].
+    pub fn plan(point: &RestorePoint, options: CommitOptions, observer: &dyn Observer) -> Result<Self> {
+        let Some(full) = point.members.first() else { return Err(Error::Empty) };
+        // first: what looks as if it was not finished may be going on
+        let folders = if options.dry_run { Vec::new() } else { in_place::lock(&full.path)? };
+        let (rest, incs) = split(point, options.work)?;
+        let mut members = vec![Arc::clone(full)];
+        members.extend(incs.iter().cloned());
+        if let Some(image) = members.iter().find(|image| image.name().to_str().is_none()) {
+            return Err(in_place::refused(
+                &image.path,
+                "its name is not UTF-8, and cannot be written down while the work goes on: merge makes a new image",
+            ));
+        }
+        let chain = InPlace::open(&members, point, folders)?;
+        check_current(point)?;
+        let pool = pool(options.threads)?;
+        observer.phase(Phase::Planning);
+        let groups = groups(options.work, chain.incs());
+        let Some(image) = chain.full() else { return Err(Error::Empty) };
+        let keeps = options.work == chain::Work::SnapshotRebase;
+        let needs = pool.install(|| space::needed((&full.path, image), &groups, keeps, observer))?;
+        let path = |image: &Arc<Image>| image.path.clone();
+        let (full_snapshot, names) = match options.work {
+            chain::Work::Commit => (None, Vec::new()),
+            chain::Work::SnapshotRebase => {
+                let there = image.snapshots().map_err(|source| Error::Image { path: full.path.clone(), source })?;
+                let first = snapshots::full_snapshot(&chain, &there);
+                let taken = there.iter().map(|snapshot| snapshot.name.clone()).chain(first.clone()).collect();
+                (first, snapshots::names(&incs, &there, taken, point.unfinished.is_some()))
+            }
+        };
+        let summary = CommitSummary {
+            full: full.path.clone(),
+            incs: incs.iter().map(path).collect(),
+            rest: rest.iter().map(path).collect(),
+            full_snapshot,
+            snapshots: names,
+            size: chain.size(),
+            bytes: needs.bytes,
+            growth: needs.growth,
+        };
+        refuse::impossible(options.work, image, &full.path, chain.incs(), point.unfinished.is_some())?;
+        refuse::mixture(point, options.work, image, &incs)?;
+        let next = point.later.first().cloned();
+        chain.check_followers(options.work, next.as_ref())?;
+        if !incs.is_empty() {
+            let journal = journal(options.work, chain::Phase::Writing, full, &incs);
+            journal.check_writable(&full.path).map_err(|source| journal_error(&full.path, source))?;
+        }
+        // what was begun can only be ended, and what it wrote before needs no room again
+        if point.unfinished.is_none() {
+            space::check(&full.path, needs.growth)?;
+        }
+        Ok(Self { options, chain, rest, incs, next, resumed: point.unfinished.clone(), summary, pool })
+    }
+
+    /// What will be done.
+    #[must_use]
+    pub fn summary(&self) -> &CommitSummary {
+        &self.summary
+    }
+
+    /// Checks the tables of all images as `qemu-img check` does, in parallel.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], or what makes an image unreadable.
+    pub fn check(&self, observer: &dyn Observer) -> Result<()> {
+        self.pool.install(|| check::check_layers(self.chain.layers(), observer))
+    }
+
+    /// Writes the INCs into the FULL and removes them.
+    ///
+    /// # Errors
+    /// What is wrong with an image, what the system says, or [`Error::Cancelled`]. Unless nothing was changed yet, the same
+    /// work must be done again then.
+    pub fn run(self, observer: &dyn Observer) -> Result<()> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let full = self.summary.full.as_path();
+        if let Some(unfinished) = &self.resumed {
+            // an earlier run may have ended between writing it and its sync
+            unfinished.write(full).map_err(|source| journal_error(full, source))?;
+        }
+        self.remove(&self.rest, observer)?;
+        if !self.incs.is_empty() {
+            let mut writer = self.chain.writer(observer)?;
+            self.journal(chain::Phase::Writing)?;
+            observer.phase(Phase::Copying { bytes: self.summary.bytes });
+            match self.options.work {
+                chain::Work::Commit => {
+                    self.write(&mut writer, 0..self.incs.len(), observer)?;
+                    observer.phase(Phase::Syncing);
+                    finish(full, writer)?;
+                    self.renew(self.incs.len() - 1)?;
+                    self.journal(chain::Phase::Removing)?;
+                }
+                chain::Work::SnapshotRebase => self.write_snapshots(writer, observer)?,
+            }
+        }
+        self.remove(&self.incs, observer)?;
+        Unfinished::remove(full).map_err(|source| journal_error(full, source))?;
+        self.pool.install(|| self.chain.close());
+        Ok(())
+    }
+
+    /// Writes what some of the INCs hold together.
+    fn write(&self, writer: &mut Writer, incs: std::ops::Range<usize>, observer: &dyn Observer) -> Result<()> {
+        let limiter = self.options.rate_limit.map(Limiter::new);
+        let layers = self.chain.incs().get(incs).unwrap_or_default();
+        let work = Work { layers, limiter: limiter.as_ref(), observer };
+        self.pool.install(|| apply::apply(&work, &self.summary.full, writer))
+    }
+
+    fn write_snapshots(&self, mut writer: Writer, observer: &dyn Observer) -> Result<()> {
+        let full = self.summary.full.as_path();
+        let failed = |source| Error::Image { path: full.to_owned(), source };
+        // snapshots of an earlier run, which may have ended before its last sync
+        writer.flush().map_err(failed)?;
+        if let Some(name) = &self.summary.full_snapshot {
+            writer.create_snapshot(name, self.chain.full_date()).map_err(failed)?;
+            observer.done(Done::Snapshot { name: name.clone() });
+        }
+        for (at, (inc, name)) in self.incs.iter().zip(&self.summary.snapshots).enumerate() {
+            if let Some(name) = name {
+                self.write(&mut writer, at..at + 1, observer)?;
+                writer.create_snapshot(name, snapshots::date(inc)).map_err(failed)?;
+                observer.done(Done::Snapshot { name: name.clone() });
+            }
+            self.renew(at)?;
+            self.remove(std::slice::from_ref(inc), observer)?;
+        }
+        finish(full, writer)
+    }
+
+    /// Says beside the FULL, and in the INC that follows it now, that the FULL holds the moment of this INC.
+    fn renew(&self, last: usize) -> Result<()> {
+        let full = self.summary.full.as_path();
+        let (Some(held), Some(layer)) = (self.incs.get(last), self.chain.incs().get(last)) else { return Ok(()) };
+        in_place::renew(full, held, layer.size())?;
+        let next = self.incs.get(last + 1).or(self.next.as_ref());
+        next.map_or(Ok(()), |next| self.chain.follow(next))
+    }
+
+    fn journal(&self, phase: chain::Phase) -> Result<()> {
+        let Some(full) = self.chain.image() else { return Err(Error::Empty) };
+        let written = journal(self.options.work, phase, full, &self.incs).write(&full.path);
+        written.map_err(|source| journal_error(&full.path, source))
+    }
+
+    fn remove(&self, images: &[Arc<Image>], observer: &dyn Observer) -> Result<()> {
+        in_place::point_link(&self.summary.full, images)?;
+        for image in images {
+            if in_place::remove(&image.path)? {
+                observer.done(Done::Removed { path: image.path.clone() });
+            }
+        }
+        in_place::sync_folder(&self.summary.full)
+    }
+}
+
+/// What is written down while INCs go into a FULL.
+fn journal(work: chain::Work, phase: chain::Phase, full: &Image, incs: &[Arc<Image>]) -> Unfinished {
+    Unfinished { work, phase, full: full.display_name(), incs: incs.iter().map(|image| image.display_name()).collect() }
+}
+
+fn journal_error(full: &Path, source: std::io::Error) -> Error {
+    Error::Write { path: Unfinished::path(full), source }
+}
+
+/// The INCs that only have to go, and those that are to be written.
+fn split(point: &RestorePoint, work: chain::Work) -> Result<(Images, Images)> {
+    let Some((full, incs)) = point.members.split_first() else { return Err(Error::Empty) };
+    let Some(unfinished) = &point.unfinished else {
+        return if incs.is_empty() { Err(Error::NothingToCommit) } else { Ok((Vec::new(), incs.to_vec())) };
+    };
+    let begun = |image: &Arc<Image>| unfinished.incs.iter().any(|name| *name == image.display_name());
+    if unfinished.work != work || point.later.iter().any(begun) {
+        return Err(Error::Unfinished {
+            path: full.path.clone(),
+            work: unfinished.work,
+            until: unfinished.incs.last().cloned().unwrap_or_default(),
+        });
+    }
+    match unfinished.phase {
+        chain::Phase::Writing => Ok((Vec::new(), incs.to_vec())),
+        chain::Phase::Removing => Ok(incs.iter().cloned().partition(begun)),
+    }
+}
+
+/// The layers that are written together.
+fn groups(work: chain::Work, incs: &[Layer]) -> Vec<&[Layer]> {
+    match work {
+        chain::Work::Commit => vec![incs],
+        chain::Work::SnapshotRebase => incs.iter().map(std::slice::from_ref).collect(),
+    }
+}
+
+fn finish(full: &Path, writer: Writer) -> Result<()> {
+    writer.finish().map_err(|source| Error::Image { path: full.to_owned(), source })
+}

@@ -1,0 +1,82 @@
+//! What a commit does not begin, since it could not end it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::FULL_SNAPSHOT;
+use crate::chain::{self, Image, ImageName, RestorePoint};
+use crate::qcow2;
+use crate::restore::error::{Error, Result};
+use crate::restore::in_place;
+use crate::restore::layer::Layer;
+use crate::restore::resolve::Mapped;
+
+/// What would be refused when a part of the work is done.
+pub(super) fn impossible(
+    work: chain::Work,
+    full: &qcow2::Image,
+    path: &Path,
+    incs: &[Layer],
+    resumed: bool,
+) -> Result<()> {
+    let header = full.header();
+    let refuse = |reason| Err(in_place::refused(path, reason));
+    let sizes: Vec<u64> = super::groups(work, incs).iter().filter_map(|group| group.last().map(Mapped::size)).collect();
+    let has_snapshots = header.nb_snapshots > 0 || work == chain::Work::SnapshotRebase;
+    if header.version == 2 && has_snapshots && sizes.iter().any(|size| *size != header.size) {
+        return refuse("the size of the disk changes, which snapshots of a version 2 image do not hold");
+    }
+    if sizes.iter().any(|size| !header.geometry.can_map(*size)) {
+        return refuse("its clusters are too small for the size of the disk");
+    }
+    // an earlier run has looked before it made some of them
+    if work == chain::Work::SnapshotRebase && !resumed {
+        // one for the FULL and one for each INC; and QEMU counts once more while it goes to one of them
+        let made = sizes.len() as u64 + 2;
+        let highest = full.highest_refcount().map_err(|source| Error::Image { path: path.to_owned(), source })?;
+        if highest.saturating_mul(made + 1) > u64::MAX >> (64 - header.refcount_bits()) {
+            return refuse("its refcounts are too narrow for so many snapshots");
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what would make a mixture of the FULL without a trace.
+pub(super) fn mixture(
+    point: &RestorePoint,
+    work: chain::Work,
+    image: &qcow2::Image,
+    incs: &[Arc<Image>],
+) -> Result<()> {
+    let Some(full) = point.members.first() else { return Ok(()) };
+    let snapshots = match work {
+        chain::Work::Commit => Vec::new(),
+        chain::Work::SnapshotRebase => {
+            image.snapshots().map_err(|source| Error::Image { path: full.path.clone(), source })?
+        }
+    };
+    let Some(unfinished) = &point.unfinished else { return same_dates(&snapshots, &full.path, incs) };
+    if unfinished.phase == chain::Phase::Removing {
+        return Ok(());
+    }
+    // each INC that went into the FULL is needed, but for those that a snapshot holds
+    let is_there = |name: &&String| incs.iter().any(|image| image.display_name() == **name);
+    let is_held = |name: &&String| {
+        let date = in_place::seconds(ImageName::parse(name.as_ref()).map(|inc| inc.time));
+        snapshots.iter().any(|snapshot| Some(snapshot.date) == date)
+    };
+    match unfinished.incs.iter().find(|name| !is_there(name) && !is_held(name)) {
+        Some(name) => Err(Error::Gone { path: full.path.with_file_name(name) }),
+        None => Ok(()),
+    }
+}
+
+/// By its date, a snapshot that is there already would be taken for that of an INC when the work is done again.
+fn same_dates(snapshots: &[qcow2::Snapshot], full: &Path, incs: &[Arc<Image>]) -> Result<()> {
+    let is_of = |date: Duration| incs.iter().any(|inc| in_place::seconds(inc.time) == Some(date));
+    match snapshots.iter().find(|snapshot| snapshot.name != FULL_SNAPSHOT && is_of(snapshot.date)) {
+        Some(snapshot) => Err(Error::SnapshotThere { path: full.to_owned(), name: snapshot.name.clone() }),
+        None => Ok(()),
+    }
+}

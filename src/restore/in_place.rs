@@ -1,0 +1,252 @@
+//! A chain that is opened to be changed: nobody else has its images, and all of them are plain qcow2 files.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rayon::prelude::*;
+
+use super::check;
+use super::error::{Error, Result};
+use super::format::{self, Evidence};
+use super::layer::{Format, Layer};
+use super::layers::{self, Source};
+use super::observer::Observer;
+use super::rebase;
+use super::resolve::Mapped;
+use crate::chain::{FolderLock, Image, Level, Manifest, RestorePoint, Work};
+use crate::qcow2::{self, Backing, Repair, Writer};
+use crate::storage::{self, FileStorage, WritableStorage};
+
+/// A FULL and INCs above it, locked.
+#[derive(Debug)]
+pub(super) struct InPlace {
+    images: Vec<Arc<Image>>,
+    storages: Vec<Arc<FileStorage>>,
+    layers: Vec<Layer>,
+    /// The INC that will follow the FULL, where its header has to say so.
+    next: Option<Arc<FileStorage>>,
+    _folders: Vec<FolderLock>,
+}
+
+impl InPlace {
+    /// Opens images of a restore point, oldest first, whose backing names must fit, if they have any. Where they are only to
+    /// be looked at, their folder is not locked: nothing is written there, not even a lock.
+    pub(super) fn open(images: &[Arc<Image>], point: &RestorePoint, folders: Vec<FolderLock>) -> Result<Self> {
+        let Some(full) = images.first() else { return Err(Error::Empty) };
+        let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
+        let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
+        let starts: Vec<_> = sources
+            .iter()
+            .zip(&storages)
+            .map(|(source, storage)| layers::start(source, &**storage))
+            .collect::<Result<_>>()?;
+        let evidence = sources.iter().zip(starts).map(|(source, start)| Evidence {
+            path: &source.path,
+            told: source.format,
+            start,
+        });
+        let formats = format::decide(&evidence.collect::<Vec<_>>());
+        if let Some((source, _)) = sources.iter().zip(formats).find(|(_, format)| *format != Format::Qcow2) {
+            return Err(refused(
+                &source.path,
+                "is a raw image: only qcow2 images can be changed in place, merge makes a new one",
+            ));
+        }
+        let layers = sources.iter().zip(&storages);
+        let layers: Vec<_> = layers
+            .map(|(source, storage)| Layer::new(source.path.clone(), Arc::clone(storage), Format::Qcow2))
+            .collect::<Result<_>>()?;
+        let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
+        // an earlier run may have ended between naming the FULL in an INC and removing the one before it
+        let named = point.unfinished.is_some().then_some(full.path.as_path());
+        layers.iter().zip(before).try_for_each(|(layer, before)| {
+            let checked = layers::check_backing(before, layer);
+            checked.or_else(|error| if named.is_some() { layers::check_backing(named, layer) } else { Err(error) })
+        })?;
+        if let Some(layer) = layers.iter().find(|layer| layer.image().is_some_and(|image| image.header().is_corrupt()))
+        {
+            return Err(Error::MarkedCorrupt { path: layer.path().to_owned() });
+        }
+        let next = point.later.first().map(|next| open_based(next)).transpose()?.flatten();
+        Ok(Self { images: images.to_vec(), storages, layers, next, _folders: folders })
+    }
+
+    /// Whether the header of an INC that names another image can name the FULL.
+    pub(super) fn check_followers(&self, work: Work, next: Option<&Arc<Image>>) -> Result<()> {
+        let Some(full) = self.images.first() else { return Ok(()) };
+        let each = self.images.iter().zip(&self.storages).skip(2).filter(|_| work == Work::SnapshotRebase);
+        for (image, storage) in each.chain(next.zip(self.next.as_ref())) {
+            let failed = |source| Error::Image { path: image.path.clone(), source };
+            if qcow2::Header::read(&**storage).map_err(failed)?.backing.is_some() {
+                qcow2::plan_backing(&**storage, Some(&backing(full))).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All images.
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The INCs.
+    pub(super) fn incs(&self) -> &[Layer] {
+        self.layers.get(1..).unwrap_or_default()
+    }
+
+    /// The FULL as a file of the backup.
+    pub(super) fn image(&self) -> Option<&Arc<Image>> {
+        self.images.first()
+    }
+
+    /// The FULL.
+    pub(super) fn full(&self) -> Option<&qcow2::Image> {
+        self.layers.first().and_then(Layer::image)
+    }
+
+    /// The size of the disk in the newest image.
+    pub(super) fn size(&self) -> u64 {
+        self.layers.last().map_or(0, Mapped::size)
+    }
+
+    /// Closes all images at once: the file system gives back what those had that are removed, which takes its time.
+    pub(super) fn close(self) {
+        drop(self.layers);
+        self.storages.into_par_iter().for_each(drop);
+    }
+
+    /// When the FULL was made.
+    pub(super) fn full_date(&self) -> Duration {
+        let full = self.images.first();
+        let modified =
+            || full.and_then(|full| full.path.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+        full.and_then(|full| seconds(full.time)).or_else(modified).unwrap_or_default()
+    }
+
+    /// The moment that the FULL holds, where that is a later one than that of its name.
+    pub(super) fn later_moment(&self) -> Option<i64> {
+        self.images.first().filter(|full| full.time > full.named).and_then(|full| full.time)
+    }
+
+    /// A writer for the FULL, which is repaired first if a program did not close it.
+    pub(super) fn writer(&self, observer: &dyn Observer) -> Result<Writer> {
+        let (Some(image), Some(storage)) = (self.images.first(), self.storages.first()) else {
+            return Err(Error::Empty);
+        };
+        let failed = |source| check::image_error(&image.path, source);
+        if self.full().is_some_and(|full| full.header().is_dirty()) {
+            let storage: Arc<dyn WritableStorage> = storage.clone();
+            check::observed(observer, |each| qcow2::repair(&storage, Repair::All, each)).map_err(failed)?;
+        }
+        Writer::open(storage.clone()).map_err(failed)
+    }
+
+    /// Lets an INC follow the FULL where it followed an INC that goes.
+    pub(super) fn follow(&self, next: &Arc<Image>) -> Result<()> {
+        let Some(full) = self.images.first() else { return Ok(()) };
+        let failed = |error| Error::Image { path: next.path.clone(), source: error };
+        let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == next.path);
+        if let Some(storage) = held.map(|(_, storage)| storage).or(self.next.as_ref()) {
+            if qcow2::Header::read(&**storage).map_err(failed)?.backing.is_some() {
+                qcow2::set_backing(&**storage, Some(&backing(full))).map_err(failed)?;
+            }
+        }
+        match Manifest::read(&next.path) {
+            Some(manifest) => write_manifest(&next.path, &Manifest { parent: Some(full.display_name()), ..manifest }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What an INC says that follows the FULL.
+fn backing(full: &Image) -> Backing {
+    Backing { name: relative_name(&full.display_name()), format: Some("qcow2".to_owned()) }
+}
+
+/// Opens an INC that names another image; any other one needs no change.
+fn open_based(inc: &Image) -> Result<Option<Arc<FileStorage>>> {
+    let header = FileStorage::open(&inc.path).ok().and_then(|storage| qcow2::Header::read(&storage).ok());
+    if header.is_some_and(|header| header.backing.is_some()) { open(&Source::from(inc)).map(Some) } else { Ok(None) }
+}
+
+/// Locks the folder of an image, and the targets above it.
+pub(super) fn lock(image: &Path) -> Result<Vec<FolderLock>> {
+    FolderLock::take_all(folder(image)).map_err(Error::Folder)
+}
+
+/// Opens an image that is one file under one name, here, and locks it.
+pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
+    let open_error = |error| layers::open_error(source, error);
+    let metadata = source.path.symlink_metadata().map_err(open_error)?;
+    if metadata.is_symlink() {
+        return Err(refused(&source.path, "is a link: what it leads to is not changed from here"));
+    }
+    if metadata.nlink() > 1 {
+        return Err(refused(&source.path, "has other names (hard links), where it would change, too: copy it first"));
+    }
+    layers::open_writable(&source.path)
+}
+
+pub(super) fn refused(path: &Path, reason: &'static str) -> Error {
+    Error::InPlace { path: path.to_owned(), reason }
+}
+
+/// A name that QEMU takes for a file in the same folder, and not for a protocol.
+pub(super) fn relative_name(name: &str) -> String {
+    if name.contains(':') { format!("./{name}") } else { name.to_owned() }
+}
+
+/// What is known of a FULL that now holds the moment of an INC.
+pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
+    let (old, inc) = (Manifest::read(full), Manifest::read(&held.path));
+    let (chain, qemu) = inc.or(old).map(|manifest| (manifest.chain, manifest.qemu)).unwrap_or_default();
+    let time = held.time.unwrap_or_default();
+    write_manifest(full, &Manifest { level: Level::Full, time, chain, parent: None, virtual_size: size, qemu })
+}
+
+fn write_manifest(image: &Path, manifest: &Manifest) -> Result<()> {
+    manifest.write(image).map_err(|source| Error::Write { path: Manifest::path(image), source })
+}
+
+/// A restore point's time as a date.
+pub(super) fn seconds(time: Option<i64>) -> Option<Duration> {
+    time.and_then(|time| u64::try_from(time).ok()).map(Duration::from_secs)
+}
+
+/// Lets the link `image` that a rebase has left lead to the FULL, where it leads to one of these images.
+pub(super) fn point_link(full: &Path, images: &[Arc<Image>]) -> Result<()> {
+    let link = full.with_file_name(rebase::LINK);
+    let leads_to = std::fs::read_link(&link).ok();
+    let leads_to = leads_to.as_deref().and_then(Path::file_name);
+    if leads_to.is_none() || !images.iter().any(|image| Some(image.name()) == leads_to) {
+        return Ok(());
+    }
+    let name = full.file_name().unwrap_or_default();
+    storage::set_link(&link, Path::new(name)).map_err(|source| Error::Write { path: link, source })
+}
+
+/// Removes an image and what is known of it; false if it is gone already.
+pub(super) fn remove(image: &Path) -> Result<bool> {
+    let gone = |path: &Path| match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::Write { path: path.to_owned(), source }),
+    };
+    let removed = gone(image)?;
+    gone(&Manifest::path(image))?;
+    Ok(removed)
+}
+
+fn folder(image: &Path) -> &Path {
+    image.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Returns when names that were removed stay so.
+pub(super) fn sync_folder(image: &Path) -> Result<()> {
+    let folder = folder(image);
+    let sync = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+    sync.map_err(|source| Error::Write { path: folder.to_owned(), source })
+}

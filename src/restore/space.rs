@@ -1,0 +1,140 @@
+//! Whether there is room for what will be written to an image in place.
+
+use std::path::Path;
+
+use super::apply;
+use super::error::{Error, Result};
+use super::layer::Layer;
+use super::observer::Observer;
+use super::plan;
+use super::pool;
+use super::resolve::{Changes, Mapped, changes};
+use super::slices::Slices;
+use crate::qcow2::{self, Content, Geometry, GuestOffset, Image, MapBuffer};
+
+/// What a commit writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Needs {
+    /// Guest bytes.
+    pub(super) bytes: u64,
+    /// The most bytes that the image may need in addition to what it has.
+    pub(super) growth: u64,
+}
+
+/// What one group changes in a slice of the disk.
+struct Slice {
+    bytes: u64,
+    /// Clusters that need a place of their own.
+    clusters: u64,
+    /// L2 tables that change, in order.
+    tables: Vec<u64>,
+}
+
+/// Looks at what groups of layers change in an image, one group after the other, with a snapshot before the first and after
+/// each if that is `snapshots`.
+pub(super) fn needed(
+    (path, full): (&Path, &Image),
+    groups: &[&[Layer]],
+    snapshots: bool,
+    observer: &dyn Observer,
+) -> Result<Needs> {
+    let failed = |source| Error::Image { path: path.to_owned(), source };
+    let header = full.header();
+    let geometry = header.geometry;
+    let cluster = geometry.cluster_size();
+    // what a snapshot holds is never overwritten
+    let shared = snapshots || header.nb_snapshots > 0;
+    let (mut bytes, mut clusters, mut most_tables, mut size) = (0, 0, 0, header.size);
+    for layers in groups {
+        size = size.max(layers.last().map_or(0, Mapped::size));
+        let slices: Slices = apply::slices(layers, size);
+        let found = pool::for_each(slices.ranges(), <(MapBuffer, MapBuffer)>::default, |(buffer, below), guest| {
+            if observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let found = changes(layers, guest, buffer)?;
+            let touched = touched(&found, geometry);
+            let tables = tables(&found, geometry);
+            let clusters =
+                if shared { touched.len() as u64 } else { missing(full, &touched, geometry, below).map_err(failed)? };
+            let bytes = found.data.iter().map(|piece| piece.guest.end - piece.guest.start).sum();
+            Ok(Slice { bytes, clusters, tables })
+        })?;
+        bytes += found.iter().map(|slice| slice.bytes).sum::<u64>();
+        clusters += found.iter().map(|slice| slice.clusters).sum::<u64>();
+        let mut tables: Vec<u64> = found.into_iter().flat_map(|slice| slice.tables).collect();
+        tables.dedup();
+        clusters += tables.len() as u64;
+        most_tables = most_tables.max(tables.len() as u64);
+    }
+    // an L1 table that becomes longer or is kept by a snapshot, an entry for that, and a bit of all that has to be moved
+    let l1 = geometry.clusters(geometry.l1_entries(size) * 8);
+    clusters += (2 * l1 + 2) * (groups.len() as u64 + 1) + 8;
+    if snapshots {
+        // tables are written anew when they are shared, before the old ones go
+        clusters += most_tables + full.l1().indices().count() as u64;
+    }
+    let length = full.storage().length() + clusters * cluster;
+    clusters += refcounts(length, full) * if snapshots { 3 } else { 1 };
+    Ok(Needs { bytes, growth: clusters * cluster })
+}
+
+/// The clusters that change; where zeroes begin or end within one, its rest stays.
+fn touched(found: &Changes, geometry: Geometry) -> Vec<u64> {
+    let bits = geometry.cluster_bits();
+    let unit = geometry.cluster_size();
+    let ends = found.zeroes.iter().flat_map(|range| [range.start, range.end]);
+    let mut touched = plan::touched(&found.data, geometry);
+    touched.extend(ends.filter(|end| end % unit != 0).map(|end| end >> bits));
+    touched.sort_unstable();
+    touched.dedup();
+    touched
+}
+
+/// The L2 tables that change.
+fn tables(found: &Changes, geometry: Geometry) -> Vec<u64> {
+    let ranges = found.data.iter().map(|piece| &piece.guest).chain(&found.zeroes);
+    let index = |guest| geometry.l1_index(GuestOffset(guest));
+    let mut tables: Vec<u64> = ranges.flat_map(|range| index(range.start)..=index(range.end - 1)).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    tables
+}
+
+/// Clusters for the refcounts of a file of this length, and the table that leads to them.
+fn refcounts(length: u64, image: &Image) -> u64 {
+    let geometry = image.header().geometry;
+    let counted = geometry.clusters(length);
+    let blocks = geometry.clusters((counted * u64::from(image.header().refcount_bits())).div_ceil(8)) + 1;
+    // the table is written anew when it becomes longer
+    blocks + 2 * geometry.clusters(blocks * 8) + 2
+}
+
+/// How many of these clusters, which come in order, have no place of their own in the image.
+fn missing(full: &Image, touched: &[u64], geometry: Geometry, buffer: &mut MapBuffer) -> qcow2::Result<u64> {
+    let (Some(first), Some(last)) = (touched.first(), touched.last()) else { return Ok(0) };
+    let bits = geometry.cluster_bits();
+    let mut missing = touched.len() as u64;
+    let mut rest = touched;
+    let mapped = full.map(first << bits..(last + 1) << bits, buffer, |extent| {
+        if let Content::Data(_) = extent.content {
+            let (start, end) = (extent.guest.start >> bits, extent.guest.end.div_ceil(1 << bits));
+            rest = rest.get(rest.partition_point(|cluster| *cluster < start)..).unwrap_or_default();
+            let held = rest.partition_point(|cluster| *cluster < end);
+            missing -= held as u64;
+            rest = rest.get(held..).unwrap_or_default();
+        }
+    });
+    mapped.map(|()| missing)
+}
+
+/// Refuses what has no room.
+pub(super) fn check(path: &Path, needed: u64) -> Result<()> {
+    let system =
+        rustix::fs::statvfs(path).map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
+    let available = system.f_bavail.saturating_mul(system.f_frsize);
+    if needed > available {
+        return Err(Error::NoSpace { path: path.to_owned(), needed, available });
+    }
+    Ok(())
+}

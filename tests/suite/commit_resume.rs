@@ -1,0 +1,158 @@
+//! Work in place that was broken off and is done again, and what is refused before it begins.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use qmpbackup::chain::{Clock, Phase, RestorePoint, Unfinished, When, Work, discover};
+use qmpbackup::qcow2::Writer;
+use qmpbackup::restore::{self, Commit, CommitOptions, Silent};
+use qmpbackup::storage::FileStorage;
+use serde_json::Value;
+
+use crate::program::{Backup, Ended, TIMES};
+use crate::{sparse, tools};
+
+fn run(backup: &Backup, words: &[&str]) -> Ended {
+    Ended::run(words[..1].iter().chain(&["--dir", backup.dir.to_str().unwrap()]).chain(&words[1..]))
+}
+
+fn name(image: &Path) -> String {
+    image.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// Says that work in the FULL was begun, which takes all INCs.
+fn begin(backup: &Backup, work: Work, phase: Phase) {
+    let incs = backup.images[1..].iter().map(|image| name(image)).collect();
+    let unfinished = Unfinished { work, phase, full: name(&backup.images[0]), incs };
+    unfinished.write(&backup.images[0]).unwrap();
+}
+
+fn is_begun(backup: &Backup) -> bool {
+    Unfinished::read(&backup.images[0]).unwrap().is_some()
+}
+
+/// The names of the snapshots of the FULL.
+fn snapshots(backup: &Backup) -> Vec<String> {
+    let info = tools::run(tools::qemu_img().args(["info", "--output", "json"]).arg(&backup.images[0]));
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let names = info["snapshots"].as_array().into_iter().flatten();
+    names.map(|snapshot| snapshot["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn create_snapshot(backup: &Backup, name: &str, time: i64) {
+    let storage = Arc::new(FileStorage::open_writable(&backup.images[0]).unwrap());
+    let mut writer = Writer::open(storage).unwrap();
+    writer.create_snapshot(name, Duration::from_secs(time.try_into().unwrap())).unwrap();
+    writer.finish().unwrap();
+}
+
+#[track_caller]
+fn assert_full_is(backup: &Backup, raw: &Path) {
+    let merged = backup.path("merged");
+    backup.merged(["--force", "--format", "raw", "--out", "merged"]).with(0);
+    sparse::assert_same(&merged, raw, "the FULL");
+    tools::run(tools::qemu_img().args(["check", "-q"]).arg(&backup.images[0]));
+}
+
+/// All of a file that a test puts back.
+fn kept(path: &Path) -> (PathBuf, Vec<u8>) {
+    (path.to_owned(), fs::read(path).unwrap())
+}
+
+#[test]
+fn an_inc_that_is_gone_while_the_full_is_a_mixture_is_missed() {
+    for (work, command, gone) in
+        [(Work::Commit, "commit", 1), (Work::Commit, "commit", 3), (Work::SnapshotRebase, "snapshotrebase", 2)]
+    {
+        let backup = Backup::new();
+        begin(&backup, work, Phase::Writing);
+        let expected = backup.expected(3);
+        let (path, bytes) = kept(&backup.images[gone]);
+        fs::remove_file(&path).unwrap();
+        let last = name(&backup.images[3]);
+        run(&backup, &[command, "--until", &last]).with(4).says(&name(&path)).says("put it back");
+        assert!(is_begun(&backup));
+        fs::write(&path, bytes).unwrap();
+        run(&backup, &[command, "--until", &last]).with(0);
+        assert_full_is(&backup, &expected);
+    }
+}
+
+#[test]
+fn all_incs_may_be_gone_when_only_the_journal_is_left() {
+    for (work, command, phase) in
+        [(Work::Commit, "commit", Phase::Removing), (Work::SnapshotRebase, "snapshotrebase", Phase::Writing)]
+    {
+        let backup = Backup::new();
+        let expected = backup.expected(3);
+        run(&backup, &[command]).with(0);
+        begin(&backup, work, phase);
+        run(&backup, &["merge", "--out", backup.path("none").to_str().unwrap()]).with(4).says(command);
+        run(&backup, &[command]).with(0);
+        assert!(!is_begun(&backup));
+        assert_full_is(&backup, &expected);
+    }
+}
+
+#[test]
+fn a_snapshot_of_somebody_else_is_not_taken_for_one_of_an_inc() {
+    let backup = Backup::new();
+    create_snapshot(&backup, "mine", TIMES[2]);
+    let before = fs::read(&backup.images[0]).unwrap();
+    run(&backup, &["snapshotrebase"]).with(1).says("mine");
+    assert!(fs::read(&backup.images[0]).unwrap() == before, "the FULL was changed");
+    assert!(!is_begun(&backup) && backup.images[1..].iter().all(|image| image.exists()));
+}
+
+#[test]
+fn the_moment_that_a_full_holds_gets_a_snapshot_before_it_goes() {
+    let backup = Backup::new();
+    let of = |number: usize| name(&backup.images[number]);
+    run(&backup, &["snapshotrebase", "--until", &of(1)]).with(0);
+    run(&backup, &["commit", "--until", &of(2)]).with(0);
+    assert_eq!(snapshots(&backup), ["FULL-BACKUP", "2026-11-03-03:00:00"]);
+    run(&backup, &["snapshotrebase"]).with(0);
+    let found = snapshots(&backup);
+    assert_eq!(found, ["FULL-BACKUP", "2026-11-03-03:00:00", "2026-11-04-03:00:00", "2026-11-05-03:00:00"]);
+}
+
+fn select(backup: &Backup) -> RestorePoint {
+    let inventory = discover(&backup.dir).unwrap();
+    let disk = inventory.disk(None).unwrap();
+    disk.select_in_place(&When::Latest, &Clock::system(), false).unwrap()
+}
+
+#[test]
+fn a_restore_point_that_was_chosen_before_other_work_began_is_not_worked_on() {
+    let backup = Backup::new();
+    let point = select(&backup);
+    let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
+    begin(&backup, Work::Commit, Phase::Writing);
+    assert!(!point.is_current().unwrap());
+    assert!(matches!(Commit::plan(&point, options, &Silent), Err(restore::Error::Changed)));
+    assert!(select(&backup).is_current().unwrap());
+    Commit::plan(&select(&backup), options, &Silent).unwrap().run(&Silent).unwrap();
+    assert!(!point.is_current().unwrap());
+    assert!(select(&backup).is_current().unwrap());
+}
+
+#[test]
+fn work_that_was_begun_is_not_refused_for_the_snapshots_that_it_has_made() {
+    let backup = Backup::new();
+    let expected = backup.path("expected");
+    backup.merged(["--format", "raw", "--out", "expected"]).with(0);
+    // so narrow that twice the snapshots would not fit
+    let (full, narrow) = (&backup.images[0], backup.path("narrow"));
+    let options = ["convert", "-f", "qcow2", "-O", "qcow2", "-o", "refcount_bits=4,cluster_size=16k"];
+    tools::run(tools::qemu_img().args(options).args([full, &narrow]));
+    fs::rename(&narrow, full).unwrap();
+    run(&backup, &["snapshotrebase", "--until", &name(&backup.images[2])]).with(0);
+    let incs = vec![name(&backup.images[3])];
+    let begun = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full: name(full), incs };
+    begun.write(full).unwrap();
+    run(&backup, &["snapshotrebase"]).with(0);
+    assert_eq!(snapshots(&backup).len(), 4);
+    assert_full_is(&backup, &expected);
+}
