@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::error::Error;
 pub(super) use crate::chain::BOOKKEEPING as FOLDER;
-use crate::storage::NewFile;
+use crate::storage::{self, NewFile};
 
 /// The end of the name of a fleece image.
 pub(super) const FLEECE: &str = ".fleece.qcow2";
@@ -62,8 +62,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
 
 /// Makes what was done to a folder's names outlive a power cut.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    let sync = File::open(folder).and_then(|folder| folder.sync_all());
-    sync.map_err(|source| Error::Io { path: folder.to_owned(), source })
+    storage::sync_folder(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })
 }
 
 /// Removes a file that may be gone already.

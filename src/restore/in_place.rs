@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::check;
 use super::error::{Error, Result};
-use super::format::{self, Evidence};
+use super::format;
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::Observer;
@@ -32,23 +32,14 @@ pub(super) struct InPlace {
 }
 
 impl InPlace {
-    /// Opens images of a restore point, oldest first, whose backing names must fit, if they have any. Where they are only to
-    /// be looked at, their folder is not locked: nothing is written there, not even a lock.
+    /// Opens images of a restore point, oldest first, whose backing names must fit, if they have any. It keeps the locks
+    /// of their folders; there are none where they are only to be looked at.
     pub(super) fn open(images: &[Arc<Image>], point: &RestorePoint, folders: Vec<FolderLock>) -> Result<Self> {
         let Some(full) = images.first() else { return Err(Error::Empty) };
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
-        let starts: Vec<_> = sources
-            .iter()
-            .zip(&storages)
-            .map(|(source, storage)| layers::start(source, &**storage))
-            .collect::<Result<_>>()?;
-        let evidence = sources.iter().zip(starts).map(|(source, start)| Evidence {
-            path: &source.path,
-            told: source.format,
-            start,
-        });
-        let formats = format::decide(&evidence.collect::<Vec<_>>());
+        let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;
+        let formats = format::decide(&evidence);
         if let Some((source, _)) = sources.iter().zip(formats).find(|(_, format)| *format != Format::Qcow2) {
             return Err(refused(
                 &source.path,
@@ -66,8 +57,7 @@ impl InPlace {
             let checked = layers::check_backing(before, layer);
             checked.or_else(|error| if named.is_some() { layers::check_backing(named, layer) } else { Err(error) })
         })?;
-        if let Some(layer) = layers.iter().find(|layer| layer.image().is_some_and(|image| image.header().is_corrupt()))
-        {
+        if let Some(layer) = layers.iter().find(|layer| layer.is_marked_corrupt()) {
             return Err(Error::MarkedCorrupt { path: layer.path().to_owned() });
         }
         let next = point.later.first().map(|next| open_based(next)).transpose()?.flatten();
@@ -174,7 +164,7 @@ fn open_based(inc: &Image) -> Result<Option<Arc<FileStorage>>> {
 
 /// Locks the folder of an image, and the targets above it.
 pub(super) fn lock(image: &Path) -> Result<Vec<FolderLock>> {
-    FolderLock::take_all(folder(image)).map_err(Error::Folder)
+    FolderLock::take_all(storage::parent(image)).map_err(Error::Folder)
 }
 
 /// Opens an image that is one file under one name, here, and locks it.
@@ -240,13 +230,8 @@ pub(super) fn remove(image: &Path) -> Result<bool> {
     Ok(removed)
 }
 
-fn folder(image: &Path) -> &Path {
-    image.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
-}
-
 /// Returns when names that were removed stay so.
 pub(super) fn sync_folder(image: &Path) -> Result<()> {
-    let folder = folder(image);
-    let sync = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-    sync.map_err(|source| Error::Write { path: folder.to_owned(), source })
+    let folder = storage::parent(image);
+    storage::sync_folder(folder).map_err(|source| Error::Write { path: folder.to_owned(), source })
 }

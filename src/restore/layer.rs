@@ -72,6 +72,11 @@ impl Layer {
         }
     }
 
+    /// Whether some program found the image damaged and marked it.
+    pub(super) fn is_marked_corrupt(&self) -> bool {
+        self.image().is_some_and(|image| image.header().is_corrupt())
+    }
+
     /// The file with the guest's bytes.
     #[must_use]
     pub fn data(&self) -> &dyn Storage {

@@ -99,8 +99,7 @@ impl Layers {
 
     /// What is not as it should be, but can be read.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
-        let corrupt = |layer: &&Layer| layer.image().is_some_and(|image| image.header().is_corrupt());
-        let corrupt = self.layers.iter().filter(corrupt);
+        let corrupt = self.layers.iter().filter(|layer| layer.is_marked_corrupt());
         let corrupt = corrupt.map(|layer| Warning::MarkedCorrupt { path: layer.path().to_owned() });
         // a guest may write a header to a raw disk once, but hardly before each backup
         let doubtful = self.all_magic && self.has_raw_increments();
@@ -188,7 +187,7 @@ pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
     Start::read(storage).map_err(|error| open_error(source, error))
 }
 
-fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
+pub(super) fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
     let start = start(source, &**storage)?;
     Ok(Evidence { path: &source.path, told: source.format, start })
 }

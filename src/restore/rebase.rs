@@ -68,8 +68,7 @@ impl Rebase {
         if let Some(layer) = raw {
             return Err(refused(layer.path(), "is raw, and only a qcow2 image names a backing file"));
         }
-        let corrupt = |layer: &&Layer| layer.image().is_some_and(|image| image.header().is_corrupt());
-        if let Some(layer) = images.iter().skip(1).find(corrupt) {
+        if let Some(layer) = images.iter().skip(1).find(|layer| layer.is_marked_corrupt()) {
             return Err(Error::MarkedCorrupt { path: layer.path().to_owned() });
         }
         let pairs = images.iter().zip(images.iter().skip(1));
@@ -121,8 +120,8 @@ impl Rebase {
     ///
     /// # Errors
     /// [`Error::Locked`] where somebody has an INC open, or another reason why it cannot be opened for writing, before
-    /// anything is changed; [`Error::Changed`] where it is not the one that was planned with; [`Error::Cancelled`] between two changes; what the system says. What was changed before
-    /// stays, and is right.
+    /// anything is changed; [`Error::Changed`] where it is not the one that was planned with; [`Error::Cancelled`] between
+    /// two changes; what the system says. What was changed before stays, and is right.
     pub fn run(self, observer: &dyn Observer, mut each: impl FnMut(&Based)) -> Result<()> {
         let Self { images, link, layers } = self;
         // nobody changes the others meanwhile; whoever reads what is to be changed is in its way

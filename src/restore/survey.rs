@@ -68,6 +68,6 @@ fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts>
         allocated,
         file_length: layer.data().length(),
         file_usage: file.map_or(0, |file| file.blocks() * 512),
-        marked_corrupt: layer.image().is_some_and(|image| image.header().is_corrupt()),
+        marked_corrupt: layer.is_marked_corrupt(),
     })
 }

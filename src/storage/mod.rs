@@ -19,6 +19,7 @@ pub use link::set_link;
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use publish::NewFile;
+pub(crate) use publish::{parent, sync as sync_folder};
 pub(crate) use writeback::start_writeback;
 
 /// A source of bytes with random access, shared by threads.
