@@ -108,7 +108,7 @@ fn size(image: &Image) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{Manifest, Phase, Unfinished, Work};
+    use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work};
 
     #[test]
     fn an_image_without_a_time_is_there_all_the_same() {
@@ -127,8 +127,11 @@ mod tests {
         let full = folder.path().join("FULL-5-disk");
         std::fs::write(&full, "").unwrap();
         let manifest = Manifest {
+            image: String::new(),
+            bitmap: None,
+            format: FormatHint::Qcow2,
             level: Level::Full,
-            time: 9,
+            time: Some(9),
             chain: Some("c".to_owned()),
             parent: None,
             virtual_size: 0,

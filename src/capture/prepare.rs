@@ -22,7 +22,7 @@ use super::plan::{DiskPlan, Old, Plan, Settings, Way};
 use super::request::{Request, Wanted};
 use super::settle::Bitmaps;
 use super::target;
-use crate::chain::Level;
+use crate::chain::{FormatHint, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
 
 /// States of a machine in which its disks are about to be, or already, somebody else's.
@@ -160,8 +160,27 @@ impl Prepared {
         Plan::new(&disks, &self.settings, features)
     }
 
+    /// What is written down of an image.
+    pub(super) fn manifest(&self, target: &Target, qemu: &str) -> Manifest {
+        Manifest {
+            image: target.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            level: target.level,
+            time: Some(self.time),
+            chain: self.chain_of(target).map(str::to_owned),
+            parent: target.parent.clone(),
+            bitmap: self.chain_of(target).map(|chain| names::epoch(self.time, chain)),
+            format: FormatHint::Qcow2,
+            virtual_size: target.size,
+            qemu: qemu.to_owned(),
+        }
+    }
+
+    /// The id of a disk's chain; none with COPY.
+    fn chain_of(&self, target: &Target) -> Option<&str> {
+        self.chain.as_ref().filter(|_| target.level != Level::Copy).map(|(id, _)| id.as_str())
+    }
+
     fn disk(&self, target: &Target) -> DiskPlan {
-        let chain = self.chain.as_ref().filter(|_| target.level != Level::Copy);
         DiskPlan {
             node: target.device.node.clone(),
             format_node: target.device.format_node.clone(),
@@ -170,7 +189,7 @@ impl Prepared {
             target: files::partial(&target.image),
             old: target.old.clone(),
             dead: target.dead.clone(),
-            new: chain.map(|(chain, _)| (names::epoch(self.time, chain), target.device.persistent)),
+            new: self.chain_of(target).map(|chain| (names::epoch(self.time, chain), target.device.persistent)),
         }
     }
 

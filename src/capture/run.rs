@@ -191,14 +191,7 @@ async fn make(
     machine.go_on()?;
     let qemu = machine.monitor.version().to_string();
     for target in &prepared.targets {
-        let manifest = Manifest {
-            level: target.level,
-            time: prepared.time,
-            chain: journal.chain.clone(),
-            parent: target.parent.clone(),
-            virtual_size: target.size,
-            qemu: qemu.clone(),
-        };
+        let manifest = prepared.manifest(target, &qemu);
         let partial = files::partial(&target.image);
         manifest.write(&partial).map_err(|source| Error::Io { path: Manifest::path(&partial), source })?;
     }

@@ -29,6 +29,23 @@ pub enum FormatHint {
     Unknown,
 }
 
+impl FormatHint {
+    /// The name of the format; empty where it is unknown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+            Self::Unknown => "",
+        }
+    }
+
+    /// The format of this name.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        [Self::Qcow2, Self::Raw].into_iter().find(|format| format.as_str() == name)
+    }
+}
+
 /// Reads each `.config` once, and remembers what was wrong with it.
 #[derive(Debug, Default)]
 pub(super) struct Configs {

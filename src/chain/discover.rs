@@ -12,9 +12,10 @@ use super::disk::Disk;
 use super::held;
 use super::image::{Image, Month};
 use super::journal::Unfinished;
-use super::layout::Layout;
-use super::manifest::Manifest;
-use super::scan::scan;
+use super::layout::{Found, Layout};
+use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
+use super::name::partial;
+use super::scan::{Folder, scan};
 use super::{Error, FormatHint, Level};
 
 /// How many folders deep images are looked for: the VM, the month, the disk.
@@ -46,6 +47,13 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// A manifest that could not be read: what it told of its image is unknown.
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A folder that could not be read: its images are missing here.
     Folder {
         /// The folder.
@@ -57,7 +65,7 @@ pub enum Note {
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Config { path, reason } | Self::Folder { path, reason }) = self;
+        let (Self::Config { path, reason } | Self::Manifest { path, reason } | Self::Folder { path, reason }) = self;
         write!(f, "{} is ignored: {reason}", path.display())
     }
 }
@@ -81,22 +89,17 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
         let group = groups.entry(without_months(folder)).or_default();
         let none = BTreeSet::new();
         for found in layout.images(&real.join(folder), below.get(folder).unwrap_or(&none)) {
-            let relative = folder.join(found.file);
-            group.entry(found.disk.clone()).or_default().push(Image {
-                path: dir.join(&relative),
-                relative,
-                disk: found.disk,
-                level: found.level,
-                time: found.time,
-                named: found.time,
-                partial: found.partial,
-                format: FormatHint::Unknown,
-                month: Month::of(folder),
-                overwritten: found.overwritten,
-                since: found.time,
-                claimed: None,
-                in_place: None,
-            });
+            let relative = folder.join(&found.file);
+            group.entry(found.disk.clone()).or_default().push(image(dir, relative, found));
+        }
+    }
+    for folder in &folders {
+        for found in missing(&real, folder) {
+            let group = groups.get_mut(&without_months(&folder.relative));
+            if let Some(images) = group.and_then(|group| group.get_mut(&found.disk)) {
+                let relative = folder.relative.join(&found.file);
+                images.push(Image { missing: true, ..image(dir, relative, found) });
+            }
         }
     }
 
@@ -109,14 +112,21 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
         for (name, mut images) in group {
             let mut formats = BTreeMap::new();
             for image in &mut images {
+                image.manifest = Manifest::read(&image.path).transpose().map(|read| {
+                    let unknown = |error: ManifestError| {
+                        let reason = error.to_string();
+                        notes.push(Note::Manifest { path: Manifest::path(&image.path), reason: reason.clone() });
+                        reason
+                    };
+                    read.map(Arc::new).map_err(unknown)
+                });
                 let format = || configs.format(&real.join(image.folder()), name.as_deref());
-                let manifest = Manifest::read(&image.path);
-                image.format = match manifest {
-                    Some(_) => FormatHint::Qcow2,
+                image.format = match image.known().map(|manifest| manifest.format) {
+                    Some(format) => format,
                     None => *formats.entry(image.folder().to_owned()).or_insert_with(format),
                 };
                 if image.level == Level::Full && !image.partial {
-                    image.claimed = manifest.map(|manifest| manifest.time);
+                    image.claimed = image.known().and_then(|manifest| manifest.time);
                     image.time = held::time(image.named, image.claimed);
                     let journal = Unfinished::read(&image.path).transpose();
                     image.in_place = journal.map(|read| read.map(Arc::new).map_err(|error| error.to_string()));
@@ -169,6 +179,41 @@ impl Inventory {
 
 fn labels(disks: &[&Disk]) -> Vec<String> {
     disks.iter().map(|disk| disk.label().to_owned()).collect()
+}
+
+/// An image as its name and place tell.
+fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
+    Image {
+        path: dir.join(&relative),
+        month: relative.parent().and_then(Month::of),
+        relative,
+        disk: found.disk,
+        level: found.level,
+        time: found.time,
+        named: found.time,
+        partial: found.partial,
+        format: FormatHint::Unknown,
+        manifest: None,
+        missing: false,
+        overwritten: found.overwritten,
+        since: found.time,
+        claimed: None,
+        in_place: None,
+    }
+}
+
+/// The images of a folder of which only manifests are there.
+fn missing(root: &Path, folder: &Folder) -> Vec<Found> {
+    // a folder that cannot be read tells nothing
+    let entries = fs::read_dir(root.join(&folder.relative).join(BOOKKEEPING)).into_iter().flatten().flatten();
+    let names = entries.take(MAX_ENTRIES).filter_map(|entry| Manifest::image_of(&entry.file_name()));
+    let mut missing: Vec<Found> = names
+        .filter(|name| !folder.files.contains_key(name) && !folder.files.contains_key(&partial(name)))
+        .filter_map(Found::timed)
+        .filter(|found| !found.partial)
+        .collect();
+    missing.sort_by(|one, other| one.file.cmp(&other.file));
+    missing
 }
 
 /// For each folder, the disks of images with a time in the folders below it.

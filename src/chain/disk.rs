@@ -29,6 +29,7 @@ impl Disk {
         held::refuse_claims(&mut images);
         let (partials, images): (Vec<_>, Vec<_>) = images.into_iter().map(Arc::new).partition(|image| image.partial);
         let chains = Chain::build(&images);
+        let images: Vec<_> = images.into_iter().filter(|image| !image.missing).collect();
         let failed = Failed::new(&partials);
         let points = chains.iter().enumerate().flat_map(|(number, chain)| chain.points(number, &failed));
         let mut points: Vec<Point> = points.collect();

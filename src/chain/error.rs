@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::journal::Unfinished;
+use super::lineage::Lineage;
 use super::point::Doubt;
 use super::when::WHEN_FORMS;
 
@@ -142,6 +143,14 @@ pub enum Error {
         /// The INC.
         inc: PathBuf,
     },
+    /// The manifests say that the chain is not the one that was made.
+    #[error("{} cannot be restored: {lineage}", path.display())]
+    Lineage {
+        /// The image of the restore point.
+        path: PathBuf,
+        /// What they say.
+        lineage: Lineage,
+    },
     /// Work in the FULL was begun and has not ended.
     #[error("{} cannot be restored: {unfinished}", path.display())]
     Unfinished {
@@ -197,6 +206,7 @@ impl Error {
             Self::NoFull { .. }
             | Self::SameTime { .. }
             | Self::LeftOver { .. }
+            | Self::Lineage { .. }
             | Self::Unfinished { .. }
             | Self::Journal { .. }
             | Self::Doubtful { .. }

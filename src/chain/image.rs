@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::config::FormatHint;
 use super::journal::Unfinished;
+use super::manifest::Manifest;
 use super::name::Level;
 
 /// A file that holds an image of a disk.
@@ -30,6 +31,10 @@ pub struct Image {
     pub partial: bool,
     /// The format that the settings beside the image claim.
     pub format: FormatHint,
+    /// What is known of it from the run that made it, or why there is a manifest that tells nothing.
+    pub manifest: Option<Result<Arc<Manifest>, String>>,
+    /// Whether only its manifest is there. Such an image is a broken restore point and nothing else.
+    pub missing: bool,
     /// The monthly folder it is in.
     pub(super) month: Option<Month>,
     /// Whether FULL and COPY were both written under this name, which has no time.
@@ -53,6 +58,12 @@ impl Image {
     #[must_use]
     pub fn display_name(&self) -> String {
         self.name().to_string_lossy().into_owned()
+    }
+
+    /// What is known of it from the run that made it, if that can be read.
+    #[must_use]
+    pub fn known(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()?.as_ref().ok().map(Arc::as_ref)
     }
 
     pub(super) fn folder(&self) -> &Path {

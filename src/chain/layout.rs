@@ -23,6 +23,18 @@ pub(super) struct Found {
     pub(super) overwritten: bool,
 }
 
+impl Found {
+    /// The image of this name, if it has a time.
+    pub(super) fn timed(file: OsString) -> Option<Self> {
+        ImageName::parse(&file).map(|name| Self::new(file, name))
+    }
+
+    fn new(file: OsString, name: ImageName) -> Self {
+        let ImageName { level, time, disk, partial } = name;
+        Self { file, disk, level, time: Some(time), partial, overwritten: false }
+    }
+}
+
 /// The files of one folder, sorted into kinds.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
@@ -76,14 +88,7 @@ impl Layout {
     /// The images of the folder at `path`, sorted by name. `below` are the disks of images with a time in the folders
     /// below it.
     pub(super) fn images(&self, path: &Path, below: &BTreeSet<Option<OsString>>) -> Vec<Found> {
-        let timed = self.timed.iter().map(|(file, name)| Found {
-            file: file.clone(),
-            disk: name.disk.clone(),
-            level: name.level,
-            time: Some(name.time),
-            partial: name.partial,
-            overwritten: false,
-        });
+        let timed = self.timed.iter().map(|(file, name)| Found::new(file.clone(), name.clone()));
         let alone = self.timed.is_empty() && below.is_empty() && {
             let mut likely = self.bare.iter().filter(|(_, disk, partial)| !partial && has_extension(disk));
             likely.next().is_some() && likely.next().is_none()

@@ -1,11 +1,12 @@
 //! Chains: which INC belongs to which FULL, and what may be wrong between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::image::Image;
 use super::journal::Unfinished;
+use super::lineage::Lineage;
 use super::name::Level;
 use super::point::{Doubt, Fault, Point, State};
 
@@ -25,7 +26,7 @@ impl Chain {
         self.full.as_ref()
     }
 
-    /// The INCs, oldest first.
+    /// The INCs, oldest first, also those of which only the manifest is there.
     #[must_use]
     pub fn incs(&self) -> &[Arc<Image>] {
         &self.incs
@@ -38,12 +39,26 @@ impl Chain {
         self.full.as_ref()?.in_place.as_ref()?.as_ref().ok().map(Arc::as_ref)
     }
 
-    /// Builds the chains of images that are whole and in the order in which they were made.
+    /// Builds the chains of images that are whole, or missing, and in the order in which they were made.
     pub(super) fn build(images: &[Arc<Image>]) -> Vec<Self> {
         let mut chains: Vec<Self> = Vec::new();
         // of each folder, the chain that the next INC belongs to
         let mut open: BTreeMap<&Path, usize> = BTreeMap::new();
+        // and whether the FULL of the next INC that is missing is missing, too: somebody has removed them all
+        let mut removed: BTreeSet<&Path> = BTreeSet::new();
         for image in images {
+            if image.missing {
+                let full = open.get(image.folder()).and_then(|at| chains.get_mut(*at));
+                let full = full.filter(|chain| chain.full.as_ref().is_some_and(|full| image.time > full.time));
+                match (image.level, full) {
+                    (Level::Inc, Some(chain)) if !removed.contains(image.folder()) => {
+                        chain.incs.push(Arc::clone(image));
+                    }
+                    (Level::Full, _) => drop(removed.insert(image.folder())),
+                    (Level::Inc | Level::Copy, _) => {}
+                }
+                continue;
+            }
             let last = open.get(image.folder()).copied();
             let current = last.and_then(|at| chains.get_mut(at));
             match (image.level, current) {
@@ -57,6 +72,7 @@ impl Chain {
                 (Level::Full, current) => {
                     let before = current.and_then(|chain| chain.full.clone());
                     let rival = before.filter(|full| full.named == image.named);
+                    removed.remove(image.folder());
                     open.insert(image.folder(), chains.len());
                     chains.push(Self { full: Some(Arc::clone(image)), incs: Vec::new(), rival });
                 }
@@ -74,8 +90,11 @@ impl Chain {
         let mut fault = match (&self.full, &self.rival) {
             (None, _) => Some(Fault::NoFull),
             (Some(full), Some(rival)) => Some(Fault::SameTime(Arc::clone(rival), Arc::clone(full))),
-            (Some(full), None) => left.map(|inc| Fault::LeftOver { full: Arc::clone(full), inc: Arc::clone(inc) }),
+            (Some(full), None) => left
+                .map(|inc| Fault::LeftOver { full: Arc::clone(full), inc: Arc::clone(inc) })
+                .or_else(|| Lineage::of(full).map(Fault::Lineage)),
         };
+        let mut before: Vec<&Arc<Image>> = self.full.iter().collect();
         let incs = self.incs.iter().enumerate().map(move |(at, inc)| {
             let same = |other: Option<usize>| {
                 other.and_then(|at| self.incs.get(at)).filter(|other| other.time == inc.time).cloned()
@@ -84,6 +103,10 @@ impl Chain {
             if let (None, Some(other)) = (&fault, same(at.checked_add(1))) {
                 fault = Some(Fault::SameTime(Arc::clone(inc), other));
             }
+            if fault.is_none() {
+                fault = Lineage::of(inc).or_else(|| Lineage::after(&before, inc)).map(Fault::Lineage);
+            }
+            before.push(inc);
             let state = match (&fault, &doubt) {
                 (Some(fault), _) => State::Broken(fault.clone()),
                 (None, Some((since, doubt))) if inc.time >= *since => State::Doubtful(doubt.clone()),
@@ -124,8 +147,11 @@ impl Chain {
 }
 
 /// What there is to say of a FULL by itself.
-fn full_state(full: &Image, left: Option<&Arc<Image>>, doubt: Option<&(Option<i64>, Doubt)>) -> State {
+fn full_state(full: &Arc<Image>, left: Option<&Arc<Image>>, doubt: Option<&(Option<i64>, Doubt)>) -> State {
     let was_written_to = full.named.is_some() && full.time > full.named;
+    if let Some(lineage) = Lineage::of(full) {
+        return State::Broken(Fault::Lineage(lineage));
+    }
     match (left, doubt) {
         (Some(inc), _) => State::Doubtful(Doubt::LeftOver(Arc::clone(inc))),
         // what the INCs lacked, it lacks now

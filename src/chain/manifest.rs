@@ -1,51 +1,127 @@
 //! What the run that made an image knows of it and the image itself does not tell: `.qmpbackup/<image>.json` beside it.
 //!
-//! Images of other tools have none.
+//! A JSON object of plain values, which may have more keys than these:
+//!
+//! ```text
+//! version       2
+//! image         the name of the image: one that was renamed is noticed
+//! level         FULL, INC or COPY
+//! time          the moment that it holds, seconds since 1970; null where nobody knows
+//! chain         the id of its chain; null with COPY
+//! parent        the name of the image that an INC builds on, else null
+//! bitmap        the bitmap that records what is written after it, or null
+//! format        qcow2 or raw
+//! virtual-size  bytes of the disk
+//! qemu          the version of QEMU; empty where another tool made the image
+//! crc32         8 digits: the CRC-32 of all other keys in order of the alphabet, each as `key:value` and a line end,
+//!               the value as JSON
+//! ```
+//!
+//! Version 1 had no `image`, `bitmap` and `crc32`. Of a version after 2 nothing is believed. Images of other tools have
+//! none, until `qmprestore manifest` makes them.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Level, json_file};
+use super::{FormatHint, Level, json_file};
 
 /// The folder for all bookkeeping, beside the images. Other tools list only images.
 pub const BOOKKEEPING: &str = ".qmpbackup";
 
-/// The version of the file.
-const VERSION: u64 = 1;
+/// The version that is written.
+const VERSION: u64 = 2;
+
+/// The end of a manifest's name.
+const EXTENSION: &str = "json";
 
 /// What is known of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
+    /// Its name; empty in version 1.
+    pub image: String,
     /// What it holds.
     pub level: Level,
     /// The moment that it holds, seconds since 1970, also where the name does not tell. It is later than that of the name
     /// where INCs were written into a FULL.
-    pub time: i64,
+    pub time: Option<i64>,
     /// The id of its chain; none with COPY.
     pub chain: Option<String>,
     /// The name of the image that it builds on; INCs only.
     pub parent: Option<String>,
+    /// The bitmap that records what is written after it.
+    pub bitmap: Option<String>,
+    /// How its bytes are to be understood.
+    pub format: FormatHint,
     /// Bytes of the disk.
     pub virtual_size: u64,
     /// The version of QEMU.
     pub qemu: String,
 }
 
+/// Why there is a manifest of which nothing is known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// It cannot be read, or is no JSON.
+    #[error("{}", path.display())]
+    Io {
+        /// The manifest.
+        path: PathBuf,
+        /// What the system says, or where it is no JSON.
+        source: io::Error,
+    },
+    /// A later version of this program has made it.
+    #[error("{} is of version {version}: this program knows 1 to {VERSION}", path.display())]
+    Version {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version.
+        version: u64,
+    },
+    /// Its bytes have changed since it was written.
+    #[error("{} is damaged: its crc32 does not fit", path.display())]
+    Damaged {
+        /// The manifest.
+        path: PathBuf,
+    },
+    /// A value is missing or cannot be.
+    #[error("{}: {key} is missing or no value that it can have", path.display())]
+    Field {
+        /// The manifest.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+    },
+}
+
 impl Manifest {
     /// Where the manifest of an image is, if it has one.
     #[must_use]
     pub fn path(image: &Path) -> PathBuf {
-        let mut name = image.file_name().unwrap_or_default().to_owned();
-        name.push(".json");
-        image.with_file_name(BOOKKEEPING).join(name)
+        beside(image, EXTENSION)
     }
 
-    /// The manifest of an image; one that cannot be read is none.
-    #[must_use]
-    pub fn read(image: &Path) -> Option<Self> {
-        Self::parse(&json_file::read(&Self::path(image)).ok().flatten()?)
+    /// The name of the image whose manifest has this name.
+    pub(super) fn image_of(manifest: &OsStr) -> Option<OsString> {
+        let name = manifest.as_bytes().strip_suffix(b".json")?;
+        Some(OsStr::from_bytes(name).to_owned())
+    }
+
+    /// The manifest of an image; `None` where it has none.
+    ///
+    /// # Errors
+    /// There is one, of which nothing can be believed.
+    pub fn read(image: &Path) -> Result<Option<Self>, ManifestError> {
+        let path = Self::path(image);
+        match json_file::read(&path) {
+            Ok(Some(value)) => Self::parse(&value, path).map(Some),
+            Ok(None) => Ok(None),
+            Err(source) => Err(ManifestError::Io { path, source }),
+        }
     }
 
     /// Writes the manifest of an image, or replaces it: there is a whole one at any time.
@@ -58,31 +134,82 @@ impl Manifest {
 
     /// What the file holds.
     fn to_json(&self) -> Value {
-        json!({
+        let mut value = json!({
             "version": VERSION,
+            "image": self.image,
             "level": self.level.as_str(),
             "time": self.time,
             "chain": self.chain,
             "parent": self.parent,
-            "format": "qcow2",
+            "bitmap": self.bitmap,
+            "format": self.format.as_str(),
             "virtual-size": self.virtual_size,
             "qemu": self.qemu,
-        })
+        });
+        if let Some(keys) = value.as_object_mut() {
+            let sum = checksum(keys);
+            keys.insert("crc32".to_owned(), sum.into());
+        }
+        value
     }
 
-    fn parse(value: &Value) -> Option<Self> {
-        (value.get("version")?.as_u64()? == VERSION && value.get("format")? == "qcow2").then_some(())?;
-        let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-        let level = text("level")?;
-        Some(Self {
-            level: Level::ALL.into_iter().find(|known| known.as_str() == level)?,
-            time: value.get("time")?.as_i64()?,
-            chain: text("chain"),
-            parent: text("parent"),
-            virtual_size: value.get("virtual-size")?.as_u64()?,
-            qemu: text("qemu").unwrap_or_default(),
+    fn parse(value: &Value, path: PathBuf) -> Result<Self, ManifestError> {
+        let field = |key| move |path: PathBuf| ManifestError::Field { path, key };
+        let Some(keys) = value.as_object() else { return Err(field("version")(path)) };
+        match keys.get("version").and_then(Value::as_u64) {
+            Some(1) => {}
+            Some(VERSION) if keys.get("crc32").and_then(Value::as_str) == Some(&checksum(keys)) => {}
+            Some(VERSION) => return Err(ManifestError::Damaged { path }),
+            Some(version) => return Err(ManifestError::Version { path, version }),
+            None => return Err(field("version")(path)),
+        }
+        let text = |key: &str| keys.get(key).and_then(Value::as_str);
+        let owned = |key: &str| text(key).map(str::to_owned);
+        let level = text("level").and_then(|text| Level::ALL.into_iter().find(|level| level.as_str() == text));
+        let format = text("format").and_then(FormatHint::parse);
+        let time = keys.get("time").and_then(|time| if time.is_null() { Some(None) } else { time.as_i64().map(Some) });
+        let (Some(level), Some(format), Some(time), Some(virtual_size)) =
+            (level, format, time, keys.get("virtual-size").and_then(Value::as_u64))
+        else {
+            let key = match (level, format, time) {
+                (None, ..) => "level",
+                (_, None, _) => "format",
+                (.., None) => "time",
+                _ => "virtual-size",
+            };
+            return Err(field(key)(path));
+        };
+        Ok(Self {
+            image: owned("image").unwrap_or_default(),
+            level,
+            time,
+            chain: owned("chain"),
+            parent: owned("parent"),
+            bitmap: owned("bitmap"),
+            format,
+            virtual_size,
+            qemu: owned("qemu").unwrap_or_default(),
         })
     }
+}
+
+/// A file of the bookkeeping for an image.
+pub(super) fn beside(image: &Path, extension: &str) -> PathBuf {
+    let mut name = image.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(extension);
+    image.with_file_name(BOOKKEEPING).join(name)
+}
+
+/// The CRC-32 of all keys but `crc32`.
+fn checksum(keys: &Map<String, Value>) -> String {
+    let mut keys: Vec<_> = keys.iter().filter(|(key, _)| *key != "crc32").collect();
+    keys.sort_by_key(|(key, _)| *key);
+    let mut hasher = crc32fast::Hasher::new();
+    for (key, value) in keys {
+        hasher.update(format!("{key}:{value}\n").as_bytes());
+    }
+    format!("{:08x}", hasher.finalize())
 }
 
 #[cfg(test)]
@@ -91,38 +218,82 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
+            image: "INC-1643308928-disk".to_owned(),
             level: Level::Inc,
-            time: 1_643_308_928,
+            time: Some(1_643_308_928),
             chain: Some("id".to_owned()),
             parent: Some("FULL-1643308898-disk".to_owned()),
+            bitmap: Some("qmpbackup-1643308928-id".to_owned()),
+            format: FormatHint::Qcow2,
             virtual_size: 1 << 40,
             qemu: "10.0.2".to_owned(),
         }
+    }
+
+    fn parse(value: &Value) -> Result<Manifest, String> {
+        Manifest::parse(value, "M".into()).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_manifest_is_read_as_it_was_written_and_can_be_renewed() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("INC-1643308928-disk");
-        assert_eq!(Manifest::read(&image), None);
+        assert_eq!(Manifest::read(&image).unwrap(), None);
         manifest().write(&image).unwrap();
-        assert_eq!(Manifest::read(&image), Some(manifest()));
+        assert_eq!(Manifest::read(&image).unwrap(), Some(manifest()));
         // of an image of another tool
-        let bare = Manifest { chain: None, parent: None, qemu: String::new(), ..manifest() };
+        let bare = Manifest {
+            chain: None,
+            parent: None,
+            bitmap: None,
+            time: None,
+            format: FormatHint::Raw,
+            qemu: String::new(),
+            ..manifest()
+        };
         bare.write(&image).unwrap();
-        assert_eq!(Manifest::read(&image), Some(bare));
+        assert_eq!(Manifest::read(&image).unwrap(), Some(bare));
     }
 
     #[test]
-    fn what_is_no_manifest_of_this_version_is_none() {
-        assert_eq!(Manifest::parse(&manifest().to_json()), Some(manifest()));
-        for (key, value) in
-            [("version", json!(2)), ("format", json!("raw")), ("level", json!("DIFF")), ("time", json!("x"))]
-        {
+    fn any_flipped_bit_of_a_manifest_is_noticed_or_harms_nothing() {
+        let text = manifest().to_json().to_string();
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
+            assert!(parse(&value).is_err(), "bit {bit} of {text}");
+        }
+    }
+
+    #[test]
+    fn the_version_before_had_less_and_is_read() {
+        let old = json!({
+            "version": 1, "level": "INC", "time": 1_643_308_928, "chain": "id", "parent": "FULL-1643308898-disk",
+            "format": "qcow2", "virtual-size": 1_u64 << 40, "qemu": "10.0.2",
+        });
+        assert_eq!(parse(&old), Ok(Manifest { image: String::new(), bitmap: None, ..manifest() }));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let sealed = |key: &str, value: Value| {
             let mut changed = manifest().to_json();
             changed[key] = value;
-            assert_eq!(Manifest::parse(&changed), None, "{key}");
+            let sum = checksum(changed.as_object().unwrap());
+            changed["crc32"] = sum.into();
+            parse(&changed).unwrap_err()
+        };
+        for (key, value) in [
+            ("level", json!("DIFF")),
+            ("time", json!("x")),
+            ("format", json!("vmdk")),
+            ("virtual-size", json!(-1)),
+            ("version", json!("2")),
+        ] {
+            assert_eq!(sealed(key, value), format!("M: {key} is missing or no value that it can have"));
         }
-        assert_eq!(Manifest::parse(&json!([])), None);
+        assert_eq!(sealed("version", json!(3)), "M is of version 3: this program knows 1 to 2");
+        assert_eq!(parse(&json!([])).unwrap_err(), "M: version is missing or no value that it can have");
     }
 }

@@ -29,8 +29,9 @@
 //! - An INC that was written into its FULL is gone, and the FULL holds its moment: the FULL's [`Manifest`] tells, and it is
 //!   the restore point of that time. To which FULL an INC belongs is told by names alone. While such work goes on, and when
 //!   it was broken off, none of the chain's restore points is whole: see [`Unfinished`].
-//! - The format of an image is qcow2 where it has a [`Manifest`], else what the `.config` says, never what its content
-//!   looks like.
+//! - The format of an image is what its [`Manifest`] says, else what the `.config` says, never what its content looks like.
+//! - Manifests tell of each INC what it builds on: one that is missing, foreign or out of order breaks the chain from there.
+//!   An image whose manifest is there and which is not, of a chain whose FULL is there, is a broken restore point.
 //!
 //! # Listing restore points
 //!
@@ -57,6 +58,7 @@
 //! # }
 //! ```
 
+mod checksums;
 mod config;
 mod discover;
 mod disk;
@@ -66,6 +68,7 @@ mod image;
 mod journal;
 mod json_file;
 mod layout;
+mod lineage;
 mod links;
 mod lock;
 mod manifest;
@@ -78,15 +81,17 @@ mod tests;
 mod timeless;
 mod when;
 
+pub use checksums::{BLOCK, Checksums, ChecksumsError, Renewal, block_sums, create as create_checksums};
 pub use config::{FormatHint, MAX_CONFIG_BYTES};
 pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind};
 pub use image::Image;
 pub use journal::{Phase, Unfinished, Work};
+pub use lineage::Lineage;
 pub use links::Chain;
 pub use lock::{FolderLock, UUID};
-pub use manifest::{BOOKKEEPING, Manifest};
+pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
 pub use name::{ImageName, Level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use when::{Clock, WHEN_FORMS, When};

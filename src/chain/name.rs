@@ -106,6 +106,11 @@ pub(super) fn strip_partial(name: &OsStr) -> (&[u8], bool) {
     bytes.strip_suffix(PARTIAL).map_or((bytes, false), |stem| (stem, true))
 }
 
+/// The name that an image has until it is whole.
+pub(super) fn partial(name: &OsStr) -> OsString {
+    OsString::from_vec([name.as_bytes(), PARTIAL].concat())
+}
+
 /// Whether a file cannot be an image, whatever else its name says: hidden files, the `uuid`, settings, logs, fleece
 /// images, leftovers of editors.
 pub(super) fn is_stray(name: &OsStr) -> bool {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Error;
 use super::image::Image;
 use super::journal::Unfinished;
+use super::lineage::Lineage;
 use super::manifest::Manifest;
 use super::name::Level;
 
@@ -95,6 +96,8 @@ pub enum Fault {
         /// The first of such INCs.
         inc: Arc<Image>,
     },
+    /// The manifests say that an image is none of this chain, or that one is missing.
+    Lineage(Lineage),
     /// Work in the FULL was begun and has not ended: the FULL holds no moment.
     Unfinished(Arc<Unfinished>),
     /// There is a journal of such work that cannot be read.
@@ -117,6 +120,7 @@ impl fmt::Display for Fault {
                 let (full, inc) = (full.display_name(), inc.display_name());
                 write!(f, "the manifest of {full} says that it holds a later moment than {inc}")
             }
+            Self::Lineage(lineage) => lineage.fmt(f),
             Self::Unfinished(unfinished) => unfinished.fmt(f),
             Self::Journal { path, reason } => write!(f, "{} cannot be understood: {reason}", path.display()),
         }
@@ -129,6 +133,7 @@ impl Fault {
             Self::NoFull => Error::NoFull { path: image.path.clone() },
             Self::SameTime(first, second) => Error::SameTime { first: first.path.clone(), second: second.path.clone() },
             Self::LeftOver { full, inc } => Error::LeftOver { full: full.path.clone(), inc: inc.path.clone() },
+            Self::Lineage(lineage) => Error::Lineage { path: image.path.clone(), lineage },
             Self::Unfinished(unfinished) => Error::Unfinished { path: image.path.clone(), unfinished },
             Self::Journal { path, reason } => Error::Journal { path, reason },
         }
@@ -163,7 +168,7 @@ impl RestorePoint {
     /// What the system says, and `InvalidData` where the journal of such work cannot be understood.
     pub fn is_current(&self) -> io::Result<bool> {
         let Some(full) = self.members.first().filter(|full| full.level == Level::Full) else { return Ok(true) };
-        let claimed = Manifest::read(&full.path).map(|manifest| manifest.time);
+        let claimed = Manifest::read(&full.path).ok().flatten().and_then(|manifest| manifest.time);
         Ok(claimed == full.claimed && Unfinished::read(&full.path)? == self.unfinished)
     }
 }

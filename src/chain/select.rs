@@ -84,7 +84,7 @@ impl Disk {
             level: point.image.level,
             members,
             doubt,
-            later: later.to_vec(),
+            later: later.iter().filter(|image| !image.missing).cloned().collect(),
             unfinished: None,
         })
     }

@@ -16,7 +16,7 @@ use super::layers::{self, Source};
 use super::observer::Observer;
 use super::rebase;
 use super::resolve::Mapped;
-use crate::chain::{FolderLock, Image, Level, Manifest, RestorePoint, Work};
+use crate::chain::{FolderLock, FormatHint, Image, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage, WritableStorage};
 
@@ -144,7 +144,7 @@ impl InPlace {
                 qcow2::set_backing(&**storage, Some(&backing(full))).map_err(failed)?;
             }
         }
-        match Manifest::read(&next.path) {
+        match known(&next.path) {
             Some(manifest) => write_manifest(&next.path, &Manifest { parent: Some(full.display_name()), ..manifest }),
             None => Ok(()),
         }
@@ -191,10 +191,27 @@ pub(super) fn relative_name(name: &str) -> String {
 
 /// What is known of a FULL that now holds the moment of an INC.
 pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
-    let (old, inc) = (Manifest::read(full), Manifest::read(&held.path));
-    let (chain, qemu) = inc.or(old).map(|manifest| (manifest.chain, manifest.qemu)).unwrap_or_default();
-    let time = held.time.unwrap_or_default();
-    write_manifest(full, &Manifest { level: Level::Full, time, chain, parent: None, virtual_size: size, qemu })
+    let (old, inc) = (known(full), known(&held.path));
+    let (chain, bitmap, qemu) =
+        inc.or(old).map(|manifest| (manifest.chain, manifest.bitmap, manifest.qemu)).unwrap_or_default();
+    let image = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let manifest = Manifest {
+        image,
+        level: Level::Full,
+        time: held.time,
+        chain,
+        parent: None,
+        bitmap,
+        format: FormatHint::Qcow2,
+        virtual_size: size,
+        qemu,
+    };
+    write_manifest(full, &manifest)
+}
+
+/// What is known of an image, if its manifest can be read.
+fn known(image: &Path) -> Option<Manifest> {
+    Manifest::read(image).ok().flatten()
 }
 
 fn write_manifest(image: &Path, manifest: &Manifest) -> Result<()> {

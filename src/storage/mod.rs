@@ -7,6 +7,7 @@ mod link;
 mod lock;
 mod memory;
 mod publish;
+mod touched;
 mod writeback;
 
 use std::fs::File;
@@ -20,6 +21,7 @@ pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use publish::NewFile;
 pub(crate) use publish::{parent, sync as sync_folder};
+pub use touched::Touched;
 pub(crate) use writeback::start_writeback;
 
 /// A source of bytes with random access, shared by threads.
@@ -71,6 +73,11 @@ pub trait WritableStorage: Storage {
     /// # Errors
     /// What the system says; nobody knows then what is there.
     fn sync(&self) -> io::Result<()>;
+
+    /// Hears of bytes that got into the [file](Storage::as_file) by other ways than these.
+    fn written(&self, range: Range<u64>) {
+        let _ = range;
+    }
 }
 
 impl<S: Storage + ?Sized> Storage for &S {

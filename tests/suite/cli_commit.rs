@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use qmpbackup::chain::{FolderLock, Level, Manifest};
+use qmpbackup::chain::{FolderLock, FormatHint, Level, Manifest};
 use qmpbackup::storage::{Access, FileStorage};
 use serde_json::{Value, json};
 
@@ -14,9 +14,19 @@ use crate::oracle::convert;
 use crate::program::{Backup, Ended, TIMES, event};
 use crate::{sparse, tools};
 
-fn manifest(level: Level, time: i64, parent: Option<&str>) -> Manifest {
+fn manifest(image: &str, level: Level, time: i64, parent: Option<&str>) -> Manifest {
     let parent = parent.map(str::to_owned);
-    Manifest { level, time, chain: Some("id".to_owned()), parent, virtual_size: 64 << 20, qemu: "10.0.2".to_owned() }
+    Manifest {
+        image: image.to_owned(),
+        level,
+        time: Some(time),
+        chain: Some("id".to_owned()),
+        parent,
+        bitmap: None,
+        format: FormatHint::Qcow2,
+        virtual_size: 64 << 20,
+        qemu: "10.0.2".to_owned(),
+    }
 }
 
 #[test]
@@ -288,18 +298,18 @@ fn a_folder_that_was_rebased_stays_one() {
             for (number, level) in ["FULL", "INC", "INC", "INC"].iter().enumerate() {
                 let level = if *level == "FULL" { Level::Full } else { Level::Inc };
                 let parent = number.checked_sub(1).map(|parent| backup.name(parent));
-                manifest(level, TIMES[number], parent).write(&backup.images[number]).unwrap();
+                manifest(backup.name(number), level, TIMES[number], parent).write(&backup.images[number]).unwrap();
             }
             backup.does(&[command, "--until=1793761200"]).with(0);
             backup.assert_holds(2, &expected[0]);
             assert_eq!(backing(&backup.images[3]), format!("{named}{}", backup.name(0)));
             assert_eq!(link.read_link().unwrap(), OsStr::new(backup.name(3)));
             assert_reads(&link, &expected[1]);
-            let full = Manifest::read(&backup.images[0]).unwrap();
-            assert_eq!(full, manifest(Level::Full, TIMES[2], None));
-            let later = Manifest::read(&backup.images[3]).unwrap();
-            assert_eq!(later, manifest(Level::Inc, TIMES[3], Some(backup.name(0))));
-            assert_eq!(Manifest::read(&backup.images[2]), None);
+            let full = manifest(backup.name(0), Level::Full, TIMES[2], None);
+            assert_eq!(Manifest::read(&backup.images[0]).unwrap(), Some(full));
+            let later = manifest(backup.name(3), Level::Inc, TIMES[3], Some(backup.name(0)));
+            assert_eq!(Manifest::read(&backup.images[3]).unwrap(), Some(later));
+            assert_eq!(Manifest::read(&backup.images[2]).unwrap(), None);
             backup.merged(["--format=raw", "--out=merged"]).with(0);
             sparse::assert_same(&backup.path("merged"), &expected[1], "merged");
             backup.does(&["rebase"]).with(0).says("done already");

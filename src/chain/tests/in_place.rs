@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use super::super::{Doubt, ErrorKind, Image, Manifest, Phase, Unfinished, Work};
+use super::super::{Doubt, ErrorKind, FormatHint, Image, Manifest, Phase, Unfinished, Work};
 use super::*;
 
 impl Tree {
     /// Says what moment an image holds.
     fn holds(&self, image: &str, time: i64) {
         let manifest = Manifest {
+            image: String::new(),
+            bitmap: None,
+            format: FormatHint::Qcow2,
             level: Level::Full,
-            time,
+            time: Some(time),
             chain: None,
             parent: None,
             virtual_size: 1 << 20,

@@ -3,6 +3,7 @@
 mod doubts;
 mod in_place;
 mod layouts;
+mod lineage;
 mod selection;
 
 use std::ffi::OsStr;

@@ -75,7 +75,7 @@ fn an_inc_that_stays_is_built_on_when_those_before_it_were_written_into_their_fu
         let mut field = Field::with_three_incs("", release);
         field.commit(2);
         let inc = name(field.newest("disk0"));
-        let parent = Manifest::read(field.newest("disk0")).unwrap().parent;
+        let parent = Manifest::read(field.newest("disk0")).unwrap().unwrap().parent;
         assert_eq!(parent, Some(name(&field.points[0].images[0].path)));
         field.scribble("disk0");
         field.makes("--level auto", 0, "disk0 INC").says(&format!("disk0: INC on top of {inc}"));

@@ -1,0 +1,83 @@
+//! Sums of blocks, on all threads of the pool.
+
+use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::Path;
+
+use byteorder::{BigEndian, ByteOrder};
+use rayon::prelude::*;
+
+use super::header::Header;
+use super::{BLOCK, Checksums};
+use crate::storage::{NewFile, Storage, to_usize};
+
+/// Blocks that a thread reads at once: what it sums is still in the processor's cache.
+const READ: u64 = 8;
+
+/// Blocks whose sums are in memory at once.
+const BATCH: u64 = 1 << 14;
+
+/// The sums of some blocks of an image; holes are not read.
+///
+/// # Errors
+/// What the system says.
+pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> io::Result<Vec<u32>> {
+    let parts = blocks.end.saturating_sub(blocks.start).div_ceil(READ);
+    let part = |number: u64| {
+        let start = blocks.start + number * READ;
+        start..(start + READ).min(blocks.end)
+    };
+    let sums: Vec<Vec<u32>> = (0..parts)
+        .into_par_iter()
+        .map_init(Vec::new, |buffer, number| sums(image, part(number), buffer))
+        .collect::<io::Result<_>>()?;
+    Ok(sums.into_iter().flatten().collect())
+}
+
+/// The sums of a few blocks that lie next to each other.
+fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<Vec<u32>> {
+    let start = blocks.start * BLOCK;
+    let end = (blocks.end * BLOCK).min(image.length());
+    buffer.resize(to_usize(end.saturating_sub(start)), 0);
+    if image.next_data(start)?.is_none_or(|data| data.start >= end) {
+        buffer.fill(0);
+    } else {
+        image.read_exact_at(buffer, start)?;
+    }
+    Ok(buffer.chunks(to_usize(BLOCK)).map(crc32fast::hash).collect())
+}
+
+/// Computes the checksums of an image that nobody writes to, and writes them down beside what `image` names, which may be
+/// a name that it will have later. They replace others.
+///
+/// # Errors
+/// What the system says of either file; earlier checksums are still there then.
+pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> io::Result<()> {
+    write(image, storage.length(), |blocks| block_sums(storage, blocks))
+}
+
+/// Writes a file with checksums: it is there whole and on stable storage, as it was before, or not at all.
+pub(super) fn write(
+    image: &Path,
+    length: u64,
+    mut sums: impl FnMut(Range<u64>) -> io::Result<Vec<u32>>,
+) -> io::Result<()> {
+    let new = NewFile::create(&Checksums::path(image), 0o644)?;
+    let mut file = new.file();
+    let mut header = Header { length, unsettled: (0, 0), list: 0 };
+    let mut hasher = crc32fast::Hasher::new();
+    file.seek(SeekFrom::Start(Header::BYTES))?;
+    let mut start = 0;
+    while start < header.blocks() {
+        let end = (start + BATCH).min(header.blocks());
+        let sums = sums(start..end)?;
+        let mut bytes = vec![0; sums.len() * 4];
+        BigEndian::write_u32_into(&sums, &mut bytes);
+        hasher.update(&bytes);
+        file.write_all(&bytes)?;
+        start = end;
+    }
+    header.list = hasher.finalize();
+    std::os::unix::fs::FileExt::write_all_at(file, &header.bytes(), 0)?;
+    new.publish(true)
+}

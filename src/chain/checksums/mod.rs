@@ -1,0 +1,190 @@
+//! A CRC-32 for each block of an image's file: `.qmpbackup/<image>.crc32` beside its manifest.
+//!
+//! ```text
+//! offset  bytes
+//!      0      8  magic "QMPBSUMS"
+//!      8      4  version, 1
+//!     12      4  bytes of a block, 65536; the last one is as long as what is left of the image
+//!     16      8  bytes of the image
+//!     24      8  the first block that is unsettled
+//!     32      8  how many are from there on; 0 where all is settled
+//!     40      4  CRC-32 of the list
+//!     44      4  CRC-32 of the 44 bytes before
+//!     48      4  for each block its CRC-32, and nothing after the last
+//! ```
+//!
+//! Numbers are big-endian. The CRC is that of zip and Ethernet (polynomial 0x04c11db7, reflected, as in IEEE 802.3). So any
+//! flipped bit of an image is in a block whose sum does not fit, and one of this file is not taken for one of the image.
+//!
+//! Unsettled are blocks that a program was about to change in place: until it ends, or is run again, what they hold may be
+//! the old or the new, and their sums say nothing. See [`Renewal`].
+//!
+//! Nothing is mapped, and of the list no more is in memory than is asked for.
+
+mod compute;
+mod header;
+mod renew;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use byteorder::{BigEndian, ByteOrder};
+
+pub use compute::{block_sums, create};
+use header::Header;
+pub use renew::Renewal;
+
+use super::manifest::beside;
+use crate::storage::{FileStorage, Storage, to_usize};
+
+/// Bytes of a block.
+pub const BLOCK: u64 = 1 << 16;
+
+/// Bytes of a sum.
+const SUM: u64 = 4;
+
+/// Bytes of the list that are read at once.
+const PART: u64 = 1 << 20;
+
+/// The end of the file's name.
+const EXTENSION: &str = "crc32";
+
+/// The checksums of an image, open for reading.
+#[derive(Debug)]
+pub struct Checksums {
+    path: PathBuf,
+    file: FileStorage,
+    header: Header,
+}
+
+/// Why there are checksums that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChecksumsError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file with the checksums.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A later version of this program has made it.
+    #[error("{} is of version {version}: this program knows 1", path.display())]
+    Version {
+        /// The file with the checksums.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// The file itself is damaged.
+    #[error("{} is damaged: {field} at offset {offset} is {value:#x}, not {expected:#x}", path.display())]
+    Damaged {
+        /// The file with the checksums.
+        path: PathBuf,
+        /// Which field tells.
+        field: &'static str,
+        /// Where it is.
+        offset: u64,
+        /// What it holds.
+        value: u64,
+        /// What it should.
+        expected: u64,
+    },
+}
+
+impl Checksums {
+    /// Where the checksums of an image are, if it has some.
+    #[must_use]
+    pub fn path(image: &Path) -> PathBuf {
+        beside(image, EXTENSION)
+    }
+
+    /// Opens the checksums of an image, and checks them; `None` where it has none.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn open(image: &Path) -> Result<Option<Self>, ChecksumsError> {
+        let path = Self::path(image);
+        let file = match FileStorage::open(&path) {
+            Ok(file) => file,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(source) => return Err(ChecksumsError::Io { path, source }),
+        };
+        let header = Header::read(&file, &path)?;
+        let sums = Self { path, file, header };
+        sums.check_list()?;
+        Ok(Some(sums))
+    }
+
+    /// Bytes of the image's file.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.header.length
+    }
+
+    /// The number of blocks.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.header.blocks()
+    }
+
+    /// The blocks whose sums say nothing.
+    #[must_use]
+    pub fn unsettled(&self) -> Range<u64> {
+        self.header.unsettled()
+    }
+
+    /// The CRC-32 of all sums: it tells the state of one image from that of another.
+    #[must_use]
+    pub fn list_sum(&self) -> u32 {
+        self.header.list
+    }
+
+    /// The sums of these blocks, of which there must be as many.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn read(&self, blocks: Range<u64>) -> Result<Vec<u32>, ChecksumsError> {
+        let count = blocks.end.min(self.blocks()).saturating_sub(blocks.start);
+        let mut bytes = vec![0; to_usize(count * SUM)];
+        let read = self.file.read_exact_at(&mut bytes, Header::BYTES + blocks.start * SUM);
+        read.map_err(|source| ChecksumsError::Io { path: self.path.clone(), source })?;
+        let mut sums = vec![0; to_usize(count)];
+        BigEndian::read_u32_into(&bytes, &mut sums);
+        Ok(sums)
+    }
+
+    /// Whether the list is what was written.
+    fn check_list(&self) -> Result<(), ChecksumsError> {
+        let damaged = |field, offset, value, expected| {
+            Err(ChecksumsError::Damaged { path: self.path.clone(), field, offset, value, expected })
+        };
+        let expected = Header::BYTES.saturating_add(self.blocks().saturating_mul(SUM));
+        if self.file.length() != expected {
+            return damaged("the length of the file", 0, self.file.length(), expected);
+        }
+        let mut hasher = crc32fast::Hasher::new();
+        let mut bytes = vec![0; to_usize(PART.min(expected))];
+        let mut offset = Header::BYTES;
+        while offset < expected {
+            let length = to_usize((expected - offset).min(PART));
+            let part = bytes.get_mut(..length).unwrap_or_default();
+            let read = self.file.read_exact_at(part, offset);
+            read.map_err(|source| ChecksumsError::Io { path: self.path.clone(), source })?;
+            hasher.update(part);
+            offset += part.len() as u64;
+        }
+        let sum = hasher.finalize();
+        if sum == self.header.list {
+            Ok(())
+        } else {
+            damaged("the CRC-32 of the list", Header::LIST_AT, sum.into(), self.header.list.into())
+        }
+    }
+}

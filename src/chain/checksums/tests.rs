@@ -1,0 +1,149 @@
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::storage::{MemoryStorage, Touched, WritableStorage};
+
+/// An image of a few blocks, the last of them short, with its checksums.
+fn image(length: usize) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("INC-5-disk");
+    let bytes: Vec<u8> = (0..length).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect();
+    fs::write(&path, bytes).unwrap();
+    create(&path, &FileStorage::open(&path).unwrap()).unwrap();
+    (folder, path)
+}
+
+fn sums(path: &Path) -> Vec<u32> {
+    let sums = Checksums::open(path).unwrap().unwrap();
+    sums.read(0..sums.blocks()).unwrap()
+}
+
+/// The sums as they should be.
+fn expected(path: &Path) -> Vec<u32> {
+    fs::read(path).unwrap().chunks(1 << 16).map(crc32fast::hash).collect()
+}
+
+#[test]
+fn each_block_has_its_sum() {
+    for length in [0, 1, 65_536, 65_537, 1_000_000] {
+        let (_folder, path) = image(length);
+        let open = Checksums::open(&path).unwrap().unwrap();
+        assert_eq!((open.length(), open.unsettled()), (length as u64, 0..0));
+        assert_eq!(sums(&path), expected(&path), "{length}");
+    }
+    // as other programs say
+    assert_eq!(crc32fast::hash(b"123456789"), 0xcbf4_3926);
+    assert!(Checksums::open(Path::new("/nowhere/image")).unwrap().is_none());
+}
+
+#[test]
+fn holes_have_the_sum_of_zeroes() {
+    let (_folder, path) = image(300_000);
+    fs::File::options().write(true).open(&path).unwrap().set_len(5_000_000).unwrap();
+    create(&path, &FileStorage::open(&path).unwrap()).unwrap();
+    assert_eq!(sums(&path), expected(&path));
+    let memory = MemoryStorage::new(fs::read(&path).unwrap());
+    assert_eq!(block_sums(&memory, 3..9).unwrap(), expected(&path)[3..9]);
+}
+
+#[test]
+fn any_flipped_bit_of_the_checksums_is_noticed() {
+    let (_folder, path) = image(200_000);
+    let file = Checksums::path(&path);
+    let sound = fs::read(&file).unwrap();
+    for bit in 0..sound.len() * 8 {
+        let mut bytes = sound.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&file, bytes).unwrap();
+        assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Damaged { .. })), "bit {bit}");
+    }
+    for length in 0..sound.len() {
+        fs::write(&file, &sound[..length]).unwrap();
+        Checksums::open(&path).unwrap_err();
+    }
+    fs::write(&file, [sound.as_slice(), &[0]].concat()).unwrap();
+    assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Damaged { .. })));
+}
+
+#[test]
+fn a_later_version_is_named() {
+    let (_folder, path) = image(1);
+    let file = Checksums::path(&path);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[11] = 2;
+    let sum = crc32fast::hash(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&sum.to_be_bytes());
+    fs::write(&file, bytes).unwrap();
+    assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Version { version: 2, .. })));
+}
+
+#[test]
+fn a_huge_image_that_is_claimed_costs_no_memory() {
+    let (_folder, path) = image(1);
+    let header = Header { length: u64::MAX, unsettled: (0, u64::MAX), list: 0 };
+    fs::write(Checksums::path(&path), header.bytes()).unwrap();
+    assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Damaged { .. })));
+}
+
+fn open_touched(path: &Path) -> Touched {
+    Touched::new(Arc::new(FileStorage::open_writable(path).unwrap()), BLOCK)
+}
+
+#[test]
+fn only_what_was_written_to_is_summed_anew() {
+    for length in [100_000, 400_000, 700_000] {
+        let (_folder, path) = image(400_000);
+        // damaged before
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"!", 70_000).unwrap();
+        let before = expected(&path);
+        let old = sums(&path);
+        let renewal = Renewal::begin(&path, 0..u64::MAX).unwrap();
+        assert_eq!(Checksums::open(&path).unwrap().unwrap().unsettled(), 0..7);
+        let touched = open_touched(&path);
+        touched.write_all_at(b"new", 140_000).unwrap();
+        touched.set_length(length).unwrap();
+        renewal.finish(&touched, &touched).unwrap();
+        assert_eq!(Checksums::open(&path).unwrap().unwrap().unsettled(), 0..0);
+        let mut should = expected(&path);
+        if length > 200_000 {
+            assert_eq!(should[1], before[1]);
+            should[1] = old[1];
+        }
+        assert_eq!(sums(&path), should, "{length}");
+    }
+}
+
+#[test]
+fn after_a_crash_all_that_was_unsettled_is_summed_anew() {
+    let (_folder, path) = image(400_000);
+    drop(Renewal::begin(&path, 2..4).unwrap());
+    // and the program died when it had written this
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"new", 140_000).unwrap();
+    assert_eq!(Checksums::open(&path).unwrap().unwrap().unsettled(), 2..4);
+    let renewal = Renewal::begin(&path, 0..1).unwrap();
+    assert_eq!(Checksums::open(&path).unwrap().unwrap().unsettled(), 0..4);
+    let touched = open_touched(&path);
+    renewal.finish(&touched, &touched).unwrap();
+    assert_eq!(sums(&path), expected(&path));
+}
+
+#[test]
+fn checksums_that_are_damaged_or_missing_stay_so() {
+    let (_folder, path) = image(400_000);
+    let file = Checksums::path(&path);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[50] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let touched = open_touched(&path);
+    Renewal::begin(&path, 0..9).unwrap().finish(&touched, &touched).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+    fs::remove_file(&file).unwrap();
+    Renewal::begin(&path, 0..9).unwrap().finish(&touched, &touched).unwrap();
+    assert!(!file.exists());
+}

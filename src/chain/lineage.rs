@@ -1,0 +1,95 @@
+//! What the manifests of a chain say of each other: whether each image is the one that was made there.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::image::Image;
+
+/// Why the images of a chain do not belong together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Lineage {
+    /// The manifest of an image is there, and the image is not.
+    Gone(Arc<Image>),
+    /// An INC builds on an image that is not there.
+    Missing {
+        /// The INC.
+        image: Arc<Image>,
+        /// The name of the image that it builds on.
+        parent: String,
+    },
+    /// An INC builds on another image than the one before it.
+    Order {
+        /// The INC.
+        image: Arc<Image>,
+        /// The name of the image that it builds on, which is there.
+        parent: String,
+        /// The image before it.
+        before: Arc<Image>,
+    },
+    /// An INC is of another chain than its FULL.
+    Foreign {
+        /// The INC.
+        image: Arc<Image>,
+        /// The id of its chain.
+        chain: String,
+        /// The id of the FULL's chain.
+        expected: String,
+    },
+    /// The manifest of an image is that of one with another name.
+    Renamed {
+        /// The image.
+        image: Arc<Image>,
+        /// The name that it was made with.
+        made: String,
+    },
+}
+
+impl fmt::Display for Lineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone(image) => write!(f, "{} is missing, only its manifest is there", image.path.display()),
+            Self::Missing { image, parent } => {
+                write!(f, "{} builds on {parent}, which is missing", image.path.display())
+            }
+            Self::Order { image, parent, before } => {
+                write!(f, "{} builds on {parent}, not on {}", image.path.display(), before.display_name())
+            }
+            Self::Foreign { image, chain, expected } => {
+                write!(f, "{} is of another chain, {chain}, and the FULL of {expected}", image.path.display())
+            }
+            Self::Renamed { image, made } => {
+                write!(f, "{} was made as {made}: one of the two names is wrong", image.path.display())
+            }
+        }
+    }
+}
+
+impl Lineage {
+    /// What speaks against an image by itself.
+    pub(super) fn of(image: &Arc<Image>) -> Option<Self> {
+        if image.missing {
+            return Some(Self::Gone(Arc::clone(image)));
+        }
+        let made = &image.known()?.image;
+        let renamed = !made.is_empty() && image.name() != made.as_str();
+        renamed.then(|| Self::Renamed { image: Arc::clone(image), made: made.clone() })
+    }
+
+    /// What speaks against an INC after these images of its chain, the FULL first.
+    pub(super) fn after(before: &[&Arc<Image>], inc: &Arc<Image>) -> Option<Self> {
+        let (Some(full), Some(last), Some(known)) = (before.first(), before.last(), inc.known()) else { return None };
+        let chains = known.chain.as_ref().zip(full.known().and_then(|full| full.chain.as_ref()));
+        if let Some((chain, expected)) = chains.filter(|(chain, expected)| chain != expected) {
+            return Some(Self::Foreign { image: Arc::clone(inc), chain: chain.clone(), expected: expected.clone() });
+        }
+        let parent = known.parent.as_ref().filter(|parent| last.name() != parent.as_str())?.clone();
+        let image = Arc::clone(inc);
+        let is_there = before.iter().any(|image| image.name() == parent.as_str());
+        Some(if is_there {
+            Self::Order { image, parent, before: Arc::clone(last) }
+        } else {
+            Self::Missing { image, parent }
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! Chains whose manifests say that an image is missing, foreign or out of order.
+
+use super::super::{Fault, FormatHint, Lineage, Manifest};
+use super::*;
+
+impl Tree {
+    /// Gives an image a manifest, as the run that made it would.
+    fn made(&self, image: &str, chain: &str, parent: Option<&str>) {
+        let parsed = super::super::ImageName::parse(image.as_ref()).unwrap();
+        let manifest = Manifest {
+            image: image.to_owned(),
+            level: parsed.level,
+            time: Some(parsed.time),
+            chain: Some(chain.to_owned()),
+            parent: parent.map(str::to_owned),
+            bitmap: None,
+            format: FormatHint::Qcow2,
+            virtual_size: 1 << 20,
+            qemu: String::new(),
+        };
+        manifest.write(&self.path(image)).unwrap();
+    }
+
+    /// A chain of these names, the FULL first, each with the one before it as parent.
+    fn chain(names: &[&str]) -> Self {
+        let tree = Self::new(names.iter().copied());
+        let before = std::iter::once(None).chain(names.iter().copied().map(Some));
+        names.iter().zip(before).for_each(|(name, parent)| tree.made(name, "c", parent));
+        tree
+    }
+
+    fn remove(&self, image: &str) {
+        fs::remove_file(self.path(image)).unwrap();
+    }
+}
+
+const CHAIN: [&str; 4] = ["FULL-100-d", "INC-200-d", "INC-300-d", "INC-400-d"];
+
+fn fault(disk: &Disk, name: &str) -> String {
+    let point = disk.points().iter().find(|point| point.image().display_name() == name).unwrap();
+    match point.state() {
+        State::Broken(Fault::Lineage(lineage)) => lineage.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_chain_as_it_was_made_is_sound() {
+    assert_eq!(points(&Tree::chain(&CHAIN).disk()), CHAIN);
+}
+
+#[test]
+fn a_missing_image_breaks_the_chain_from_there() {
+    let tree = Tree::chain(&CHAIN);
+    tree.remove("INC-300-d");
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-300-d!", "INC-400-d!"]);
+    assert_eq!(disk.images().len(), 3);
+    assert_eq!(members(&disk, "INC-200"), ["FULL-100-d", "INC-200-d"]);
+    let error = select(&disk, "latest").unwrap_err();
+    assert!(matches!(&error, Error::Lineage { lineage: Lineage::Gone(_), .. }), "{error}");
+    assert!(error.to_string().contains("INC-300-d is missing, only its manifest is there"), "{error}");
+    // and without its manifest
+    fs::remove_file(Manifest::path(&tree.path("INC-300-d"))).unwrap();
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-400-d!"]);
+    assert!(fault(&disk, "INC-400-d").ends_with("INC-400-d builds on INC-300-d, which is missing"));
+}
+
+#[test]
+fn the_newest_image_that_is_missing_is_not_passed_over() {
+    let tree = Tree::chain(&CHAIN);
+    tree.remove("INC-400-d");
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-300-d", "INC-400-d!"]);
+    for when in ["latest", "400", "INC-400"] {
+        assert!(matches!(select(&disk, when), Err(Error::Lineage { .. })), "{when}");
+    }
+    assert_eq!(members(&disk, "399"), ["FULL-100-d", "INC-200-d", "INC-300-d"]);
+    // what is being published is not missing
+    tree.add("INC-400-d.partial");
+    assert_eq!(points(&tree.disk()), ["FULL-100-d", "INC-200-d", "INC-300-d"]);
+}
+
+#[test]
+fn what_somebody_has_removed_with_its_full_is_not_missed() {
+    let tree = Tree::chain(&["FULL-100-d", "INC-200-d"]);
+    for (name, parent) in [("FULL-300-d", None), ("INC-400-d", Some("FULL-300-d")), ("COPY-450-d", None)] {
+        tree.made(name, "c", parent);
+    }
+    tree.add("FULL-500-d");
+    assert_eq!(points(&tree.disk()), ["FULL-100-d", "INC-200-d", "FULL-500-d"]);
+    // nor are INCs that the FULL holds
+    tree.made("INC-600-d", "c", Some("FULL-500-d"));
+    let held = Manifest { time: Some(600), ..manifest_of("FULL-500-d") };
+    held.write(&tree.path("FULL-500-d")).unwrap();
+    assert_eq!(points(&tree.disk()), ["FULL-100-d", "INC-200-d", "FULL-500-d"]);
+}
+
+fn manifest_of(full: &str) -> Manifest {
+    let tree = Tree::chain(&[full]);
+    Manifest::read(&tree.path(full)).unwrap().unwrap()
+}
+
+#[test]
+fn an_inc_of_a_full_that_is_gone_does_not_follow_the_one_before() {
+    let tree = Tree::chain(&["FULL-100-d", "INC-200-d"]);
+    tree.add("INC-400-d");
+    tree.made("INC-400-d", "c", Some("FULL-300-d"));
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-400-d!"]);
+    assert!(fault(&disk, "INC-400-d").contains("builds on FULL-300-d, which is missing"));
+}
+
+#[test]
+fn an_inc_of_another_chain_is_foreign() {
+    let tree = Tree::chain(&CHAIN);
+    tree.made("INC-300-d", "other", Some("INC-200-d"));
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-300-d!", "INC-400-d!"]);
+    assert!(fault(&disk, "INC-400-d").contains("INC-300-d is of another chain, other, and the FULL of c"));
+}
+
+#[test]
+fn an_image_between_that_was_not_there_is_noticed() {
+    let tree = Tree::chain(&CHAIN);
+    tree.add("INC-350-d");
+    let disk = tree.disk();
+    assert!(fault(&disk, "INC-400-d").contains("INC-400-d builds on INC-300-d, not on INC-350-d"));
+    assert_eq!(points(&disk).last().unwrap(), "INC-400-d!");
+}
+
+#[test]
+fn an_image_with_the_name_of_another_is_noticed() {
+    let tree = Tree::chain(&CHAIN);
+    fs::rename(tree.path("INC-400-d"), tree.path("INC-500-d")).unwrap();
+    fs::rename(Manifest::path(&tree.path("INC-400-d")), Manifest::path(&tree.path("INC-500-d"))).unwrap();
+    let disk = tree.disk();
+    assert!(fault(&disk, "INC-500-d").contains("INC-500-d was made as INC-400-d"), "{disk:?}");
+    // a FULL, too
+    let tree = Tree::chain(&CHAIN);
+    fs::rename(tree.path("FULL-100-d"), tree.path("FULL-99-d")).unwrap();
+    fs::rename(Manifest::path(&tree.path("FULL-100-d")), Manifest::path(&tree.path("FULL-99-d"))).unwrap();
+    assert_eq!(points(&tree.disk()), ["FULL-99-d!", "INC-200-d!", "INC-300-d!", "INC-400-d!"]);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_told_and_says_nothing() {
+    let tree = Tree::chain(&CHAIN);
+    tree.write(".qmpbackup/INC-300-d.json", "{");
+    let inventory = tree.discover();
+    assert!(inventory.notes[0].to_string().contains("INC-300-d.json is ignored"), "{:?}", inventory.notes);
+    assert_eq!(points(&inventory.disks[0]), CHAIN);
+}

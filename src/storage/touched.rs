@@ -1,0 +1,120 @@
+//! Which blocks of a storage were written to.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{FileStorage, Storage, WritableStorage, to_usize};
+
+/// A file that remembers which of its blocks were written to, a bit for each.
+///
+/// Copies that stay in the kernel go around it, and are told by [`WritableStorage::written`].
+#[derive(Debug)]
+pub struct Touched {
+    inner: Arc<FileStorage>,
+    block: u64,
+    words: RwLock<Vec<AtomicU64>>,
+}
+
+impl Touched {
+    /// Watches a file in blocks of this size.
+    #[must_use]
+    pub fn new(inner: Arc<FileStorage>, block: u64) -> Self {
+        Self { inner, block: block.max(1), words: RwLock::default() }
+    }
+
+    /// Whether a block was written to.
+    #[must_use]
+    pub fn contains(&self, block: u64) -> bool {
+        let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
+        words.get(to_usize(block / 64)).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (block % 64)) != 0)
+    }
+
+    fn touch(&self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let blocks = range.start / self.block..range.end.div_ceil(self.block);
+        let needed = to_usize(blocks.end.div_ceil(64));
+        let mut words = self.words.read().unwrap_or_else(PoisonError::into_inner);
+        if words.len() < needed {
+            drop(words);
+            let mut grown = self.words.write().unwrap_or_else(PoisonError::into_inner);
+            let length = grown.len().max(needed);
+            grown.resize_with(length, AtomicU64::default);
+            drop(grown);
+            words = self.words.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        for block in blocks {
+            if let Some(word) = words.get(to_usize(block / 64)) {
+                word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Storage for Touched {
+    fn length(&self) -> u64 {
+        self.inner.length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.next_data(offset)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        self.inner.as_file()
+    }
+}
+
+impl WritableStorage for Touched {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.written(offset..offset.saturating_add(bytes.len() as u64));
+        self.inner.write_all_at(bytes, offset)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        // what is behind the end now, and what the last block holds
+        let (old, new) = (self.inner.length(), length);
+        self.touch(old.min(new)..old.max(new));
+        self.inner.set_length(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn written(&self, range: Range<u64>) {
+        self.touch(range);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_remembered_that_were_written_to_in_any_way() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(5000).unwrap();
+        let touched = Touched::new(Arc::new(FileStorage::new(file).unwrap()), 1000);
+        let seen = || (0..12).filter(|block| touched.contains(*block)).collect::<Vec<_>>();
+        touched.write_all_at(&[1; 2], 999).unwrap();
+        assert_eq!(seen(), [0, 1]);
+        touched.written(3000..3000);
+        touched.written(3000..4000);
+        assert_eq!(seen(), [0, 1, 3]);
+        touched.write_all_at(&[1], 9000).unwrap();
+        assert_eq!(seen(), [0, 1, 3, 9]);
+        touched.set_length(10_500).unwrap();
+        assert_eq!(seen(), [0, 1, 3, 9, 10]);
+        touched.set_length(7500).unwrap();
+        assert_eq!(seen(), [0, 1, 3, 7, 8, 9, 10]);
+    }
+}
