@@ -48,6 +48,7 @@ mod layer;
 mod library;
 mod limits;
 mod live;
+mod locate;
 mod malformed;
 mod merge;
 mod merge_random;
