@@ -11,7 +11,7 @@ use super::graph::{Graph, Nodes};
 use super::nodes::{self, Node};
 use super::reply::{DeviceError, Reply};
 use super::selection::{Drive, Selection};
-use crate::chain::{ImageName, Level};
+use crate::chain::{BOOKKEEPING, ImageName, Level, UUID};
 
 const COMMAND: &str = "query-block";
 
@@ -127,7 +127,11 @@ impl<'a> Machine<'a> {
         let mut names = names(&path, device, qdev, &below);
         let base = lowest.unwrap_or(&meaning).base.clone().or_else(|| names.first().cloned());
         let base = base.or_else(|| component(&node.name)).unwrap_or_else(|| "disk".to_owned());
-        let base = if names_images(&base) { base } else { format!("disk_{}", base.replace(['.', '~', '#'], "_")) };
+        let base = if names_images(&base) && !is_reserved(&base) {
+            base
+        } else {
+            format!("disk_{}", base.replace(['.', '~', '#'], "_"))
+        };
         push(&mut names, &base);
         let read_only = inserted.flag("ro")? || node.read_only;
         let compat = image.pointer("/format-specific/data/compat").and_then(Value::as_str);
@@ -189,9 +193,14 @@ fn names(path: &[&str], device: &str, qdev: Option<&str>, below: &[&str]) -> Vec
 }
 
 fn push(names: &mut Vec<String>, name: &str) {
-    if component(name).as_deref() == Some(name) && !names.iter().any(|other| other == name) {
+    if component(name).as_deref() == Some(name) && !is_reserved(name) && !names.iter().any(|other| other == name) {
         names.push(name.to_owned());
     }
+}
+
+/// Whether something else than a disk has this name in a backup folder.
+fn is_reserved(name: &str) -> bool {
+    [BOOKKEEPING, UUID].contains(&name)
 }
 
 /// The part of a device's path that its owner chose: `vb0` of `/machine/peripheral/vb0/virtio-backend`. A device

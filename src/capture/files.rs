@@ -1,14 +1,13 @@
 //! Small files of a backup folder, written so that they outlive a power cut.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::error::Error;
 pub(super) use crate::chain::BOOKKEEPING as FOLDER;
-use crate::storage::{self, NewFile};
+use crate::storage::{self, FileStorage, NewFile, Storage};
 
 /// The end of the name of a fleece image.
 pub(super) const FLEECE: &str = ".fleece.qcow2";
@@ -22,18 +21,15 @@ const BYTES_MAX: u64 = 1 << 20;
 /// What a file holds; `None` where there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
-    match path.metadata() {
+    let file = match FileStorage::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed(source)),
-        // a FIFO would make us wait
-        Ok(metadata) if !metadata.is_file() => return Err(failed(io::Error::other("is no regular file"))),
-        Ok(_) => {}
-    }
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    if bytes.len() as u64 > BYTES_MAX {
+        opened => opened.map_err(failed)?,
+    };
+    if file.length() > BYTES_MAX {
         return Err(failed(io::Error::other(format!("is longer than {BYTES_MAX} bytes"))));
     }
+    let mut bytes = vec![0; storage::to_usize(file.length())];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
     Ok(Some(bytes))
 }
 
@@ -45,10 +41,19 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>, Error> {
     Ok(Some(value))
 }
 
-/// Writes a file at once: it is there whole, as it was before, or not at all.
+/// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_with(path, bytes, 0o644)
+}
+
+/// The same for those only who may read the images.
+pub(super) fn write_secret_json(path: &Path, value: &Value) -> Result<(), Error> {
+    write_with(path, &pretty(value), 0o600)
+}
+
+fn write_with(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let write = || {
-        let new = NewFile::create(path, 0o644)?;
+        let new = NewFile::create(path, mode)?;
         new.file().write_all(bytes)?;
         new.publish(true)
     };
@@ -57,7 +62,17 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 /// Writes JSON as people read it.
 pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
-    write(path, format!("{value:#}\n").as_bytes())
+    write(path, &pretty(value))
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+/// Whether nothing leads out of a backup folder: see [`storage::check_inside`].
+pub(super) fn check_inside(folder: &Path, below: &Path) -> Result<(), Error> {
+    let inside = storage::check_inside(folder, below);
+    inside.map_err(|source| Error::Io { path: folder.join(below), source })
 }
 
 /// Makes what was done to a folder's names outlive a power cut.

@@ -57,7 +57,7 @@ impl<'a> Fleecing<'a> {
             return none("more than one device or export writes to it");
         }
         // a name that nobody can guess, since the folder may be one that others write to
-        let name = format!("{level}-{time}-{}-{}{}", place.disk, target::new_id()?, files::FLEECE);
+        let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);
         Ok(Way::Fleece { qdev, file: files::utf8(folder.join(name))? })
     }
 
@@ -67,5 +67,24 @@ impl<'a> Fleecing<'a> {
         let regular = file.filter(|file| file.is_file());
         let folder = regular.and_then(|file| file.parent().map(Path::to_owned));
         folder.unwrap_or_else(|| self.target.to_owned())
+    }
+}
+
+/// So much of a disk's name that there is room for the rest of a file name.
+fn beginning(disk: &str) -> &str {
+    const BYTES: usize = 100;
+    let end = disk.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= BYTES).last();
+    disk.get(..end.unwrap_or_default()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_between_letters() {
+        assert_eq!((beginning(""), beginning("disk")), ("", "disk"));
+        assert_eq!(beginning(&"ö".repeat(60)), "ö".repeat(50));
+        assert_eq!(beginning(&format!("x{}", "ö".repeat(60))), format!("x{}", "ö".repeat(49)));
     }
 }

@@ -14,8 +14,8 @@ pub(super) fn take(target: &Path) -> Result<FolderLock, Error> {
 }
 
 /// Takes a lock that a node of QEMU names; `None` where it is gone with its folder.
-pub(super) fn take_over(path: &Path) -> Result<Option<FolderLock>, Error> {
-    FolderLock::take_over(path).map_err(of_run)
+pub(super) fn take_over(path: &Path, own: Option<&FolderLock>) -> Result<Option<FolderLock>, Error> {
+    FolderLock::take_over(path, own).map_err(of_run)
 }
 
 /// The error as one of a run, which may as well have met another run on its machine.
@@ -35,7 +35,7 @@ mod tests {
     fn a_lock_that_somebody_has_says_that_a_run_goes_on() {
         let target = tempfile::tempdir().unwrap();
         let lock = take(target.path()).unwrap();
-        for error in [take(target.path()).unwrap_err(), take_over(lock.path()).unwrap_err()] {
+        for error in [take(target.path()).unwrap_err(), take_over(lock.path(), None).unwrap_err()] {
             assert!(matches!(&error, Error::Locked { path } if path == lock.path()), "{error:?}");
         }
         assert!(matches!(take(&lock.path().join("below")), Err(Error::Io { .. })));

@@ -102,7 +102,7 @@ fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<Folde
     if own.is_some_and(|own| own.path() == path) {
         return Ok(None);
     }
-    lock::take_over(path)
+    lock::take_over(path, own)
 }
 
 /// Thaws the guest, which a run may have frozen.

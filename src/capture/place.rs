@@ -95,3 +95,64 @@ fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
     }
     unique
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::capture::file_name::component;
+
+    fn device(name: &str) -> Device {
+        Device {
+            device: String::new(),
+            qdev: None,
+            node: "n".to_owned(),
+            format_node: "n".to_owned(),
+            names: component(name).into_iter().collect(),
+            file: name.to_owned(),
+            base: component(name).unwrap_or_else(|| "disk".to_owned()),
+            folder: None,
+            format: "qcow2".to_owned(),
+            virtual_size: 0,
+            cluster_size: None,
+            read_only: false,
+            shared: false,
+            persistent: true,
+            backing: Vec::new(),
+            bitmaps: Vec::new(),
+            image: Value::Null,
+        }
+    }
+
+    #[test]
+    fn whatever_a_disk_is_called_its_files_are_in_the_folder() {
+        let target = tempfile::tempdir().unwrap();
+        let long = "x".repeat(300);
+        for name in
+            ["../../etc/passwd", "/etc/passwd", "..", ".", "", "-rf", "a\0b", "\u{1b}[2J\n", "a/..", long.as_str()]
+        {
+            for subdir in [true, false] {
+                let devices = [device(name), device(name)];
+                let devices = if name.len() < 100 { &devices[..] } else { &devices[..1] };
+                let places = Place::all(target.path(), devices, subdir).unwrap();
+                for place in places {
+                    let image = place.image(Level::Full, i64::MAX, true);
+                    let timeless = place.image(Level::Copy, 0, false);
+                    for path in [image, timeless, place.link(Level::Copy), place.config.clone()] {
+                        let below = path.strip_prefix(target.path()).unwrap();
+                        let parts: Vec<_> = below.components().collect();
+                        assert!((1..=2).contains(&parts.len()), "{path:?}");
+                        let is_name = |part: &std::path::Component<'_>| {
+                            let name = part.as_os_str().to_str().unwrap();
+                            // with the longest end that it gets
+                            let fits = name.len() + ".partial.json".len() <= 255;
+                            fits && matches!(part, std::path::Component::Normal(_)) && !name.contains(char::is_control)
+                        };
+                        assert!(parts.iter().all(is_name), "{path:?}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! What a run will do, from what the machine and the backup folder say; and the files that it needs first.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,6 +25,7 @@ use super::settle::Bitmaps;
 use super::target;
 use crate::chain::{FormatHint, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
+use crate::storage;
 
 /// States of a machine in which its disks are about to be, or already, somebody else's.
 const STATES_OUT: [&str; 7] =
@@ -78,6 +80,11 @@ impl Prepared {
         }
         let mut histories = Vec::new();
         for (_, place) in own() {
+            // before anything is made there
+            let below = place.folder.strip_prefix(folder).unwrap_or(&place.folder);
+            if folder.exists() {
+                files::check_inside(folder, &below.join(files::FOLDER))?;
+            }
             histories.push(History::read(&place.folder, &place.base)?);
         }
         let chain = chain(machine, request, folder)?;
@@ -111,6 +118,12 @@ impl Prepared {
             if timeless && (history.incs > 0 || (full && level == Level::Copy)) {
                 return Err(Error::Replaces { path: image });
             }
+            let link = (timeless && request.symlink).then(|| place.link(level));
+            if let Some(path) =
+                link.clone().filter(|link| link.symlink_metadata().is_ok_and(|there| !there.is_symlink()))
+            {
+                return Err(Error::Io { path, source: io::ErrorKind::AlreadyExists.into() });
+            }
             tell_foreign(machine, device, place);
             let newest = history.newest.as_ref().filter(|_| level == Level::Inc);
             targets.push(Target {
@@ -121,7 +134,7 @@ impl Prepared {
                 way: fleece.way(machine, device, place, level, time)?,
                 dead: dead(history, &bitmaps, device, level),
                 old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
-                link: (timeless && request.symlink).then(|| place.link(level)),
+                link,
                 config: place.config.clone(),
                 device: device.clone(),
                 image,
@@ -220,8 +233,9 @@ impl Prepared {
         let owner = machine.monitor.peer();
         for target in &self.targets {
             let parent = target.image.parent().unwrap_or(folder);
-            std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })?;
-            files::write_json(&target.config, &config(&target.device))?;
+            storage::create_folders(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })?;
+            // in it are names of files as QEMU opens them, passwords of servers among them
+            files::write_secret_json(&target.config, &config(&target.device))?;
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
             empty.create(&files::partial(&target.image), owner)?;
             if let Some(file) = target.fleece() {

@@ -39,7 +39,7 @@ pub struct Outcome {
 /// # Errors
 /// [`Error`] says what is left behind, if anything is.
 pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcome, Error> {
-    let path = target::folder(&request.target, request.monthly);
+    let path = target::folder(&request.target, request.monthly)?;
     // where others have been, who is there now is known before the machine is; else no folder is made for nothing
     let early =
         FolderLock::is_in(&path).then(|| target::create(&path).and_then(|path| lock::take(&path))).transpose()?;
@@ -109,7 +109,7 @@ fn trouble(machine: &Machine<'_>, left: &Error) {
 /// # Errors
 /// As [`backup`] would say before it begins.
 pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan, Error> {
-    let folder = target::folder(&request.target, request.monthly);
+    let folder = target::folder(&request.target, request.monthly)?;
     let folder = folder.canonicalize().or_else(|_| std::path::absolute(&folder));
     let folder = folder.map_err(|source| Error::Io { path: request.target.clone(), source })?;
     let machine = connect(&request.connection, observer).await?;

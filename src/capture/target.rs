@@ -3,27 +3,37 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::error::Error;
 use super::files;
 use super::journal::Entry;
 use crate::chain::{FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
 use crate::qcow2::Header;
-use crate::storage::FileStorage;
+use crate::storage::{self, FileStorage, WritableStorage};
 
 /// Characters in the id of a chain: a bitmap's name has room for 1023 bytes.
 const CHAIN_MAX: usize = 200;
 
 /// The folder of the run: one for each month, if so asked.
-pub(super) fn folder(target: &Path, monthly: bool) -> PathBuf {
-    if monthly { target.join(jiff::Zoned::now().strftime("%Y-%m").to_string()) } else { target.to_owned() }
+pub(super) fn folder(target: &Path, monthly: bool) -> Result<PathBuf, Error> {
+    if !monthly {
+        return Ok(target.to_owned());
+    }
+    let month = jiff::Zoned::now().strftime("%Y-%m").to_string();
+    if target.exists() {
+        files::check_inside(target, Path::new(&month))?;
+    }
+    Ok(target.join(month))
 }
 
 /// Makes the folder, and its path whole.
 pub(super) fn create(folder: &Path) -> Result<PathBuf, Error> {
     let failed = |source| Error::Io { path: folder.to_owned(), source };
-    std::fs::create_dir_all(folder).map_err(failed)?;
+    storage::create_folders(folder).map_err(failed)?;
     files::utf8(folder.canonicalize().map_err(failed)?)
 }
 
@@ -31,8 +41,10 @@ pub(super) fn create(folder: &Path) -> Result<PathBuf, Error> {
 pub(super) fn with_months(target: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Io { path: target.to_owned(), source };
     let target = files::utf8(target.canonicalize().map_err(failed)?)?;
-    let entries = std::fs::read_dir(&target).map_err(failed)?.flatten().map(|entry| entry.path());
-    let mut months: Vec<PathBuf> = entries.filter(|folder| FolderLock::is_in(folder)).collect();
+    let entries = std::fs::read_dir(&target).map_err(failed)?.flatten();
+    // not over links: no run has been there
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
+    let mut months: Vec<PathBuf> = folders.filter(|folder| FolderLock::is_in(folder)).collect();
     months.sort();
     months.insert(0, target);
     months.into_iter().map(files::utf8).collect()
@@ -64,27 +76,29 @@ pub(super) fn write_chain(folder: &Path, chain: &str) -> Result<(), Error> {
     files::write(&folder.join(UUID), chain.as_bytes())
 }
 
-/// Opens an image that QEMU still writes to.
+/// Opens an image that QEMU still writes to: the file that was made for it, not what a link in its place leads to.
 pub(super) fn open(partial: &Path) -> Result<File, Error> {
-    File::open(partial).map_err(|source| Error::Io { path: partial.to_owned(), source })
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = File::options().read(true).custom_flags(flags).open(partial);
+    file.map_err(|source| Error::Io { path: partial.to_owned(), source })
 }
 
 /// Whether QEMU has made what it says: an image of the right size, on stable storage.
-#[expect(clippy::needless_pass_by_value, reason = "it is closed with that")]
 pub(super) fn verify(partial: &Path, image: File, size: u64) -> Result<(), Error> {
     let torn = |reason: String| Error::Torn { path: partial.to_owned(), reason };
     let failed = |source: io::Error| Error::Io { path: partial.to_owned(), source };
-    let storage = FileStorage::open(partial).map_err(failed)?;
+    let storage = FileStorage::new(image).map_err(failed)?;
     let header = Header::read(&storage).map_err(|error| torn(error.to_string()))?;
     if header.size != size {
         return Err(torn(format!("its disk has {} bytes, not {size}", header.size)));
     }
-    image.sync_all().map_err(failed)
+    storage.sync().map_err(failed)
 }
 
 /// Gives an image its name, and its manifest, if they have not got them yet. One that somebody has removed before it had
 /// its name is none: then the answer is no.
 pub(super) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
+    check_entry(folder, entry)?;
     let (partial, image) = (folder.join(&entry.partial), folder.join(&entry.image));
     let manifest = Manifest::path(&image);
     let is_gone = |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
@@ -101,9 +115,8 @@ pub(super) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
     Unfinished::remove(&image).map_err(|source| Error::Io { path: Unfinished::path(&image), source })?;
     if let Some(link) = &entry.link {
         let link = folder.join(link);
-        files::remove(&link)?;
         let name = image.file_name().unwrap_or_default();
-        std::os::unix::fs::symlink(name, &link).map_err(|source| Error::Io { path: link, source })?;
+        storage::set_link(&link, Path::new(name)).map_err(|source| Error::Io { path: link, source })?;
     }
     files::sync_folder(image.parent().unwrap_or(folder))?;
     Ok(true)
@@ -125,9 +138,17 @@ fn unlink_levels(image: &Path) -> Result<(), Error> {
 
 /// Removes an image that has no name yet, and its manifest. An earlier image may have the name.
 pub(super) fn discard(folder: &Path, entry: &Entry) -> Result<(), Error> {
+    check_entry(folder, entry)?;
     let partial = folder.join(&entry.partial);
     files::remove(&Manifest::path(&partial))?;
     files::remove(&partial)
+}
+
+/// Whether all names of an entry are inside of the folder, whoever wrote the journal.
+fn check_entry(folder: &Path, entry: &Entry) -> Result<(), Error> {
+    let names = [Some(&entry.partial), Some(&entry.image), entry.link.as_ref()];
+    let below = names.into_iter().flatten().map(|name| name.with_file_name(files::FOLDER));
+    below.into_iter().try_for_each(|bookkeeping| files::check_inside(folder, &bookkeeping))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {
@@ -188,6 +209,46 @@ mod tests {
         std::fs::write(Manifest::path(&folder.path().join("disk.partial")), "new").unwrap();
         assert!(publish(folder.path(), &entry).unwrap());
         assert_eq!(Unfinished::read(&image).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_journal_says_is_done_inside_of_the_folder_only() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(elsewhere.path().join("precious.partial"), "precious").unwrap();
+        std::fs::write(path("own.partial"), "planted").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), path("away")).unwrap();
+        std::fs::create_dir(path("disk")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), path("disk/.qmpbackup")).unwrap();
+        let entry = |partial: &str, image: &str, link: Option<&str>| Entry {
+            disk: "disk".to_owned(),
+            partial: partial.into(),
+            image: image.into(),
+            link: link.map(Into::into),
+        };
+        for entry in [
+            entry("away/precious.partial", "own", None),
+            entry("own.partial", "away/precious", None),
+            entry("own.partial", "own", Some("away/FULL-own")),
+            entry("disk/own.partial", "disk/own", None),
+        ] {
+            for error in [publish(folder.path(), &entry).unwrap_err(), discard(folder.path(), &entry).unwrap_err()] {
+                assert!(error.to_string().contains(path("").to_str().unwrap()), "{error}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 1);
+        assert!(path("own.partial").exists() && !path("own").exists());
+    }
+
+    #[test]
+    fn an_image_that_somebody_has_exchanged_for_a_link_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let partial = folder.path().join("disk.partial");
+        std::os::unix::fs::symlink("/dev/zero", &partial).unwrap();
+        assert!(matches!(open(&partial), Err(Error::Io { .. })));
+        std::fs::remove_file(&partial).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &partial, 0o600.into()).unwrap();
+        assert!(matches!(verify(&partial, open(&partial).unwrap(), 0), Err(Error::Io { .. })));
     }
 
     #[test]

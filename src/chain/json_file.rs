@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::MAX_CONFIG_BYTES;
-use crate::storage::{FileStorage, NewFile, Storage, to_usize};
+use crate::storage::{self, FileStorage, NewFile, Storage, to_usize};
 
 /// The JSON in a file; `None` where there is no such file.
 pub(super) fn read(path: &Path) -> io::Result<Option<Value>> {
@@ -22,8 +22,11 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Value>> {
     serde_json::from_slice(&bytes).map(Some).map_err(invalid)
 }
 
-/// Writes a file as people read it: it is there whole and on stable storage, as it was before, or not at all.
+/// Writes a file in a folder for bookkeeping, as people read it: it is there whole and on stable storage, as it was before,
+/// or not at all.
 pub(super) fn write(path: &Path, value: &Value) -> io::Result<()> {
+    let folder = storage::parent(path);
+    storage::check_inside(storage::parent(folder), Path::new(folder.file_name().unwrap_or_default()))?;
     let new = NewFile::create(path, 0o644)?;
     new.file().write_all(format!("{value:#}\n").as_bytes())?;
     new.publish(true)

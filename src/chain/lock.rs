@@ -4,14 +4,16 @@
 //! that of its target; who changes images that are there already has those of their folder and of all targets above it.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::{BOOKKEEPING, Error, MAX_DEPTH};
+use crate::storage;
 
 /// The file with the id of the chain that a folder is the target of.
 pub const UUID: &str = "uuid";
@@ -20,7 +22,8 @@ pub const UUID: &str = "uuid";
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
-    _file: File,
+    /// Has the lock, for as long as it is open.
+    file: File,
 }
 
 impl FolderLock {
@@ -41,8 +44,13 @@ impl FolderLock {
     pub fn take(folder: &Path) -> Result<Self, Error> {
         let path = Self::path_in(folder);
         let bookkeeping = folder.join(BOOKKEEPING);
-        std::fs::create_dir_all(&bookkeeping).map_err(|source| Error::Lock { path: bookkeeping, source })?;
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let made = storage::create_folders(folder).and_then(|()| {
+            storage::check_inside(folder, Path::new(BOOKKEEPING))?;
+            storage::create_folders(&bookkeeping)
+        });
+        made.map_err(|source| Error::Lock { path: bookkeeping, source })?;
+        // QEMU reads it, which may be another user
+        let file = open(File::options().read(true).write(true).create(true).truncate(false).mode(0o644), &path);
         let file = file.map_err(|source| Error::Lock { path: path.clone(), source })?;
         Self::hold(file, path)
     }
@@ -67,22 +75,42 @@ impl FolderLock {
         folders.iter().chain([&own]).map(|folder| Self::take(folder)).collect()
     }
 
-    /// Takes a lock by the path of its file; `None` where it is gone with its folder.
+    /// Takes a lock by the path of its file; `None` where it is gone with its folder. The path is what a machine says, and
+    /// what a journal in that folder says will be done: so the folder must be ours, the administrator's, or of the owner of
+    /// `own`, a folder that the user has named.
     ///
     /// # Errors
     /// As [`FolderLock::take`].
-    pub fn take_over(path: &Path) -> Result<Option<Self>, Error> {
-        match File::open(path) {
-            Ok(file) => Self::hold(file, path.to_owned()).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+    pub fn take_over(path: &Path, own: Option<&Self>) -> Result<Option<Self>, Error> {
+        let failed = |source| Error::Lock { path: path.to_owned(), source };
+        let file = match open(File::options().read(true), path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             // who has it may be at work
-            Err(source) => Err(Error::Lock { path: path.to_owned(), source }),
+            Err(source) => return Err(failed(source)),
+        };
+        let lock = Self { path: path.to_owned(), file };
+        lock.check_named_by_machine(own.map(Self::folder)).map_err(failed)?;
+        Self::hold(lock.file, lock.path).map(Some)
+    }
+
+    fn check_named_by_machine(&self, own: Option<&Path>) -> io::Result<()> {
+        let folder = self.folder();
+        if Self::path_in(folder) != self.path {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the machine names it, but it is no lock"));
         }
+        storage::check_inside(folder, Path::new(BOOKKEEPING))?;
+        let owner = own.unwrap_or(Path::new("/")).metadata()?;
+        if storage::is_trusted(&folder.metadata()?, &owner) {
+            return Ok(());
+        }
+        let reason = "the machine names it, but its folder is of another user: `recover --target` names it for sure";
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
     }
 
     fn hold(file: File, path: PathBuf) -> Result<Self, Error> {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path, _file: file }),
+            Ok(()) => Ok(Self { path, file }),
             Err(Errno::WOULDBLOCK) => Err(Error::Locked { path }),
             Err(error) => Err(Error::Lock { path, source: error.into() }),
         }
@@ -101,8 +129,22 @@ impl FolderLock {
     }
 }
 
+/// Opens a lock, which is no link to another file, nor a FIFO that makes us wait.
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = options.custom_flags(flags).open(path);
+    let file = file.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => io::Error::new(io::ErrorKind::PermissionDenied, "is a link, and may lead anywhere"),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("is no regular file")) }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
+    use std::os::unix::fs::{chown, symlink};
+
     use super::*;
 
     /// A folder with folders below it.
@@ -121,9 +163,56 @@ mod tests {
     fn only_a_lock_that_is_gone_is_nobodys() {
         let target = tempfile::tempdir().unwrap();
         let lock = FolderLock::take(target.path()).unwrap();
-        assert!(matches!(FolderLock::take_over(lock.path()), Err(Error::Locked { .. })));
-        assert!(matches!(FolderLock::take_over(&lock.path().join("below")), Err(Error::Lock { .. })));
-        assert!(FolderLock::take_over(&target.path().join("gone")).unwrap().is_none());
+        assert!(matches!(FolderLock::take_over(lock.path(), None), Err(Error::Locked { .. })));
+        assert!(matches!(FolderLock::take_over(&lock.path().join("below"), None), Err(Error::Lock { .. })));
+        assert!(FolderLock::take_over(&target.path().join("gone"), None).unwrap().is_none());
+    }
+
+    #[test]
+    fn nothing_is_locked_or_made_where_a_link_leads() {
+        let (root, elsewhere) = tree("elsewhere");
+        let precious = elsewhere.join("precious");
+        std::fs::write(&precious, "precious").unwrap();
+        let (folder, file) = (root.path().join("folder"), root.path().join("file"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::create_dir_all(file.join(BOOKKEEPING)).unwrap();
+        for to in [&elsewhere, &root.path().join("new")] {
+            symlink(to, folder.join(BOOKKEEPING)).unwrap();
+            let error = FolderLock::take(&folder).unwrap_err();
+            assert!(error.source().unwrap().to_string().contains("is a link"), "{error:?}");
+            std::fs::remove_file(folder.join(BOOKKEEPING)).unwrap();
+        }
+        for to in [&precious, &root.path().join("new")] {
+            let lock = FolderLock::path_in(&file);
+            symlink(to, &lock).unwrap();
+            for error in [FolderLock::take(&file).unwrap_err(), FolderLock::take_over(&lock, None).unwrap_err()] {
+                assert!(error.source().unwrap().to_string().contains("is a link"), "{error:?}");
+            }
+            std::fs::remove_file(lock).unwrap();
+        }
+        rustix::fs::mkfifoat(rustix::fs::CWD, FolderLock::path_in(&file), 0o600.into()).unwrap();
+        assert!(matches!(FolderLock::take_over(&FolderLock::path_in(&file), None), Err(Error::Lock { .. })));
+        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
+        assert!(!root.path().join("new").exists());
+    }
+
+    #[test]
+    fn a_folder_that_a_machine_names_is_not_that_of_a_stranger() {
+        let (root, folder) = tree("folder");
+        let path = FolderLock::take(&folder).unwrap().path;
+        std::fs::copy(&path, folder.join("lock")).unwrap();
+        assert!(matches!(FolderLock::take_over(&folder.join("lock"), None), Err(Error::Lock { .. })));
+        // only root makes folders of others
+        if chown(&folder, Some(12345), None).is_err() {
+            return;
+        }
+        let error = FolderLock::take_over(&path, None).unwrap_err();
+        assert!(error.source().unwrap().to_string().contains("of another user"), "{error:?}");
+        let (_other, own) = tree("own");
+        chown(&own, Some(12345), None).unwrap();
+        assert!(FolderLock::take_over(&path, Some(&FolderLock::take(&own).unwrap())).unwrap().is_some());
+        drop(root);
     }
 
     #[test]
@@ -153,7 +242,7 @@ mod tests {
         let (root, elsewhere) = tree("elsewhere");
         let target = root.path().join("target");
         std::fs::create_dir(&target).unwrap();
-        std::os::unix::fs::symlink(&elsewhere, target.join("disk0")).unwrap();
+        symlink(&elsewhere, target.join("disk0")).unwrap();
         let run = FolderLock::take(&target).unwrap();
         assert!(matches!(FolderLock::take_all(&target.join("disk0")), Err(Error::Locked { .. })));
         assert!(!FolderLock::is_in(&elsewhere));

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -86,7 +87,7 @@ impl Console {
             warned: AtomicBool::new(false),
         };
         if let Some(path) = log_file {
-            let file = File::options().append(true).create(true).open(path);
+            let file = File::options().append(true).create(true).mode(0o644).open(path);
             let file = file.map_err(|source| Failure::LogFile { path: path.to_owned(), source });
             console.log_file = Some(file.inspect_err(|failure| console.error(failure))?);
         }

@@ -111,11 +111,15 @@ fn show(point: &RestorePoint, summary: &CommitSummary, console: &Console) {
     for image in point.later.iter().rev() {
         console.info(&format!("Skipping checkpoint: {} as requested with --until option", image.path.display()));
     }
-    let word = |path: &Path| format!("\"{}\"", path.display());
+    let word = |path: &Path| {
+        let text = path.display().to_string();
+        // as it was always said, where a shell makes nothing else of it
+        if text.contains(['"', '$', '`', '\\', '!']) { shell_word(path.as_os_str()) } else { format!("\"{text}\"") }
+    };
     let chain: Vec<&PathBuf> = std::iter::once(&summary.full).chain(&summary.incs).collect();
     for pair in chain.windows(2).rev() {
         if let [base, image] = pair {
-            console.info(&format!("qemu-img check {}", image.display()));
+            console.info(&format!("qemu-img check {}", shell_word(image.as_os_str())));
             console.info(&format!("qemu-img rebase -b {} {} -u", word(base), word(image)));
             console.info(&format!("qemu-img commit {}", word(image)));
         }

@@ -48,10 +48,7 @@ pub(super) fn read<T>(words: &[OsString], parse: impl Fn(&[OsString]) -> Result<
             let _ = error.print();
             return Exit::Success;
         }
-        // the message repeats words of the user: it is made again, of words that are printable
-        let printable = |word: &OsString| text::printable(&word.to_string_lossy()).into_owned().into();
-        let again: Vec<OsString> = words.iter().map(printable).collect();
-        let message = parse(&again).err().unwrap_or(error).to_string();
+        let message = message(words, &parse, &error);
         let _ = std::io::stderr().write_all(message.as_bytes());
         if words.iter().any(|word| word == "--json") {
             let lines: Vec<&str> = message.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
@@ -63,6 +60,21 @@ pub(super) fn read<T>(words: &[OsString], parse: impl Fn(&[OsString]) -> Result<
         }
         Exit::Usage
     })
+}
+
+/// What is wrong with arguments. The message repeats words of the user: it is made again, of words that are printable; or
+/// of ones that are as wrong, where escapes are right.
+fn message<T>(
+    words: &[OsString],
+    parse: impl Fn(&[OsString]) -> Result<T, clap::Error>,
+    error: &clap::Error,
+) -> String {
+    let escaped = |word: &OsString| text::printable(&word.to_string_lossy()).into_owned().into();
+    let replaced = |word: &OsString| text::replaced(&word.to_string_lossy()).into();
+    let ways: [Vec<OsString>; 2] = [words.iter().map(escaped).collect(), words.iter().map(replaced).collect()];
+    let again = ways.iter().find_map(|words| parse(words).err());
+    // words that are wrong only as they are stay in one line
+    again.map_or_else(|| text::printable(&error.to_string()).into_owned() + "\n", |error| error.to_string())
 }
 
 /// Does the work with a console, and says why it fails.

@@ -7,9 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde_json::Value;
 
-/// Characters that move the cursor, change what stands there already or turn the direction of what follows.
+/// Characters that move the cursor, change what stands there already, turn the direction of what follows or are not seen.
 fn is_control(letter: char) -> bool {
-    letter.is_control() || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}')
+        || matches!(letter, '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }
 
 /// The text with control characters as escapes: it cannot do anything to a terminal, and is one line.
@@ -22,6 +24,11 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
         if is_control(letter) { clean.extend(letter.escape_default()) } else { clean.push(letter) }
     }
     clean.into()
+}
+
+/// The text with something else for each control character: an escape would be printable ASCII.
+pub(super) fn replaced(text: &str) -> String {
+    text.replace(is_control, "\u{fffd}")
 }
 
 /// A value as JSON without any control character.

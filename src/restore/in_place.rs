@@ -1,5 +1,6 @@
 //! A chain that is opened to be changed: nobody else has its images, and all of them are plain qcow2 files.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -80,6 +81,12 @@ impl InPlace {
     /// All images.
     pub(super) fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// The open file of an image; none where it is not one of these.
+    pub(super) fn open_file(&self, path: &Path) -> Option<&FileStorage> {
+        let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == path);
+        held.map(|(_, storage)| &**storage)
     }
 
     /// The INCs.
@@ -174,10 +181,20 @@ pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
     if metadata.is_symlink() {
         return Err(refused(&source.path, "is a link: what it leads to is not changed from here"));
     }
-    if metadata.nlink() > 1 {
+    let storage = layers::open_writable(&source.path)?;
+    let file = storage.file().metadata().map_err(open_error)?;
+    if number(&file) != number(&metadata) {
+        return Err(Error::Changed);
+    }
+    if file.nlink() > 1 {
         return Err(refused(&source.path, "has other names (hard links), where it would change, too: copy it first"));
     }
-    layers::open_writable(&source.path)
+    Ok(storage)
+}
+
+/// Device and number of a file: what it is, whatever its name.
+pub(super) fn number(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 pub(super) fn refused(path: &Path, reason: &'static str) -> Error {
@@ -235,8 +252,17 @@ pub(super) fn point_link(full: &Path, images: &[Arc<Image>]) -> Result<()> {
     storage::set_link(&link, Path::new(name)).map_err(|source| Error::Write { path: link, source })
 }
 
-/// Removes an image and what is known of it; false if it is gone already.
-pub(super) fn remove(image: &Path) -> Result<bool> {
+/// Removes an image and what is known of it; false if it is gone already. Where it is open, nothing else goes that has got
+/// its name meanwhile.
+pub(super) fn remove(image: &Path, open: Option<&FileStorage>) -> Result<bool> {
+    let is_other = |open: &FileStorage| match (open.file().metadata(), image.symlink_metadata()) {
+        (Ok(open), Ok(named)) => number(&open) != number(&named),
+        // removing says what is wrong
+        _ => false,
+    };
+    if open.is_some_and(is_other) {
+        return Err(Error::Changed);
+    }
     let gone = |path: &Path| match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -251,4 +277,31 @@ pub(super) fn remove(image: &Path) -> Result<bool> {
 pub(super) fn sync_folder(image: &Path) -> Result<()> {
     let folder = storage::parent(image);
     storage::sync_folder(folder).map_err(|source| Error::Write { path: folder.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_got_the_name_of_an_image_meanwhile_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, other) = (folder.path().join("INC-1-disk"), folder.path().join("other"));
+        std::fs::write(&image, "image").unwrap();
+        let open = FileStorage::open(&image).unwrap();
+        std::fs::write(&other, "other").unwrap();
+        std::fs::rename(&other, &image).unwrap();
+        assert!(matches!(remove(&image, Some(&open)), Err(Error::Changed)));
+        assert_eq!(std::fs::read(&image).unwrap(), b"other");
+        std::os::unix::fs::symlink("/dev/null", &other).unwrap();
+        std::fs::rename(&other, &image).unwrap();
+        assert!(matches!(remove(&image, Some(&open)), Err(Error::Changed)));
+        std::fs::remove_file(&image).unwrap();
+        assert!(!remove(&image, Some(&open)).unwrap());
+        // the one that is open, and one that nobody has opened
+        std::fs::write(&image, "image").unwrap();
+        assert!(remove(&image, Some(&FileStorage::open(&image).unwrap())).unwrap() && !image.exists());
+        std::fs::write(&image, "image").unwrap();
+        assert!(remove(&image, None).unwrap() && !image.exists());
+    }
 }

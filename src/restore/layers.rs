@@ -115,10 +115,11 @@ impl Layers {
             .any(|image| (image.dev(), image.ino()) == (file.dev(), file.ino()))
     }
 
-    /// Who may read what is restored: those who may read the FULL.
+    /// Who may read what is restored: those who may read all of the images.
     pub(super) fn mode(&self) -> u32 {
-        let full = self.layers.first().and_then(|layer| layer.file()?.metadata().ok());
-        full.map_or(0o600, |file| file.mode() & 0o666 | 0o600)
+        let files = self.layers.iter().map(|layer| layer.file()?.metadata().ok());
+        let all = files.map(|file| file.map_or(0, |file| allowed(&file))).reduce(|all, one| all & one);
+        all.unwrap_or_default() | 0o600
     }
 
     /// The cluster size of a new image as geometry.
@@ -126,6 +127,13 @@ impl Layers {
         let geometry = cluster_size.is_power_of_two().then(|| Geometry::new(cluster_size.trailing_zeros(), false));
         geometry.flatten().ok_or(Error::ClusterSize { size: cluster_size })
     }
+}
+
+/// Who may read and write an image, where a new file of ours has the same mode: those of another group are others there.
+fn allowed(image: &Metadata) -> u32 {
+    let mode = image.mode() & 0o666;
+    let others = mode & 0o006;
+    if image.gid() == rustix::process::getegid().as_raw() { mode } else { mode & 0o600 | others << 3 | others }
 }
 
 /// Opens an image for reading only, whoever else uses it.

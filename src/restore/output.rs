@@ -88,6 +88,10 @@ fn open_device(path: &Path, replace: bool, layers: &Layers) -> Result<File> {
     let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
     let device = File::options().read(true).write(true).custom_flags(exclusive).open(path);
     let mut device = device.map_err(write_error)?;
+    if !device.metadata().map_err(write_error)?.file_type().is_block_device() {
+        // it was one when it was looked at
+        return Err(Error::OutputKind { path: path.to_owned(), reason: "is no block device any more" });
+    }
     let length = device.seek(SeekFrom::End(0)).map_err(write_error)?;
     if length < layers.size() {
         return Err(Error::DeviceTooSmall { path: path.to_owned(), length, needed: layers.size() });
@@ -99,4 +103,19 @@ fn open_device(path: &Path, replace: bool, layers: &Layers) -> Result<File> {
         return Err(Error::OutputExists { path: path.to_owned() });
     }
     Ok(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::Source;
+
+    #[test]
+    fn what_has_taken_the_place_of_a_device_is_not_written() {
+        let full = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2");
+        let layers = Layers::open(&[Source { path: full.into(), format: None }]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 30).unwrap();
+        assert!(matches!(open_device(file.path(), true, &layers), Err(Error::OutputKind { .. })));
+    }
 }

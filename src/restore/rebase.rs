@@ -4,15 +4,13 @@
 //! touched. All is found to be possible before the first change. Each change is atomic, and the chain is right for
 //! [`Merge`](super::Merge) before, between and after them.
 
-use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::check;
 use super::error::{Error, Result};
-use super::in_place::{refused, relative_name};
+use super::in_place::{number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::{self, Layers};
 use super::observer::Observer;
@@ -179,7 +177,7 @@ impl Based {
 
     fn open(&self) -> Result<Arc<FileStorage>> {
         let storage = layers::open_writable(&self.path)?;
-        let file = self.path.metadata().map_err(|source| Error::Open { path: self.path.clone(), source })?;
+        let file = storage.file().metadata().map_err(|source| Error::Open { path: self.path.clone(), source })?;
         if self.file == Some(number(&file)) { Ok(storage) } else { Err(Error::Changed) }
     }
 }
@@ -196,8 +194,4 @@ impl PointLink {
         };
         Ok(Self { path, target, done })
     }
-}
-
-fn number(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
 }

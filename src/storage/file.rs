@@ -41,6 +41,12 @@ impl FileStorage {
         Self::new(file)
     }
 
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Takes an open file.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! This layer knows nothing of formats.
 
 mod file;
+mod inside;
 mod link;
 mod lock;
 mod memory;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use file::FileStorage;
+pub(crate) use inside::{check_inside, create_folders, is_trusted};
 pub use link::set_link;
 pub use lock::Access;
 pub use memory::MemoryStorage;

@@ -13,6 +13,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::{NamedTempFile, TempPath};
 
+use super::inside::create_folder;
+
 /// A file on its way to its name.
 #[derive(Debug)]
 pub struct NewFile {
@@ -126,7 +128,7 @@ impl NewFolders {
             .collect();
         let mut folders = Self::default();
         for path in missing.into_iter().rev() {
-            match std::fs::create_dir(&path) {
+            match create_folder(&path) {
                 Ok(()) => folders.made.push(path),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),

@@ -54,6 +54,29 @@ fn a_layer_uses_only_those_below_it() {
     assert_eq!(seen + 1, sources(&src).len(), "a file is in no layer");
 }
 
+/// The code of a file without its tests, which stand at the end.
+fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap()
+}
+
+#[test]
+fn no_other_program_is_started_and_so_no_shell() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in sources(&src).iter().filter(|path| !path.components().any(|part| part.as_os_str() == "tests")) {
+        let text = fs::read_to_string(path).unwrap();
+        for word in [
+            "process::Command",
+            "Command::new(\"sh\"",
+            "libc::system",
+            "libc::exec",
+            "libc::popen",
+            "libc::posix_spawn",
+        ] {
+            assert!(!code(&text).contains(word), "{} has {word}", path.display());
+        }
+    }
+}
+
 #[test]
 fn only_the_layer_for_people_prints() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

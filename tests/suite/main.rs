@@ -28,6 +28,7 @@ mod cli_commit_full;
 mod cli_commit_half;
 mod cli_commit_kill;
 mod cli_commit_refused;
+mod cli_hostile;
 mod cli_merge;
 mod cli_qmprebase;
 mod cli_rebase;

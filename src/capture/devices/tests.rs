@@ -496,3 +496,12 @@ fn a_disk_that_is_called_like_a_log_has_images_that_are_found() {
         assert!(names_images(&format!("disk_{}", base.replace(['.', '~', '#'], "_"))), "{base}");
     }
 }
+
+#[test]
+fn no_disk_is_called_as_what_else_is_in_a_backup_folder() {
+    for name in ["uuid", ".qmpbackup"] {
+        let disk = only(&machine(&[(name, "qcow2", &format!("/vm/{name}"))]));
+        assert!(!disk.names.iter().any(|other| other == name) && disk.base != name, "{disk:?}");
+        assert!(names_images(&disk.base));
+    }
+}

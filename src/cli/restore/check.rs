@@ -1,13 +1,14 @@
 //! `qmprestore check`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::list::without_path;
 use super::progress::Reporter;
 use super::{args, place};
-use crate::chain::discover;
+use crate::chain::{Image, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Failure, joined};
@@ -46,7 +47,15 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>
     let disks = inventory.matching(arguments.filter.as_deref())?;
     let chains = disks.iter().flat_map(|disk| disk.chains());
     let images = chains.map(|chain| chain.full().into_iter().chain(chain.incs()));
-    Ok(images.map(|images| images.map(|image| place::source(image, None)).collect()).collect())
+    let source = |image: &Arc<Image>| {
+        let leads_away = arguments.repair.is_some() && image.path.is_symlink();
+        if leads_away {
+            let path = image.path.display();
+            console.warning(&format!("{path} is left out, it is a link: name what it leads to, to repair that"));
+        }
+        (!leads_away).then(|| place::source(image, None))
+    };
+    Ok(images.map(|images| images.filter_map(source).collect()).collect())
 }
 
 /// Of several exit codes, the one to tell is the worst.

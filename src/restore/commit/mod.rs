@@ -247,7 +247,7 @@ impl Commit {
     fn remove(&self, images: &[Arc<Image>], observer: &dyn Observer) -> Result<()> {
         in_place::point_link(&self.summary.full, images)?;
         for image in images {
-            if in_place::remove(&image.path)? {
+            if in_place::remove(&image.path, self.chain.open_file(&image.path))? {
                 observer.done(Done::Removed { path: image.path.clone() });
             }
         }
