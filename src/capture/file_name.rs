@@ -44,23 +44,25 @@ const NAMING: [&str; 6] = ["image", "export", "path", "lun", "vdi", "device"];
 
 /// What a file name means.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct FileName {
+pub struct FileName {
     /// The protocol, where the file is not local.
-    pub(super) driver: Option<String>,
+    pub driver: Option<String>,
     /// The path of a local file, perhaps relative to QEMU's working directory.
-    pub(super) path: Option<String>,
+    pub path: Option<String>,
     /// The last part of the name, fit for a file name.
-    pub(super) base: Option<String>,
+    pub base: Option<String>,
 }
 
 impl FileName {
     /// Reads a file name as QEMU prints it.
-    pub(super) fn parse(name: &str) -> Self {
+    #[must_use]
+    pub fn parse(name: &str) -> Self {
         parse(name, MAX_NESTING)
     }
 
     /// The path, where the file is local, else the name as QEMU prints it. Read again, it means the same.
-    pub(super) fn short(&self, name: &str) -> String {
+    #[must_use]
+    pub fn short(&self, name: &str) -> String {
         match &self.path {
             Some(path) if protocol(path).is_some() => format!("file:{path}"),
             Some(path) => path.clone(),

@@ -56,6 +56,7 @@ mod teardown;
 pub use device::{Bitmap, Device, Skipped, Why};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer, Progress, Severity};
+pub use file_name::FileName;
 pub use maintain::{disks, remove_bitmaps};
 pub use plan::Plan;
 pub use reply::DeviceError;

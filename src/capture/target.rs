@@ -41,9 +41,9 @@ pub(super) fn create(folder: &Path) -> Result<PathBuf, Error> {
 pub(super) fn with_months(target: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Io { path: target.to_owned(), source };
     let target = files::utf8(target.canonicalize().map_err(failed)?)?;
-    let entries = std::fs::read_dir(&target).map_err(failed)?.flatten();
+    let entries = storage::read_folder(&target).map_err(failed)?.flatten().map(|(name, _)| target.join(name));
     // not over links: no run has been there
-    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
+    let folders = entries.filter(|path| path.symlink_metadata().is_ok_and(|entry| entry.is_dir()));
     let mut months: Vec<PathBuf> = folders.filter(|folder| FolderLock::is_in(folder)).collect();
     months.sort();
     months.insert(0, target);

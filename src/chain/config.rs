@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::{MAX_ENTRIES, Note, json_file};
+use crate::storage::read_folder;
 
 /// Larger files are not read: `qemu-img info` prints some kilobytes, and a description of a thousand snapshots fits.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -99,8 +99,8 @@ pub(super) fn file_for(folder: &Path, disk: &OsStr) -> PathBuf {
 }
 
 fn all(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().take(MAX_ENTRIES).flatten();
-    let names = entries.map(|entry| entry.file_name());
+    let entries = read_folder(folder).into_iter().flatten().take(MAX_ENTRIES).flatten();
+    let names = entries.map(|(name, _)| name);
     let configs = names.filter(|name| name.as_bytes().ends_with(b".config") && !name.as_bytes().starts_with(b"."));
     configs.map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
 }
@@ -118,6 +118,8 @@ fn read(path: &Path) -> Result<Option<FormatHint>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn format(text: &[u8]) -> (FormatHint, usize) {

@@ -17,6 +17,7 @@ use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
 use super::scan::{Folder, scan};
 use super::{Error, FormatHint, Level};
+use crate::storage::read_folder;
 
 /// How many folders deep images are looked for: the VM, the month, the disk.
 pub const MAX_DEPTH: usize = 3;
@@ -205,8 +206,9 @@ fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
 /// The images of a folder of which only manifests are there.
 fn missing(root: &Path, folder: &Folder) -> Vec<Found> {
     // a folder that cannot be read tells nothing
-    let entries = fs::read_dir(root.join(&folder.relative).join(BOOKKEEPING)).into_iter().flatten().flatten();
-    let names = entries.take(MAX_ENTRIES).filter_map(|entry| Manifest::image_of(&entry.file_name()));
+    let bookkeeping = root.join(&folder.relative).join(BOOKKEEPING);
+    let entries = read_folder(&bookkeeping).into_iter().flatten().flatten();
+    let names = entries.take(MAX_ENTRIES).filter_map(|(name, _)| Manifest::image_of(&name));
     let mut missing: Vec<Found> = names
         .filter(|name| !folder.files.contains_key(name) && !folder.files.contains_key(&partial(name)))
         .filter_map(Found::timed)

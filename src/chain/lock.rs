@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{BOOKKEEPING, Error, MAX_DEPTH};
 use crate::storage;
@@ -67,9 +67,12 @@ impl FolderLock {
         let own = given.canonicalize().map_err(failed)?;
         // a run knows the folder by the path that it was given, which may lead over a link
         let above = [&given, &own].into_iter().flat_map(|path| path.ancestors().skip(1).take(MAX_DEPTH));
-        let targets = above.filter(|folder| Self::is_in(folder) || folder.join(UUID).is_file());
-        let mut folders: BTreeSet<PathBuf> =
-            targets.map(Path::canonicalize).collect::<Result<_, _>>().map_err(failed)?;
+        let mut folders = BTreeSet::new();
+        for folder in above {
+            if is_file(&Self::path_in(folder))? || is_file(&folder.join(UUID))? {
+                folders.insert(folder.canonicalize().map_err(failed)?);
+            }
+        }
         folders.remove(&own);
         // a run is met before anything is made in a folder of its target
         folders.iter().chain([&own]).map(|folder| Self::take(folder)).collect()
@@ -109,7 +112,7 @@ impl FolderLock {
     }
 
     fn hold(file: File, path: PathBuf) -> Result<Self, Error> {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => Ok(Self { path, file }),
             Err(Errno::WOULDBLOCK) => Err(Error::Locked { path }),
             Err(error) => Err(Error::Lock { path, source: error.into() }),
@@ -138,6 +141,16 @@ fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         _ => error,
     })?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("is no regular file")) }
+}
+
+/// Whether a file is there, as far as we may look.
+fn is_file(path: &Path) -> Result<bool, Error> {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    match path.metadata() {
+        Ok(there) => Ok(there.is_file()),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory | PermissionDenied) => Ok(false),
+        Err(source) => Err(Error::Lock { path: path.to_owned(), source }),
+    }
 }
 
 #[cfg(test)]

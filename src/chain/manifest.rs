@@ -111,6 +111,21 @@ impl Manifest {
         Some(OsStr::from_bytes(name).to_owned())
     }
 
+    /// The manifest of an image, where one that cannot be believed is none.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read_again(image: &Path) -> io::Result<Option<Self>> {
+        match Self::read(image) {
+            Err(ManifestError::Io { source, .. })
+                if !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Err(source)
+            }
+            read => Ok(read.ok().flatten()),
+        }
+    }
+
     /// The manifest of an image; `None` where it has none.
     ///
     /// # Errors

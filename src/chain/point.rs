@@ -168,7 +168,7 @@ impl RestorePoint {
     /// What the system says, and `InvalidData` where the journal of such work cannot be understood.
     pub fn is_current(&self) -> io::Result<bool> {
         let Some(full) = self.members.first().filter(|full| full.level == Level::Full) else { return Ok(true) };
-        let claimed = Manifest::read(&full.path).ok().flatten().and_then(|manifest| manifest.time);
+        let claimed = Manifest::read_again(&full.path)?.and_then(|manifest| manifest.time);
         Ok(claimed == full.claimed && Unfinished::read(&full.path)? == self.unfinished)
     }
 }

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
-use std::fs::{self, DirEntry};
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+
 use super::{Error, MAX_DEPTH, MAX_ENTRIES, Note};
+use crate::storage::read_folder;
 
 /// A folder, and the files in it that may be images.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +37,12 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
     while let Some((relative, depth)) = queue.pop_front() {
         let path = if depth == 0 { dir.to_owned() } else { dir.join(&relative) };
         let mut folder = Folder { relative, files: BTreeMap::new() };
-        let listing = fs::read_dir(&path).and_then(|entries| {
+        let listing = read_folder(&path).and_then(|entries| {
             for entry in entries {
                 let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
                 left = fewer;
-                let entry = entry?;
-                let name = entry.file_name();
-                match kind(&entry) {
+                let (name, kind) = entry?;
+                match entry_of(kind, || path.join(&name)) {
                     Some(Entry::Folder) if depth < MAX_DEPTH && !name.as_bytes().starts_with(b".") => {
                         queue.push_back((folder.relative.join(name), depth.saturating_add(1)));
                     }
@@ -69,16 +71,14 @@ enum Entry {
 }
 
 /// What an entry is; `None` for what cannot be an image, and for what is gone by now.
-fn kind(entry: &DirEntry) -> Option<Entry> {
-    let kind = entry.file_type().ok()?;
-    if kind.is_dir() {
-        Some(Entry::Folder)
-    } else if kind.is_file() {
-        Some(Entry::File(Kind::File))
-    } else if kind.is_symlink() {
-        let to_file = fs::metadata(entry.path()).is_ok_and(|target| target.is_file());
-        Some(Entry::File(Kind::Link { to_file }))
-    } else {
-        None
+fn entry_of(kind: FileType, path: impl Fn() -> PathBuf) -> Option<Entry> {
+    match kind {
+        FileType::Directory => Some(Entry::Folder),
+        FileType::RegularFile => Some(Entry::File(Kind::File)),
+        FileType::Symlink => {
+            let to_file = fs::metadata(path()).is_ok_and(|target| target.is_file());
+            Some(Entry::File(Kind::Link { to_file }))
+        }
+        _ => None,
     }
 }

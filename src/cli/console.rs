@@ -68,6 +68,8 @@ pub(super) struct Console {
     /// The progress bar that stands in the last line of the terminal.
     bar: Mutex<Option<ProgressBar>>,
     warned: AtomicBool,
+    /// JSON lines could not be written.
+    lost: AtomicBool,
 }
 
 impl Console {
@@ -85,6 +87,7 @@ impl Console {
             syslog: None,
             bar: Mutex::new(None),
             warned: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         };
         if let Some(path) = log_file {
             let file = File::options().append(true).create(true).mode(0o644).open(path);
@@ -169,10 +172,20 @@ impl Console {
         }
     }
 
-    /// Says a JSON line, where they are wanted. Nobody may read them, which does not matter.
+    /// Says a JSON line, where they are wanted. Nobody may read them, which does not matter; but that of a file some are
+    /// missing is a warning, said once.
     pub(super) fn event(&self, name: &str, fields: &[(&str, Value)]) {
-        if self.wanted.json {
-            let _ = self.write_result(&(text::event(name, fields) + "\n"));
+        if !self.wanted.json {
+            return;
+        }
+        match self.write_result(&(text::event(name, fields) + "\n")) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.warned.store(true, Ordering::Relaxed);
+                if !self.lost.swap(true, Ordering::Relaxed) {
+                    self.log(Level::Warning, &format!("JSON lines are missing, cannot print them: {error}"));
+                }
+            }
+            _ => {}
         }
     }
 

@@ -27,6 +27,9 @@ pub(super) enum Failure {
     /// Images are changed in part: the same command has to be run again.
     #[error(transparent)]
     InPlace(restore::Error),
+    /// Images are changed as they were to be, but nobody knows whether the last change stays.
+    #[error(transparent)]
+    Undurable(restore::Error),
     /// A rebase has changed some of its images.
     #[error(transparent)]
     HalfRebased(restore::Error),
@@ -65,6 +68,7 @@ impl Failure {
             | Self::Unfinished(error)
             | Self::Refused(error)
             | Self::InPlace(error)
+            | Self::Undurable(error)
             | Self::HalfRebased(error) => match error.kind() {
                 restore::ErrorKind::Usage => Exit::Usage,
                 restore::ErrorKind::Damaged => Exit::Damaged,
@@ -126,6 +130,9 @@ impl Failure {
                 }
                 _ => "the work is done in part, and nothing is lost: run the same again",
             }),
+            Self::Undurable(_) => {
+                Some("the work is done, but a power cut may undo the end of it: then run the same again")
+            }
             Self::HalfRebased(_) => Some("the images are right as they are; run again for the rest"),
             Self::Capture(error) => of_capture(error),
             Self::Usage(_)

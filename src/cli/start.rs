@@ -80,10 +80,15 @@ fn message<T>(
 /// Does the work with a console, and says why it fails.
 pub(super) fn run(global: &Global, wanted: Wanted, work: impl FnOnce(&Console) -> Result<Exit, Failure>) -> Exit {
     match Console::new(wanted, global.logfile.as_deref()) {
-        Ok(console) => work(&console).unwrap_or_else(|failure| {
-            console.error(&failure);
-            failure.exit()
-        }),
+        Ok(console) => match work(&console) {
+            // the last lines may have been lost
+            Ok(Exit::Success) => console.exit(),
+            Ok(exit) => exit,
+            Err(failure) => {
+                console.error(&failure);
+                failure.exit()
+            }
+        },
         Err(failure) => failure.exit(),
     }
 }

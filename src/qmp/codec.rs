@@ -11,6 +11,9 @@ use super::version::Version;
 /// The most bytes of a message. The longest one that QEMU is known to send, its schema, has 250 kB.
 const LIMIT: usize = 16 << 20;
 
+/// The most bytes of an event, of which many wait for whoever reads them. QEMU's have some hundreds.
+const EVENT_LIMIT: usize = 64 << 10;
+
 /// How much of a line that makes no sense is shown.
 const EXCERPT: usize = 80;
 
@@ -58,6 +61,9 @@ impl Message {
             Ok(Self::Error { id, class, desc })
         } else if let Some(name) = object.get("event") {
             let name = name.as_str().ok_or("an event without a name")?;
+            if line.len() > EVENT_LIMIT {
+                return Err(format!("an event of {} bytes", line.len()));
+            }
             Ok(Self::Event(Event::read(name, &object)))
         } else if let Some(greeting) = object.get("QMP") {
             let version = greeting.get("version").and_then(Version::parse).ok_or("a greeting without a version")?;
@@ -207,6 +213,9 @@ mod tests {
         assert!(reason(b"[]").starts_with("no JSON object"));
         assert!(reason(b"{}").starts_with("neither"));
         assert!(reason(br#"{"event": 1}"#).starts_with("an event without a name"));
+        assert!(
+            reason(format!("{{\"event\": {:?}}}", "x".repeat(1 << 16)).as_bytes()).starts_with("an event of 65549 b")
+        );
         assert!(reason(br#"{"error": {"class": "GenericError"}}"#).starts_with("an error without"));
         assert!(reason(br#"{"QMP": {"version": {"qemu": {"major": -1}}}}"#).starts_with("a greeting without"));
         assert!(reason("[".repeat(100_000).as_bytes()).starts_with("no JSON (recursion limit"));

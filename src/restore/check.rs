@@ -1,5 +1,6 @@
 //! Are the tables of images sound, and can they be made so? In parallel, an image each thread.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -105,11 +106,24 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
     };
     let header = Header::read(&*storage).map_err(image_error)?;
     let length = storage.length();
-    // what cannot be opened has findings in its report
-    let image = Image::open(storage).ok();
-    let snapshots = image.as_ref().and_then(|image| image.snapshots().ok()).unwrap_or_default();
-    let bitmaps = image.as_ref().and_then(|image| image.bitmaps().ok()).unwrap_or_default();
+    let image = if_sound(Image::open(storage)).map_err(image_error)?;
+    let snapshots = image.as_ref().map(|image| if_sound(image.snapshots())).transpose().map_err(image_error)?;
+    let bitmaps = image.as_ref().map(|image| if_sound(image.bitmaps())).transpose().map_err(image_error)?;
+    let (snapshots, bitmaps) = (snapshots.flatten().unwrap_or_default(), bitmaps.flatten().unwrap_or_default());
     Ok(Checked::Qcow2(Box::new(CheckedImage { header, report, before, snapshots, bitmaps, length })))
+}
+
+/// What is damaged is none, and has findings in its report.
+fn if_sound<T>(result: qcow2::Result<T>) -> qcow2::Result<Option<T>> {
+    match result {
+        Err(error) if is_unread(&error) => Err(error),
+        result => Ok(result.ok()),
+    }
+}
+
+/// Whether the system could not read what may be sound.
+pub(super) fn is_unread(error: &qcow2::Error) -> bool {
+    matches!(error, qcow2::Error::Io { source, .. } if source.kind() != io::ErrorKind::UnexpectedEof)
 }
 
 /// Checks the images of a chain that is about to be read: damage is an error, wrong refcounts of an image that says

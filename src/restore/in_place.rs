@@ -151,7 +151,7 @@ impl InPlace {
                 qcow2::set_backing(&**storage, Some(&backing(full))).map_err(failed)?;
             }
         }
-        match known(&next.path) {
+        match read_manifest(&next.path)? {
             Some(manifest) => write_manifest(&next.path, &Manifest { parent: Some(full.display_name()), ..manifest }),
             None => Ok(()),
         }
@@ -165,8 +165,13 @@ fn backing(full: &Image) -> Backing {
 
 /// Opens an INC that names another image; any other one needs no change.
 fn open_based(inc: &Image) -> Result<Option<Arc<FileStorage>>> {
-    let header = FileStorage::open(&inc.path).ok().and_then(|storage| qcow2::Header::read(&storage).ok());
-    if header.is_some_and(|header| header.backing.is_some()) { open(&Source::from(inc)).map(Some) } else { Ok(None) }
+    let source = Source::from(inc);
+    match qcow2::Header::read(&*layers::open(&source)?) {
+        Ok(header) if header.backing.is_some() => open(&source).map(Some),
+        Err(error) if check::is_unread(&error) => Err(check::image_error(&inc.path, error)),
+        // raw, damaged, or based on nothing
+        Ok(_) | Err(_) => Ok(None),
+    }
 }
 
 /// Locks the folder of an image, and the targets above it.
@@ -208,7 +213,7 @@ pub(super) fn relative_name(name: &str) -> String {
 
 /// What is known of a FULL that now holds the moment of an INC.
 pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
-    let (old, inc) = (known(full), known(&held.path));
+    let (old, inc) = (read_manifest(full)?, read_manifest(&held.path)?);
     let (chain, bitmap, qemu) =
         inc.or(old).map(|manifest| (manifest.chain, manifest.bitmap, manifest.qemu)).unwrap_or_default();
     let image = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -226,9 +231,8 @@ pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
     write_manifest(full, &manifest)
 }
 
-/// What is known of an image, if its manifest can be read.
-fn known(image: &Path) -> Option<Manifest> {
-    Manifest::read(image).ok().flatten()
+fn read_manifest(image: &Path) -> Result<Option<Manifest>> {
+    Manifest::read_again(image).map_err(|source| Error::Open { path: Manifest::path(image), source })
 }
 
 fn write_manifest(image: &Path, manifest: &Manifest) -> Result<()> {
@@ -243,8 +247,13 @@ pub(super) fn seconds(time: Option<i64>) -> Option<Duration> {
 /// Lets the link `image` that a rebase has left lead to the FULL, where it leads to one of these images.
 pub(super) fn point_link(full: &Path, images: &[Arc<Image>]) -> Result<()> {
     let link = full.with_file_name(rebase::LINK);
-    let leads_to = std::fs::read_link(&link).ok();
-    let leads_to = leads_to.as_deref().and_then(Path::file_name);
+    let leads_to = match std::fs::read_link(&link) {
+        Ok(leads_to) => leads_to,
+        // there is none, or it is none
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(()),
+        Err(source) => return Err(Error::Open { path: link, source }),
+    };
+    let leads_to = leads_to.file_name();
     if leads_to.is_none() || !images.iter().any(|image| Some(image.name()) == leads_to) {
         return Ok(());
     }

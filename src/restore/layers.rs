@@ -107,12 +107,12 @@ impl Layers {
         corrupt.chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }
 
-    /// Whether a file is one of the images.
+    /// Whether a file is, or may be, one of the images.
     pub(super) fn contain(&self, file: &Metadata) -> bool {
         self.layers
             .iter()
-            .filter_map(|layer| layer.file()?.metadata().ok())
-            .any(|image| (image.dev(), image.ino()) == (file.dev(), file.ino()))
+            .filter_map(|layer| Some(layer.file()?.metadata().ok()))
+            .any(|image| image.is_none_or(|image| (image.dev(), image.ino()) == (file.dev(), file.ino())))
     }
 
     /// Who may read what is restored: those who may read all of the images.

@@ -153,7 +153,8 @@ impl Based {
         if before.parent() != path.parent() {
             return Err(refused(path, "lies in another folder than the image before it"));
         }
-        if path.symlink_metadata().is_ok_and(|file| file.is_symlink()) {
+        let itself = path.symlink_metadata().map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        if itself.is_symlink() {
             return Err(refused(path, "is a link, and what it leads to would be changed"));
         }
         let Some(name) = before.file_name().and_then(|name| name.to_str()) else {

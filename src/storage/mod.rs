@@ -3,6 +3,7 @@
 //! This layer knows nothing of formats.
 
 mod file;
+mod folder;
 mod inside;
 mod link;
 mod lock;
@@ -17,11 +18,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use file::FileStorage;
+pub(crate) use folder::read_folder;
 pub(crate) use inside::{check_inside, create_folders, is_trusted};
 pub use link::set_link;
 pub use lock::Access;
 pub use memory::MemoryStorage;
-pub use publish::NewFile;
+pub use publish::{NewFile, Undurable};
 pub(crate) use publish::{parent, sync as sync_folder};
 pub use touched::Touched;
 pub(crate) use writeback::start_writeback;

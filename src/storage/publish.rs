@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use rustix::io::Errno;
-use tempfile::{NamedTempFile, TempPath};
+use rustix::io::{Errno, retry_on_intr};
+use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
 use super::inside::create_folder;
 
@@ -58,26 +58,39 @@ impl NewFile {
     /// Syncs the file, gives it its name and syncs the folder. `replace` permits that the name is taken.
     ///
     /// # Errors
-    /// `AlreadyExists`, or what the system says; the file is gone then.
+    /// `AlreadyExists`, or what the system says; the file is gone then. But where it has replaced another and the folder
+    /// cannot be synced, it stays, since the other is gone; [`Undurable`] is inside of the error then.
     pub fn publish(self, replace: bool) -> io::Result<()> {
         self.file.sync_all()?;
         let Self { file, target, directory, name, folders } = self;
-        match name {
-            Some(name) if replace => name.persist(&target)?,
-            Some(name) => name.persist_noclobber(&target)?,
+        let replaced = match name {
+            Some(name) => rename(name, &target, replace)?,
             None => link(&file, &target, &directory, replace)?,
+        };
+        match sync(&directory).and_then(|()| folders.sync()) {
+            Ok(()) => folders.keep(),
+            Err(error) if replaced => return Err(io::Error::other(Undurable(error))),
+            Err(error) => {
+                // what went wrong first is what to tell; the folders go after it
+                let _ = std::fs::remove_file(&target);
+                return Err(error);
+            }
         }
-        sync(&directory)?;
-        folders.keep()
+        Ok(())
     }
 }
+
+/// A file has its name, in place of the one before it, but its folder could not be synced.
+#[derive(Debug, thiserror::Error)]
+#[error("it is there and whole, but its folder cannot be synced: a power cut may undo it")]
+pub struct Undurable(#[source] io::Error);
 
 pub(super) const PREFIX: &str = ".qmpbackup-";
 
 /// A file without a name, where there can be such, and a way to name it later.
 fn unnamed(directory: &Path, mode: u32) -> io::Result<Option<File>> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::openat(CWD, directory, flags, Mode::from_raw_mode(mode)) {
+    match retry_on_intr(|| rustix::fs::openat(CWD, directory, flags, Mode::from_raw_mode(mode))) {
         Ok(file) => Ok(Some(File::from(file)).filter(|file| by_descriptor(file).exists())),
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
         Err(error) => Err(error.into()),
@@ -88,8 +101,26 @@ fn by_descriptor(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Names a file that has no name.
-fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Result<()> {
+/// Gives a file its name instead of that of the moment; whether it may have replaced another.
+fn rename(name: TempPath, target: &Path, replace: bool) -> io::Result<bool> {
+    match name.persist_noclobber(target) {
+        Ok(()) => Ok(false),
+        // the name is taken, or this file system can only replace
+        Err(PathPersistError { error, path }) if replace && may_replace(error.kind()) => {
+            path.persist(target)?;
+            Ok(true)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn may_replace(error: io::ErrorKind) -> bool {
+    use io::ErrorKind::{AlreadyExists, InvalidInput, PermissionDenied, Unsupported};
+    matches!(error, AlreadyExists | InvalidInput | PermissionDenied | Unsupported)
+}
+
+/// Names a file that has no name; whether it has replaced another.
+fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Result<bool> {
     let open = by_descriptor(file);
     let link = |path: &Path| rustix::fs::linkat(CWD, &open, CWD, path, AtFlags::SYMLINK_FOLLOW);
     match link(target) {
@@ -98,9 +129,9 @@ fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Resu
             let named: NamedTempFile<()> =
                 tempfile::Builder::new().prefix(PREFIX).make_in(directory, |path| Ok(link(path)?))?;
             named.persist(target)?;
-            Ok(())
+            Ok(true)
         }
-        result => Ok(result?),
+        result => Ok(result.map(|()| false)?),
     }
 }
 
@@ -137,9 +168,12 @@ impl NewFolders {
         Ok(folders)
     }
 
-    fn keep(mut self) -> io::Result<()> {
-        let made = std::mem::take(&mut self.made);
-        made.iter().try_for_each(|path| sync(parent(path)))
+    fn sync(&self) -> io::Result<()> {
+        self.made.iter().try_for_each(|path| sync(parent(path)))
+    }
+
+    fn keep(mut self) {
+        self.made.clear();
     }
 }
 

@@ -70,7 +70,10 @@ fn select(inventory: &Inventory, arguments: &args::Commit, clock: &Clock) -> Res
 
 /// What has to be said when work in place stops: whether it must be done again.
 fn unfinished(error: restore::Error, summary: &CommitSummary) -> Failure {
+    let is_gone = |path: &std::path::PathBuf| matches!(path.try_exists(), Ok(false));
     match crate::chain::Unfinished::read(&summary.full) {
+        // the last that was to do is to forget that there was something to do
+        Ok(None) if summary.incs.iter().chain(&summary.rest).all(is_gone) => Failure::Undurable(error),
         Ok(None) => Failure::Refused(error),
         Ok(Some(_)) | Err(_) => Failure::InPlace(error),
     }

@@ -73,24 +73,42 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
 /// one that a later merge reads.
 fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
     let images = || inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
-    let out = if arguments.streams() { stdout().and_then(|out| out.metadata()) } else { arguments.out.metadata() };
-    let is_one = out.is_ok_and(|out| {
-        let is_out = |there: Metadata| (there.dev(), there.ino()) == (out.dev(), out.ino());
-        images().filter_map(|image| image.path.metadata().ok()).any(is_out)
-    });
-    let name = arguments.out.file_name().unwrap_or_default();
-    let folder = |path: &Path| path.parent().and_then(|folder| Path::new(".").join(folder).canonicalize().ok());
-    let becomes_one = folder(&arguments.out).is_some_and(|out| {
-        let named = |image: &Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
-        images().filter(|image| named(image)).any(|image| folder(&image.path).is_some_and(|folder| folder == out))
-    });
-    let path = arguments.out.clone();
-    if is_one {
-        Err(Failure::OutputIsBackup { path })
-    } else if becomes_one {
-        Err(Failure::OutputNamedAsBackup { path })
+    let number = |there: Metadata| (there.dev(), there.ino());
+    let number_of = |path: &Path| Ok::<_, Failure>(if_there(path, path.metadata())?.map(number));
+    let out = if arguments.streams() {
+        stdout().and_then(|out| out.metadata()).ok().map(number)
     } else {
-        Ok(())
+        number_of(&arguments.out)?
+    };
+    let path = || arguments.out.clone();
+    if out.is_some() {
+        for image in images() {
+            if number_of(&image.path)? == out {
+                return Err(Failure::OutputIsBackup { path: path() });
+            }
+        }
+    }
+    let name = arguments.out.file_name().unwrap_or_default();
+    let folder = |path: &Path| {
+        let folder = Path::new(".").join(path.parent().unwrap_or(Path::new("")));
+        if_there(&folder, folder.canonicalize())
+    };
+    let named = |image: &&Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
+    let Some(out) = folder(&arguments.out)? else { return Ok(()) };
+    for image in images().map(AsRef::as_ref).filter(named) {
+        if folder(&image.path)?.as_ref() == Some(&out) {
+            return Err(Failure::OutputNamedAsBackup { path: path() });
+        }
+    }
+    Ok(())
+}
+
+/// What is there; only where the system says so, nothing is.
+fn if_there<T>(path: &Path, found: io::Result<T>) -> Result<Option<T>, Failure> {
+    match found {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(source) => Err(Failure::Restore(restore::Error::Open { path: path.to_owned(), source })),
     }
 }
 

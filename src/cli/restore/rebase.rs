@@ -66,7 +66,12 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
             &[("path", image.path.to_string_lossy().into()), ("backing", image.backing.clone().into())],
         );
     });
-    result.map_err(if changed == 0 { Failure::Refused } else { Failure::HalfRebased })?;
+    result.map_err(|error| match error {
+        // a change that fails may be there all the same
+        restore::Error::Image { .. } | restore::Error::Write { .. } => Failure::HalfRebased(error),
+        error if changed > 0 => Failure::HalfRebased(error),
+        error => Failure::Refused(error),
+    })?;
     if !link.done {
         console.event("link", &[("path", link_path.clone().into()), ("target", target.clone().into())]);
     }

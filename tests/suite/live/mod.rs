@@ -18,6 +18,7 @@ mod client;
 mod draw;
 mod fake_agent;
 mod faults_agent;
+mod faults_answers;
 mod faults_folder;
 mod faults_full;
 mod faults_hooks;

@@ -30,6 +30,12 @@ pub(crate) enum Action {
     Close,
     /// It never comes to QEMU, and gets this error.
     Fail(String),
+    /// It never comes to QEMU, and gets this answer.
+    Answer(Value),
+    /// It never comes to QEMU, and gets these bytes.
+    Say(Vec<u8>),
+    /// It never comes to QEMU, and gets a line of a gibibyte.
+    Flood,
     /// The client gets a signal before QEMU gets the command. With SIGKILL QEMU gets nothing.
     KillBefore(Signal),
     /// The client gets a signal when QEMU has done the command, and before the answer.
@@ -171,12 +177,20 @@ impl Shared {
                     }
                 }
                 Action::Fail(why) => {
-                    let mut reply = json!({ "error": { "class": "GenericError", "desc": why } });
-                    if let Some(id) = id {
-                        reply["id"] = id;
-                    }
-                    self.note(Entry::Reply(reply.clone()));
-                    let _ = answer.write_all(format!("{reply}\r\n").as_bytes());
+                    self.reply(answer, id, json!({ "error": { "class": "GenericError", "desc": why } }));
+                    continue;
+                }
+                Action::Answer(value) => {
+                    self.reply(answer, id, json!({ "return": value }));
+                    continue;
+                }
+                Action::Say(bytes) => {
+                    let _ = answer.write_all(&bytes);
+                    continue;
+                }
+                Action::Flood => {
+                    let chunk = vec![b' '; 1 << 20];
+                    let _ = (0..1024).try_for_each(|_| answer.write_all(&chunk));
                     continue;
                 }
             }
@@ -185,6 +199,15 @@ impl Shared {
                 return;
             }
         }
+    }
+
+    /// Answers in QEMU's place.
+    fn reply(&self, mut client: &UnixStream, id: Option<Value>, mut reply: Value) {
+        if let Some(id) = id {
+            reply["id"] = id;
+        }
+        self.note(Entry::Reply(reply.clone()));
+        let _ = client.write_all(format!("{reply}\r\n").as_bytes());
     }
 
     fn answers(&self, qemu: &UnixStream, mut client: &UnixStream, sent: &Mutex<Vec<Sent>>) {

@@ -1,0 +1,210 @@
+//! Any system call may fail, once: the program ends, says so, and keeps its promises; or it did not matter, and all is right.
+//!
+//! [`ptrace`] has each system call of a small run stopped that is about something in the backup folder or at the place of
+//! the output. Runs are counted first; then one call in each further run fails, or moves less than was asked. By default
+//! the first and the last call of each kind are taken for each fault that matters most, one of them for the others, with
+//! `QMPBACKUP_LONG=1` all.
+//!
+//! Memory is no part of this: no file is mapped, which [`architecture`](crate::architecture) watches over, so that a file
+//! that becomes shorter or a disk that breaks is an error of `pread` and never a SIGBUS.
+//!
+//! Only for x86-64: of other machines the registers have other names.
+
+mod call;
+mod ptrace;
+mod scene;
+mod traced;
+
+use std::collections::BTreeMap;
+
+use self::call::{Call, Fault};
+use self::scene::{Scene, Tree};
+use self::traced::{Plan, Position, run};
+use crate::program::Ended;
+use crate::seeds::are_many;
+
+/// What a command does to the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Does {
+    /// It leaves it alone, and has only something to say.
+    Looks,
+    /// It makes what was not there, or replaces it, whole or not at all.
+    Makes,
+    /// It changes images, and ends right when it is done again.
+    Changes,
+}
+
+/// A command, and how it was disturbed.
+struct Case<'a> {
+    does: Does,
+    scene: &'a Scene,
+    position: &'a Position,
+    fault: Fault,
+}
+
+/// How it ended, in a word.
+type Class = &'static str;
+
+impl Case<'_> {
+    fn is(&self, call: Call) -> bool {
+        self.position.call == call
+    }
+
+    fn judge(&self, ended: &Ended) -> Class {
+        match ended.code {
+            Some(0 | 3) => {
+                let must_fail = self.position.call.is_essential() && !self.fault.is_harmless();
+                assert!(!must_fail, "success, though it failed");
+                self.judge_success(ended);
+                if ended.code == Some(0) { "harmless" } else { "warned" }
+            }
+            Some(1 | 2 | 4 | 6 | 7) => {
+                let unreadable = ended.stdout.to_lowercase().contains("unreadable");
+                assert!(unreadable || ended.stderr.contains("ERROR"), "no error is told");
+                let folder = self.scene.folder();
+                let names = [folder.to_str().unwrap(), "made: ", "old: ", "new: ", "new/folder: "];
+                assert!(unreadable || names.iter().any(|name| ended.stderr.contains(name)), "no file is named");
+                let undurable = ended.stderr.contains("a power cut may undo");
+                let moves = matches!(self.position.call, Call::Write | Call::CopyRange | Call::Truncate | Call::Sync);
+                assert!(!(moves && self.fault.is_full()) || undurable || ended.code == Some(7), "not told as full");
+                assert!(!(moves && self.fault.is_harmless()), "no reason to fail");
+                match self.does {
+                    Does::Makes if undurable => {
+                        assert!(self.is(Call::Sync) || self.is(Call::Open), "nothing was made");
+                        self.judge_success(ended);
+                        "done, with an error"
+                    }
+                    Does::Looks | Does::Makes => self.judge_failure(),
+                    Does::Changes => self.judge_stop(ended),
+                }
+            }
+            _ => panic!("no code that is known"),
+        }
+    }
+
+    fn judge_success(&self, ended: &Ended) {
+        match self.does {
+            Does::Looks => {
+                assert!(self.scene.tree() == self.scene.before, "something was changed");
+                assert!(ended.code == Some(3) || ended.stdout == self.scene.said, "something else was said");
+            }
+            Does::Makes => assert!(self.scene.tree() == self.scene.after, "what was made is not right"),
+            Does::Changes => self.scene.assert_done(!self.fault.is_harmless()),
+        }
+    }
+
+    /// Nothing is there that was not there before.
+    fn judge_failure(&self) -> Class {
+        let tree = self.scene.tree();
+        if tree == self.scene.before {
+            return "failed";
+        }
+        let left: Vec<_> = tree.keys().filter(|path| !self.scene.before.contains_key(*path)).collect();
+        // whoever cannot remove anything leaves it
+        assert!(self.is(Call::Unlink) || self.is(Call::RemoveFolder), "something is left: {left:?}");
+        "failed to tidy up"
+    }
+
+    /// The work was not begun, or it can be ended, or is.
+    fn judge_stop(&self, ended: &Ended) -> Class {
+        self.scene.assert_images(true);
+        let images = |mut tree: Tree| {
+            tree.retain(|path, _| !path.iter().any(|name| name == ".qmpbackup"));
+            tree
+        };
+        let untouched = images(self.scene.before.clone()) == images(self.scene.tree());
+        let says_so = ended.stderr.contains("nothing was changed");
+        assert!(untouched || !says_so, "something was changed");
+        let again = Ended::of(&mut self.scene.command());
+        let was_done = again.code == Some(2) && ended.stderr.contains("the work is done");
+        assert!(was_done || matches!(again.code, Some(0 | 3)), "not again: {again:#?}");
+        self.scene.assert_done(true);
+        match (untouched, was_done) {
+            (true, _) => "refused",
+            (false, false) => "stopped and ended later",
+            (false, true) => "done, with an error",
+        }
+    }
+}
+
+/// Which calls fail, and how.
+fn chosen(does: Does, positions: &[Position]) -> Vec<(usize, Fault)> {
+    let mut all: BTreeMap<(Call, Fault), Vec<usize>> = BTreeMap::new();
+    for (number, position) in positions.iter().enumerate() {
+        for fault in position.call.faults() {
+            all.entry((position.call, fault)).or_default().push(number);
+        }
+    }
+    let some = |call: Call, fault: Fault, numbers: Vec<usize>| match numbers.as_slice() {
+        _ if are_many() => numbers,
+        // what changes images takes longest to judge
+        [.., last] if fault.is_harmless() || (does == Does::Changes && !call.is_essential()) => vec![*last],
+        [first, .., last] => vec![*first, *last],
+        _ => numbers,
+    };
+    let each = |((call, fault), numbers)| some(call, fault, numbers).into_iter().map(move |at| (at, fault));
+    all.into_iter().flat_map(each).collect()
+}
+
+/// Does the command again and again, disturbed each time in another way.
+fn disturb(does: Does, all_are_named: bool, earlier: &[&[&str]], words: &[&str]) {
+    let scene = Scene::new(earlier, words);
+    let once = |fault| {
+        scene.reset();
+        run(&mut scene.command(), &scene.folder(), Plan { fault, all_are_named })
+    };
+    let counted = once(None);
+    assert_eq!(counted.output.status.code(), Some(0));
+    let positions = counted.positions;
+    assert!(once(None).positions == positions, "each run is another one");
+    assert!(positions.len() > 40, "only {} calls: {positions:#?}", positions.len());
+    let mut classes: BTreeMap<Class, usize> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (at, fault) in chosen(does, &positions) {
+        let traced = once(Some((at, fault)));
+        let position = traced.positions.last().unwrap();
+        assert!(traced.positions == positions[..=at], "each run is another one");
+        let ended = Ended::new(traced.output);
+        let case = Case { does, scene: &scene, position, fault };
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.judge(&ended)));
+        *classes.entry(*judged.as_ref().unwrap_or(&"WRONG")).or_default() += 1;
+        if judged.is_err() {
+            let said = format!("{fault:?} at {at} of {}: {position:?}\n{ended:#?}", positions.len());
+            eprintln!("that was {said}\n");
+            wrong.push(said);
+        }
+    }
+    println!("{words:?}: {} calls, {classes:?}", positions.len());
+    assert!(wrong.is_empty(), "{} are wrong, see above: {classes:?}", wrong.len());
+    assert!(classes.len() > 1, "{classes:?}");
+}
+
+/// The table: a test, what the command does, where, what comes before it, and the command.
+macro_rules! disturbed {
+    ($($name:ident: $does:ident, $named:literal, [$($earlier:expr),*], $words:expr;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                disturb(Does::$does, $named, &[$(&$earlier),*], &$words);
+            }
+        )+
+    };
+}
+
+disturbed! {
+    a_merge_to_qcow2: Makes, false, [], ["merge", "--out", "new/folder/made"];
+    a_merge_to_qcow2_where_all_files_have_names: Makes, true, [], ["merge", "--out", "new/folder/made"];
+    a_merge_to_raw: Makes, false, [], ["merge", "--format", "raw", "--out", "made"];
+    a_compressed_merge: Makes, false, [], ["merge", "--compress", "--out", "new/made"];
+    a_merge_over_an_output: Makes, false, [], ["merge", "--force", "--out", "old"];
+    a_merge_over_an_output_where_all_files_have_names: Makes, true, [], ["merge", "--force", "--out", "old"];
+    a_commit: Changes, false, [], ["commit"];
+    a_commit_where_all_files_have_names: Changes, true, [], ["commit"];
+    a_commit_of_a_part_of_a_rebased_chain: Changes, false, [["rebase"]], ["commit", "--until", "INC-1700000100"];
+    a_rebase: Changes, false, [], ["rebase"];
+    a_snapshotrebase: Changes, false, [], ["snapshotrebase"];
+    a_snapshotrebase_of_a_rebased_chain: Changes, false, [["rebase"]], ["snapshotrebase"];
+    a_check: Looks, false, [], ["check"];
+    a_check_in_json: Looks, false, [], ["check", "--json"];
+    a_list: Looks, false, [], ["list"];
+}

@@ -1,0 +1,184 @@
+//! The monitor says what QEMU never says: lines without end, no JSON, answers with anything in any place. The run ends in
+//! time with a code that the help text explains, in little memory, and makes no file but in its target.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::proxy::{Action, Proxy};
+use super::spec::DiskSpec;
+use super::tool::Tool;
+use super::vm::Vm;
+use crate::prng::Prng;
+use crate::program::Ended;
+use crate::seeds;
+
+/// What a backup asks for, and with what arguments.
+fn questions() -> [(&'static str, Value); 7] {
+    [
+        ("query-block", json!({})),
+        ("query-named-block-nodes", json!({ "flat": true })),
+        ("x-debug-query-block-graph", json!({})),
+        ("query-jobs", json!({})),
+        ("query-status", json!({})),
+        ("query-version", json!({})),
+        ("query-qmp-schema", json!({})),
+    ]
+}
+
+/// Names that lead elsewhere, and what is no name at all.
+fn odd(prng: &mut Prng) -> Value {
+    let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+    let values = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(u64::MAX),
+        json!(1.5),
+        json!(""),
+        json!(".."),
+        json!("../../evil"),
+        json!("/tmp/qmpbackup-evil"),
+        json!("a/../../../evil"),
+        json!("\u{0}\n\u{1b}[2J"),
+        json!("x".repeat(5000)),
+        json!("json:{\"driver\":\"file\",\"filename\":\"../../evil\"}"),
+        json!("nbd://evil/../../x"),
+        json!([]),
+        json!({}),
+        json!([null]),
+        deep,
+    ];
+    prng.pick(&values).clone()
+}
+
+/// Puts something odd in a place of an answer.
+fn change(value: &mut Value, prng: &mut Prng) {
+    let stays = !prng.one_in(6);
+    match value {
+        Value::Array(list) if stays && !list.is_empty() => {
+            let at = prng.below(list.len() as u64) as usize;
+            if prng.one_in(10) {
+                list.remove(at);
+            } else {
+                change(&mut list[at], prng);
+            }
+        }
+        Value::Object(object) if stays && !object.is_empty() => {
+            let keys: Vec<String> = object.keys().cloned().collect();
+            let key = prng.pick(&keys);
+            if prng.one_in(10) {
+                object.remove(key);
+            } else {
+                change(&mut object[key], prng);
+            }
+        }
+        _ => *value = odd(prng),
+    }
+}
+
+/// A machine and what lies in its folder.
+struct Machine {
+    vm: Vm,
+    beside: BTreeSet<OsString>,
+}
+
+fn names(folder: &Path) -> BTreeSet<OsString> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
+impl Machine {
+    fn start() -> Self {
+        let vm = Vm::builder("10.0").disk(DiskSpec::new("disk0.qcow2", 1 << 20)).start();
+        let mut beside = names(&vm.path(""));
+        beside.extend(["proxy".into(), "target".into(), "fleece".into()]);
+        std::fs::create_dir(vm.path("fleece")).unwrap();
+        Self { vm, beside }
+    }
+
+    /// A backup in which the answer to one command is another, each time or from the second time on.
+    fn run(&mut self, at: &str, again: bool, action: &Action, what: &str) -> Ended {
+        let tool = Tool::of(Path::new("prlimit"));
+        let (asked, action) = (at.to_owned(), action.clone());
+        let mut count = 0;
+        let hook = move |command: &Value, _| {
+            count += usize::from(command["execute"] == asked.as_str());
+            let is_it = command["execute"] == asked.as_str() && count > usize::from(again);
+            if is_it { action.clone() } else { Action::Forward }
+        };
+        let proxy = Proxy::start(&self.vm.path("proxy"), &self.vm.socket(), &tool.victim, Box::new(hook));
+        let program = Path::new(env!("CARGO_BIN_EXE_qmprestore")).with_file_name("qmpbackup");
+        let [socket, target, fleece] = ["proxy", "target", "fleece"].map(|name| self.vm.path(name));
+        let ended = tool.run(&[
+            "--as=1073741824",
+            program.to_str().unwrap(),
+            "--socket",
+            socket.to_str().unwrap(),
+            "backup",
+            "--target",
+            target.to_str().unwrap(),
+            "--fleece-dir",
+            fleece.to_str().unwrap(),
+            "--level=full",
+            "--timeout=0.5",
+        ]);
+        proxy.end();
+        assert!(matches!(ended.code, Some(0..=7)), "{what}: {ended:#?}");
+        assert!(!ended.stderr.contains("panicked"), "{what}: {ended:#?}");
+        assert!(ended.code == Some(0) || !ended.stderr.is_empty(), "{what}: {ended:#?}");
+        let beside = names(&self.vm.path(""));
+        assert!(beside.is_subset(&self.beside), "{what}: {beside:?}: {ended:#?}");
+        assert!(!self.vm.path("../evil").exists() && !Path::new("/tmp/qmpbackup-evil").exists(), "{what}");
+        self.put_in_order();
+        assert!(names(&self.vm.path("fleece")).is_empty(), "{what}: {ended:#?}");
+        ended
+    }
+
+    fn put_in_order(&self) {
+        let socket = self.vm.socket();
+        let words = ["--socket", socket.to_str().unwrap()];
+        Tool::built("qmpbackup").run(&[&words[..], &["recover"]].concat());
+        Tool::built("qmpbackup").run(&[&words[..], &["cleanup", "--remove-bitmap"]].concat());
+        let _ = std::fs::remove_dir_all(self.vm.path("target"));
+    }
+}
+
+#[test]
+fn what_is_no_answer_ends_the_run() {
+    let mut machine = Machine::start();
+    let cases = [
+        ("a flood", Action::Flood),
+        ("a deep one", Action::Say([b"{\"return\": ".to_vec(), b"[".repeat(1 << 20), b"\r\n".to_vec()].concat())),
+        ("no UTF-8", Action::Say(b"{\"return\": \"\xff\xfe\"}\r\n".to_vec())),
+        ("a list", Action::Say(b"[]\r\n".to_vec())),
+        ("a huge event", Action::Say(format!("{{\"event\": {:?}}}\r\n", "x".repeat(1 << 20)).into_bytes())),
+        ("half a line", Action::Say(b"{\"return\": {".to_vec())),
+    ];
+    for (what, action) in cases {
+        for at in ["qmp_capabilities", "query-block", "transaction"] {
+            machine.run(at, false, &action, &format!("{what} at {at}")).with(5);
+        }
+    }
+}
+
+#[test]
+fn answers_with_something_odd_in_them_lead_nowhere_else() {
+    let mut machine = Machine::start();
+    let answers = questions().map(|(name, arguments)| (name, machine.vm.monitor.execute(name, &arguments).unwrap()));
+    let (mut done, mut failed) = (0, 0);
+    for seed in 0..if seeds::are_many() { 2000 } else { 20 } {
+        let prng = &mut Prng::stream(seed, 41);
+        // most of what a backup believes is in the first three
+        let (name, answer) = if prng.one_in(3) { prng.pick(&answers) } else { prng.pick(&answers[..3]) };
+        let mut changed = answer.clone();
+        for _ in 0..prng.between(1, 3) {
+            change(&mut changed, prng);
+        }
+        let again = prng.one_in(3);
+        let ended = machine.run(name, again, &Action::Answer(changed), &format!("seed {seed}, {name}"));
+        if ended.code == Some(0) { done += 1 } else { failed += 1 }
+    }
+    assert!(done > 0 && failed > 0, "{done} are done, {failed} failed");
+}
