@@ -3,7 +3,6 @@
 //! A zero byte stands for the return of the number that was asked for last, and the byte 1 for the wait until
 //! the client asks for something, or waits itself.
 
-use std::cell::RefCell;
 use std::time::Duration;
 
 use qmpbackup::agent::{Agent, Error};
@@ -24,11 +23,7 @@ const TURNS: usize = 12;
 const NUMBER: u8 = 0;
 const WAIT: u8 = 1;
 
-thread_local! {
-    static SCENE: RefCell<Option<Scene>> = const { RefCell::new(None) };
-}
-
-/// Where the two meet, time and again.
+/// Where the two meet.
 struct Scene {
     listener: UnixListener,
     address: Address,
@@ -40,12 +35,10 @@ pub(super) fn agent_line(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let lengths: Vec<usize> = input.take(2).iter().map(|byte| usize::from(*byte) + 1).collect();
     let script = input.rest();
-    SCENE.with_borrow_mut(|scene| {
-        let scene = scene.get_or_insert_with(Scene::new);
-        let whole = scene.play(script, &[usize::MAX]);
-        let lengths = if lengths.is_empty() { vec![1] } else { lengths };
-        assert_eq!(whole, scene.play(script, &lengths), "what is heard depends on the reads");
-    });
+    let lengths = if lengths.is_empty() { vec![1] } else { lengths };
+    let scene = Scene::new();
+    let whole = scene.play(script, &[usize::MAX]);
+    assert_eq!(whole, scene.play(script, &lengths), "what is heard depends on the reads");
 }
 
 impl Scene {

@@ -137,6 +137,20 @@ pub enum Event {
         /// How long it took.
         elapsed: Duration,
     },
+    /// All jobs are done, and checksums of the images are computed while they go to stable storage.
+    Sealing {
+        /// Bytes of the images that are summed.
+        done: u64,
+        /// Bytes of the images.
+        total: u64,
+    },
+    /// The images are on stable storage and have checksums.
+    Sealed {
+        /// Bytes of the images.
+        bytes: u64,
+        /// How long it took.
+        elapsed: Duration,
+    },
     /// An image has its name.
     Published {
         /// The disk.
@@ -175,6 +189,8 @@ impl Event {
             | Self::Moment { .. }
             | Self::Progress(_)
             | Self::Copied { .. }
+            | Self::Sealing { .. }
+            | Self::Sealed { .. }
             | Self::Published { .. }
             | Self::BitmapRemoved { .. } => Severity::Info,
             Self::Skipped(skipped) => match skipped.why {
@@ -247,6 +263,10 @@ impl fmt::Display for Event {
             }
             Self::Copied { bytes, elapsed } => {
                 write!(f, "the jobs are done with {bytes} bytes of the disks in {:.1} s", elapsed.as_secs_f64())
+            }
+            Self::Sealing { done, total } => write!(f, "checksums: {done} of {total} bytes"),
+            Self::Sealed { bytes, elapsed } => {
+                write!(f, "{bytes} bytes are synced and have checksums, after {:.1} s", elapsed.as_secs_f64())
             }
             Self::Published { disk, path, level, .. } => write!(f, "{disk}: {level} is in {}", path.display()),
             Self::BitmapRemoved { name, node } => write!(f, "Removing bitmap: {name} of {node}"),

@@ -10,6 +10,7 @@
 //! moment    [freeze] stop, exchange the drives of all devices for their filters, cont [thaw]
 //! start     a node that shows the disk as it was; what OLD records is copied from there, or all of it
 //! dismantle when all jobs have concluded: everything in QEMU but the bitmaps goes
+//! seal      images go to stable storage, and get checksums
 //! publish   journal, names; then OLD goes
 //! ```
 //!
@@ -48,11 +49,13 @@ mod prepare;
 mod reply;
 mod request;
 mod run;
+mod seal;
 mod selection;
 mod settle;
 mod target;
 mod teardown;
 
+pub use crate::chain::is_chain_id as is_chain;
 pub use device::{Bitmap, Device, Skipped, Why};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer, Progress, Severity};
@@ -63,7 +66,6 @@ pub use reply::DeviceError;
 pub use request::{Aio, Connection, Fleece, Request, Wanted};
 pub use run::{Outcome, backup, dry_run, recover};
 pub use selection::Selection;
-pub use target::is_chain;
 
 use self::machine::Machine;
 use crate::qmp::{Command, Features, Limits, Monitor};

@@ -17,7 +17,7 @@ use super::plan::{Plan, Way};
 use super::prepare::{Prepared, Target};
 use super::request::{Connection, Request};
 use super::teardown::Teardown;
-use super::{connect, target};
+use super::{connect, seal, target};
 use crate::chain::{FolderLock, Level, Manifest};
 use crate::qmp::Command;
 
@@ -182,12 +182,16 @@ async fn make(
     machine.tell(&Event::Copied { bytes, elapsed: start.elapsed() });
     delay(machine, request.remove_delay).await?;
     // opened before QEMU closes it: what the kernel could not write then is told to each file that is open
-    let open = |target: &Target| target::open(&files::partial(&target.image));
+    let open = |target: &Target| {
+        let partial = files::partial(&target.image);
+        target::open(&partial).map(|image| (partial, image))
+    };
     let images = prepared.targets.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     machine.dismantle().await?;
-    for (target, image) in prepared.targets.iter().zip(images) {
-        target::verify(&files::partial(&target.image), image, target.size)?;
+    for (target, (partial, image)) in prepared.targets.iter().zip(&images) {
+        target::verify(partial, image, target.size)?;
     }
+    seal::seal(machine, images, request.progress_interval).await?;
     machine.go_on()?;
     let qemu = machine.monitor.version().to_string();
     for target in &prepared.targets {

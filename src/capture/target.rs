@@ -11,12 +11,9 @@ use rustix::fs::OFlags;
 use super::error::Error;
 use super::files;
 use super::journal::Entry;
-use crate::chain::{FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
+use crate::chain::{self, Checksums, FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
 use crate::qcow2::Header;
 use crate::storage::{self, FileStorage, WritableStorage};
-
-/// Characters in the id of a chain: a bitmap's name has room for 1023 bytes.
-const CHAIN_MAX: usize = 200;
 
 /// The folder of the run: one for each month, if so asked.
 pub(super) fn folder(target: &Path, monthly: bool) -> Result<PathBuf, Error> {
@@ -53,15 +50,10 @@ pub(super) fn with_months(target: &Path) -> Result<Vec<PathBuf>, Error> {
 /// The id of the folder's chain; `None` where none has begun.
 pub(super) fn chain(folder: &Path) -> Result<Option<String>, Error> {
     let path = folder.join(UUID);
-    let Some(bytes) = files::read(&path)? else { return Ok(None) };
-    let chain = String::from_utf8(bytes).ok().map(|text| text.trim().to_owned());
-    chain.filter(|chain| is_chain(chain)).map(Some).ok_or(Error::Uuid { path })
-}
-
-/// Whether bitmaps can bear this id.
-#[must_use]
-pub fn is_chain(text: &str) -> bool {
-    (1..=CHAIN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    chain::chain_id(folder).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidData => Error::Uuid { path },
+        _ => Error::Io { path, source },
+    })
 }
 
 /// A random id, for a chain or a name that nobody can guess.
@@ -83,29 +75,36 @@ pub(super) fn open(partial: &Path) -> Result<File, Error> {
     file.map_err(|source| Error::Io { path: partial.to_owned(), source })
 }
 
-/// Whether QEMU has made what it says: an image of the right size, on stable storage.
-pub(super) fn verify(partial: &Path, image: File, size: u64) -> Result<(), Error> {
+/// Whether QEMU has made what it says: an image of the right size.
+pub(super) fn verify(partial: &Path, image: &File, size: u64) -> Result<(), Error> {
     let torn = |reason: String| Error::Torn { path: partial.to_owned(), reason };
-    let failed = |source: io::Error| Error::Io { path: partial.to_owned(), source };
-    let storage = FileStorage::new(image).map_err(failed)?;
-    let header = Header::read(&storage).map_err(|error| torn(error.to_string()))?;
+    let header = Header::read(image).map_err(|error| torn(error.to_string()))?;
     if header.size != size {
         return Err(torn(format!("its disk has {} bytes, not {size}", header.size)));
     }
-    storage.sync().map_err(failed)
+    Ok(())
 }
 
-/// Gives an image its name, and its manifest, if they have not got them yet. One that somebody has removed before it had
-/// its name is none: then the answer is no.
+/// Gives an image its name, and before that its checksums and its manifest, if they have not got them yet. One that
+/// somebody has removed before it had its name is none: then the answer is no.
 pub(super) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
     check_entry(folder, entry)?;
     let (partial, image) = (folder.join(&entry.partial), folder.join(&entry.image));
     let manifest = Manifest::path(&image);
     let is_gone = |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    // the manifest goes first
+    // the manifest goes before the image
     if is_gone(&partial) && (!is_gone(&Manifest::path(&partial)) || is_gone(&image)) {
+        if is_gone(&Checksums::path(&partial)) {
+            // they went before the manifest, and an image that has the name is another
+            files::remove(&Checksums::path(&image))?;
+        }
         discard(folder, entry)?;
         return Ok(false);
+    }
+    match std::fs::rename(Checksums::path(&partial), Checksums::path(&image)) {
+        // done before
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => result.map_err(|source| Error::Io { path: Checksums::path(&image), source })?,
     }
     rename(&Manifest::path(&partial), &manifest)?;
     files::sync_folder(manifest.parent().unwrap_or(folder))?;
@@ -136,10 +135,11 @@ fn unlink_levels(image: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes an image that has no name yet, and its manifest. An earlier image may have the name.
+/// Removes an image that has no name yet, and what is known of it. An earlier image may have the name.
 pub(super) fn discard(folder: &Path, entry: &Entry) -> Result<(), Error> {
     check_entry(folder, entry)?;
     let partial = folder.join(&entry.partial);
+    files::remove(&Checksums::path(&partial))?;
     files::remove(&Manifest::path(&partial))?;
     files::remove(&partial)
 }
@@ -186,6 +186,56 @@ mod tests {
         assert!(publish(folder.path(), &entry).unwrap() && publish(folder.path(), &entry).unwrap());
         assert_eq!(std::fs::read(path("disk.qcow2")).unwrap(), b"new");
         assert!(Manifest::path(&path("disk.qcow2")).exists());
+    }
+
+    /// A folder in which the image of an earlier run has the name that another is on its way to.
+    fn on_the_way() -> (tempfile::TempDir, Entry) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path(files::FOLDER)).unwrap();
+        for (image, text) in [("disk", "old"), ("disk.partial", "new")] {
+            std::fs::write(path(image), text).unwrap();
+            std::fs::write(Manifest::path(&path(image)), text).unwrap();
+            std::fs::write(Checksums::path(&path(image)), text).unwrap();
+        }
+        (folder, Entry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None })
+    }
+
+    /// What the image, its manifest and its checksums say.
+    fn said(image: &Path) -> [String; 3] {
+        [image.to_owned(), Manifest::path(image), Checksums::path(image)]
+            .map(|path| std::fs::read_to_string(path).unwrap_or_default())
+    }
+
+    #[test]
+    fn checksums_manifest_and_image_come_together_after_a_crash_between_any_two_names() {
+        for done in 0..4 {
+            let (folder, entry) = on_the_way();
+            let (partial, image) = (folder.path().join("disk.partial"), folder.path().join("disk"));
+            let names = |path: &Path| [Checksums::path(path), Manifest::path(path), path.to_owned()];
+            for (from, to) in names(&partial).into_iter().zip(names(&image)).take(done) {
+                std::fs::rename(from, to).unwrap();
+            }
+            assert!(publish(folder.path(), &entry).unwrap(), "{done}");
+            assert_eq!(said(&image), ["new"; 3], "{done}");
+            assert_eq!(said(&partial), [""; 3], "{done}");
+        }
+    }
+
+    #[test]
+    fn an_image_keeps_its_checksums_only_where_those_of_another_did_not_come_over_them() {
+        let (folder, entry) = on_the_way();
+        std::fs::remove_file(folder.path().join("disk.partial")).unwrap();
+        assert!(!publish(folder.path(), &entry).unwrap());
+        assert_eq!(said(&folder.path().join("disk")), ["old"; 3]);
+        assert_eq!(said(&folder.path().join("disk.partial")), [""; 3]);
+        let (folder, entry) = on_the_way();
+        let partial = folder.path().join("disk.partial");
+        std::fs::rename(Checksums::path(&partial), Checksums::path(&folder.path().join("disk"))).unwrap();
+        std::fs::remove_file(&partial).unwrap();
+        assert!(!publish(folder.path(), &entry).unwrap());
+        assert_eq!(said(&folder.path().join("disk")), ["old", "old", ""]);
+        assert_eq!(said(&partial), [""; 3]);
     }
 
     #[test]

@@ -61,21 +61,30 @@ impl FolderLock {
     /// # Errors
     /// As [`FolderLock::take`]; nothing is locked then.
     pub fn take_all(folder: &Path) -> Result<Vec<Self>, Error> {
-        let failed = |source| Error::Lock { path: folder.to_owned(), source };
-        // the folder of a bare file name is empty
-        let given = std::path::absolute(Path::new(".").join(folder)).map_err(failed)?;
-        let own = given.canonicalize().map_err(failed)?;
-        // a run knows the folder by the path that it was given, which may lead over a link
-        let above = [&given, &own].into_iter().flat_map(|path| path.ancestors().skip(1).take(MAX_DEPTH));
-        let mut folders = BTreeSet::new();
-        for folder in above {
-            if is_file(&Self::path_in(folder))? || is_file(&folder.join(UUID))? {
-                folders.insert(folder.canonicalize().map_err(failed)?);
+        Self::take_all_of([folder])
+    }
+
+    /// As [`FolderLock::take_all`], for several folders at once.
+    ///
+    /// # Errors
+    /// As [`FolderLock::take`]; nothing is locked then.
+    pub fn take_all_of<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<Vec<Self>, Error> {
+        let (mut owns, mut targets) = (BTreeSet::new(), BTreeSet::new());
+        for folder in folders {
+            let failed = |source| Error::Lock { path: folder.to_owned(), source };
+            // the folder of a bare file name is empty
+            let given = std::path::absolute(Path::new(".").join(folder)).map_err(failed)?;
+            let own = given.canonicalize().map_err(failed)?;
+            // a run knows the folder by the path that it was given, which may lead over a link
+            for target in [&given, &own].into_iter().flat_map(|path| path.ancestors().skip(1).take(MAX_DEPTH)) {
+                if is_file(&Self::path_in(target))? || is_file(&target.join(UUID))? {
+                    targets.insert(target.canonicalize().map_err(failed)?);
+                }
             }
+            owns.insert(own);
         }
-        folders.remove(&own);
         // a run is met before anything is made in a folder of its target
-        folders.iter().chain([&own]).map(|folder| Self::take(folder)).collect()
+        targets.iter().filter(|target| !owns.contains(*target)).chain(&owns).map(|folder| Self::take(folder)).collect()
     }
 
     /// Takes a lock by the path of its file; `None` where it is gone with its folder. The path is what a machine says, and

@@ -64,6 +64,7 @@ mod discover;
 mod disk;
 mod error;
 mod held;
+mod id;
 mod image;
 mod journal;
 mod json_file;
@@ -81,11 +82,15 @@ mod tests;
 mod timeless;
 mod when;
 
-pub use checksums::{BLOCK, Checksums, ChecksumsError, Renewal, block_sums, create as create_checksums};
+pub use checksums::{
+    BLOCK, Checksums, ChecksumsError, Renewal, block_sums, create as create_checksums,
+    create_watched as create_checksums_watched,
+};
 pub use config::{FormatHint, MAX_CONFIG_BYTES};
 pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind};
+pub use id::{chain_id, is_chain_id};
 pub use image::Image;
 pub use journal::{Phase, Unfinished, Work};
 pub use lineage::Lineage;

@@ -28,6 +28,8 @@
 //! | `target` | `disk`, `path` of the image, `size` of the disk |
 //! | `moment` | `stopped_ms`, how long the machine stood still, `frozen_ms`, how long the guest's `file_systems` were frozen, and how many |
 //! | `copied` | `bytes`, `seconds`, `rate` |
+//! | `sealing` | `done` and `total` bytes of the images that have checksums: while that takes longer |
+//! | `sealed` | `bytes` of the images, which are synced and have checksums, `seconds` it took |
 //! | `image` | `disk`, `path`, `level`, `time` |
 //! | `recovered` | `what` an earlier run had left |
 //! | `bitmap_removed` | `name`, `node` |
@@ -45,7 +47,8 @@
 //! | `plan` of a rebase | `disk`, `restore_point`, `time`, `images` (the INCs, each `path`, `backing`, `done`), `link` (`path`, `target`, `done`), `dry_run`, `commands` for a shell |
 //! | `rebased` | `path` of an INC that was changed, `backing`, the name that it has now |
 //! | `link` | `path` of the link that was set, `target` |
-//! | `phase` | `phase`: `checking`, `planning`, `copying`, `syncing` |
+//! | `phase` | `phase`: `checking`, `summing`, `planning`, `copying`, `syncing` |
+//! | `manifest` | `path`, `level`, `time` of an image; `made` (`manifest`, `checksums`), what it has got, or would where `dry_run`: nothing where it has both |
 //! | `restore_point` | `disk`, `chain`, `name`, `path`, `level`, `time`, `rfc3339`, `size`, `allocated`, `file_length`, `file_usage`, `state` (`ok`, `doubtful`, `marked corrupt`, `broken`), `reason` |
 //! | `partial` | `disk`, `path` of what a failed run left |
 //! | `check` | `path`, `verdict` (`clean`, `leaks`, `dirty`, `marked corrupt`, `damaged`, `unreadable`, `raw`), `reason` where unreadable, `file_length`, of qcow2 images also `version`, `size`, `cluster_size`, `compression`, `snapshots`, `bitmaps`, `features`, `backing`, `clusters` (`total`, `allocated`, `compressed`, `fragmented`), `leaks`, `refcount_errors`, `structure_errors`, `findings` (each `severity`, `message`), `findings_dropped`; with `--repair` that is what is left, and `before` (`verdict`, `leaks`, `refcount_errors`, `structure_errors`) what was there, else null |

@@ -11,8 +11,10 @@ use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::{Observer, Phase};
 use super::pool;
+use super::renewed::Renewed;
+use crate::chain::{Checksums, FolderLock};
 use crate::qcow2::{self, Bitmap, CheckLimits, Header, Image, Progress, Repair, Report, Severity, Snapshot};
-use crate::storage::{Storage, WritableStorage};
+use crate::storage::{self, Storage, WritableStorage};
 
 /// An image that was checked.
 #[derive(Debug)]
@@ -48,9 +50,11 @@ pub struct CheckedImage {
 /// asked for. The results come in their order.
 ///
 /// # Errors
-/// [`Error::Cancelled`]; what is wrong with an image is a result of its own.
+/// [`Error::Cancelled`]; [`Error::Folder`] where images with checksums are to be repaired, and somebody else has their
+/// folder; what is wrong with an image is a result of its own.
 pub fn check(chains: &[Vec<Source>], repair: Option<Repair>, observer: &dyn Observer) -> Result<Vec<Result<Checked>>> {
     let images: Vec<&Source> = chains.iter().flatten().collect();
+    let _folders = if repair.is_some() { lock_checksums(&images)? } else { Vec::new() };
     let formats: Vec<Format> = chains.iter().flat_map(|chain| formats(chain)).collect();
     let bytes: u64 = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
     observer.phase(Phase::Checking { bytes: bytes * walks(repair) });
@@ -62,6 +66,12 @@ pub fn check(chains: &[Vec<Source>], repair: Option<Repair>, observer: &dyn Obse
             result => Ok(result),
         },
     )
+}
+
+/// Keeps others from the folders of images with checksums.
+fn lock_checksums(images: &[&Source]) -> Result<Vec<FolderLock>> {
+    let known = images.iter().filter(|source| Checksums::path(&source.path).exists());
+    Ok(FolderLock::take_all_of(known.map(|source| storage::parent(&source.path)))?)
 }
 
 fn formats(chain: &[Source]) -> Vec<Format> {
@@ -98,8 +108,10 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
     Header::read(&*storage).map_err(image_error)?;
     let (before, report) = match repair {
         Some(what) => {
-            let writable: Arc<dyn WritableStorage> = storage.clone();
+            let renewed = Arc::new(Renewed::whole(path, &storage));
+            let writable: Arc<dyn WritableStorage> = renewed.clone();
             let repaired = observed(observer, |each| qcow2::repair(&writable, what, each)).map_err(image_error)?;
+            renewed.finish()?;
             (Some(repaired.before), repaired.after)
         }
         None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?),

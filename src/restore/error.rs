@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::chain::{self, Work};
+use crate::chain::{self, ChecksumsError, ManifestError, Work};
 use crate::qcow2::{self, Finding, LayoutError};
 
 /// The result of everything in this layer.
@@ -150,6 +150,34 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A block of an image is not what it was when its checksum was computed.
+    #[error("{}: is damaged: the block at offset {offset:#x} has the checksum {found:#010x}, not {expected:#010x}", .path.display())]
+    Checksum {
+        /// The image.
+        path: PathBuf,
+        /// Where the block is in the file.
+        offset: u64,
+        /// Its checksum now.
+        found: u32,
+        /// Its checksum when it was written.
+        expected: u32,
+    },
+    /// An image is shorter or longer than it was when its checksums were computed.
+    #[error("{}: is damaged: it has {length} bytes, not {expected} as when its checksums were made", .path.display())]
+    Length {
+        /// The image.
+        path: PathBuf,
+        /// The length of the file now.
+        length: u64,
+        /// What it was.
+        expected: u64,
+    },
+    /// The manifest of an image cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The checksums of an image cannot be used.
+    #[error(transparent)]
+    Checksums(#[from] ChecksumsError),
     /// Not an image that can be changed in place.
     #[error("{}: {reason}", .path.display())]
     InPlace {
@@ -238,6 +266,7 @@ impl Error {
             | Self::Write { source, .. } => full_or_other(source),
             Self::Image { source: qcow2::Error::Io { source, .. }, .. }
             | Self::Read { source, .. }
+            | Self::Checksums(ChecksumsError::Io { source, .. })
             | Self::Open { source, .. } => match source.kind() {
                 io::ErrorKind::UnexpectedEof => ErrorKind::Damaged,
                 _ => ErrorKind::Other,
@@ -262,11 +291,17 @@ impl Error {
             | Self::OutputIsSource { .. }
             | Self::OutputKind { .. }
             | Self::DeviceTooSmall { .. }
+            | Self::Manifest(ManifestError::Io { .. } | ManifestError::Version { .. })
+            | Self::Checksums(ChecksumsError::Version { .. })
             | Self::Threads { .. } => ErrorKind::Other,
             Self::Image { .. }
             | Self::Damaged { .. }
             | Self::MarkedCorrupt { .. }
             | Self::Backing { .. }
+            | Self::Checksum { .. }
+            | Self::Length { .. }
+            | Self::Manifest(_)
+            | Self::Checksums(_)
             | Self::Unfinished { .. }
             | Self::Gone { .. } => ErrorKind::Damaged,
             Self::NoSpace { .. } => ErrorKind::Full,

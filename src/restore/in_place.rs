@@ -16,8 +16,9 @@ use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::Observer;
 use super::rebase;
+use super::renewed::{Renewed, check_versions};
 use super::resolve::Mapped;
-use crate::chain::{FolderLock, FormatHint, Image, Level, Manifest, RestorePoint, Work};
+use crate::chain::{Checksums, FolderLock, FormatHint, Image, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage, WritableStorage};
 
@@ -37,6 +38,7 @@ impl InPlace {
     /// of their folders; there are none where they are only to be looked at.
     pub(super) fn open(images: &[Arc<Image>], point: &RestorePoint, folders: Vec<FolderLock>) -> Result<Self> {
         let Some(full) = images.first() else { return Err(Error::Empty) };
+        images.iter().chain(point.later.first()).try_for_each(|image| check_versions(&image.path))?;
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;
@@ -129,16 +131,22 @@ impl InPlace {
     }
 
     /// A writer for the FULL, which is repaired first if a program did not close it.
-    pub(super) fn writer(&self, observer: &dyn Observer) -> Result<Writer> {
-        let (Some(image), Some(storage)) = (self.images.first(), self.storages.first()) else {
-            return Err(Error::Empty);
-        };
-        let failed = |source| check::image_error(&image.path, source);
+    pub(super) fn writer(&self, observer: &dyn Observer) -> Result<(Writer, Arc<Renewed>)> {
+        let full = Arc::new(self.renewed_full()?);
+        let failed = |source| check::image_error(&full.path, source);
         if self.full().is_some_and(|full| full.header().is_dirty()) {
-            let storage: Arc<dyn WritableStorage> = storage.clone();
+            let storage: Arc<dyn WritableStorage> = full.clone();
             check::observed(observer, |each| qcow2::repair(&storage, Repair::All, each)).map_err(failed)?;
+            full.finish()?;
         }
-        Writer::open(storage.clone()).map_err(failed)
+        let writer = Writer::open(full.clone()).map_err(failed)?;
+        Ok((writer, full))
+    }
+
+    /// The FULL as a file whose checksums follow what is written.
+    pub(super) fn renewed_full(&self) -> Result<Renewed> {
+        let full = self.images.first().zip(self.storages.first());
+        full.map(|(image, storage)| Renewed::whole(&image.path, storage)).ok_or(Error::Empty)
     }
 
     /// Lets an INC follow the FULL where it followed an INC that goes.
@@ -147,8 +155,11 @@ impl InPlace {
         let failed = |error| Error::Image { path: next.path.clone(), source: error };
         let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == next.path);
         if let Some(storage) = held.map(|(_, storage)| storage).or(self.next.as_ref()) {
-            if qcow2::Header::read(&**storage).map_err(failed)?.backing.is_some() {
-                qcow2::set_backing(&**storage, Some(&backing(full))).map_err(failed)?;
+            let header = qcow2::Header::read(&**storage).map_err(failed)?;
+            if header.backing.is_some() {
+                let renewed = Renewed::header(&next.path, storage, header.geometry);
+                qcow2::set_backing(&renewed, Some(&backing(full))).map_err(failed)?;
+                renewed.finish()?;
             }
         }
         match read_manifest(&next.path)? {
@@ -277,6 +288,8 @@ pub(super) fn remove(image: &Path, open: Option<&FileStorage>) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::Write { path: path.to_owned(), source }),
     };
+    // as long as the manifest is there, one that was interrupted is seen
+    gone(&Checksums::path(image))?;
     let removed = gone(image)?;
     gone(&Manifest::path(image))?;
     Ok(removed)

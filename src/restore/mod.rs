@@ -2,7 +2,7 @@
 //!
 //! [`Merge`] opens a FULL and its INCs, decides where each cluster of the new image comes from and goes to, and then
 //! moves the bytes on all processors. [`Commit`] writes INCs into their FULL, in place. [`Rebase`] has each INC name the
-//! image before it, so that QEMU opens the chain where it lies. [`survey`] and [`check`] look at images without reading
+//! image before it, so that QEMU opens the chain where it lies. [`Describe`] makes manifests and checksums. [`survey`] and [`check`] look at images without reading
 //! the data in them.
 //!
 //! ```
@@ -61,6 +61,7 @@ mod in_place;
 mod layer;
 mod layers;
 mod limiter;
+mod manifests;
 mod merge;
 mod observer;
 mod output;
@@ -68,10 +69,12 @@ mod plan;
 mod pool;
 mod raw;
 mod rebase;
+mod renewed;
 mod resolve;
 mod sink;
 mod slices;
 mod space;
+mod sums;
 mod survey;
 
 pub use apply::apply_layers;
@@ -80,6 +83,7 @@ pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
 pub use layers::{Layers, Source, check_current, open_writable};
+pub use manifests::{Describe, Described, lock_folders};
 pub use merge::{Merge, MergeOptions, Merged, Output, OutputFormat};
 pub use observer::{Done, Observer, Phase, Silent, Warning};
 pub use plan::Plan;

@@ -37,6 +37,11 @@ pub enum Phase {
         /// The length of all files together.
         bytes: u64,
     },
+    /// Checksums of images are computed.
+    Summing {
+        /// The length of all files together.
+        bytes: u64,
+    },
     /// The tables are read to find which layer holds what.
     Planning,
     /// Guest data moves.

@@ -14,6 +14,7 @@ use super::in_place::{number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::{self, Layers};
 use super::observer::Observer;
+use super::renewed::{Renewed, check_versions, is_unsettled};
 use crate::qcow2::{self, Backing};
 use crate::storage::{self, FileStorage};
 
@@ -38,6 +39,8 @@ pub struct Based {
     pub backing: String,
     /// Whether it stands there already.
     pub done: bool,
+    /// Whether a run that was killed has left its checksums unsettled.
+    unsettled: bool,
     /// Device and number of the file.
     file: Option<(u64, u64)>,
 }
@@ -102,7 +105,7 @@ impl Rebase {
     /// Whether all is as it is to be.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.link.done && self.images.iter().all(|image| image.done)
+        self.link.done && !self.images.iter().any(Based::has_work)
     }
 
     /// Checks the tables of all images, as [`Merge::check`](super::Merge::check) does.
@@ -123,22 +126,27 @@ impl Rebase {
     pub fn run(self, observer: &dyn Observer, mut each: impl FnMut(&Based)) -> Result<()> {
         let Self { images, link, layers } = self;
         // nobody changes the others meanwhile; whoever reads what is to be changed is in its way
-        let changes = std::iter::once(false).chain(images.iter().map(|image| !image.done));
+        let changes = std::iter::once(false).chain(images.iter().map(Based::has_work));
         let _others: Vec<Layer> = layers
             .into_vec()
             .into_iter()
             .zip(changes)
             .filter_map(|(layer, changes)| (!changes).then_some(layer))
             .collect();
-        let images = images.into_iter().filter(|image| !image.done);
+        let images = images.into_iter().filter(Based::has_work);
         let open = images.map(|image| Ok((image.open()?, image))).collect::<Result<Vec<_>>>()?;
         for (storage, image) in open {
             if observer.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let error = |source| Error::Image { path: image.path.clone(), source };
-            qcow2::set_backing(&*storage, Some(&image.wanted())).map_err(error)?;
-            each(&image);
+            let geometry = qcow2::Header::read(&*storage).map_err(error)?.geometry;
+            let renewed = Renewed::header(&image.path, &storage, geometry);
+            qcow2::set_backing(&renewed, Some(&image.wanted())).map_err(error)?;
+            renewed.finish()?;
+            if !image.done {
+                each(&image);
+            }
         }
         if link.done {
             return Ok(());
@@ -160,16 +168,21 @@ impl Based {
         let Some(name) = before.file_name().and_then(|name| name.to_str()) else {
             return Err(refused(path, "would have to name an image whose name is not UTF-8"));
         };
+        check_versions(path)?;
         let in_folder = format!("./{name}");
         let named = inc.image().and_then(|image| image.header().backing.as_ref()).map(|backing| backing.name.as_str());
         let backing = if named == Some(&in_folder) { in_folder } else { relative_name(name) };
         let file = inc.file().and_then(|file| file.metadata().ok()).map(|file| number(&file));
-        let mut based = Self { path: path.to_owned(), backing, done: true, file };
+        let mut based = Self { path: path.to_owned(), backing, done: true, unsettled: is_unsettled(path), file };
         if let Some(image) = inc.image() {
             let planned = qcow2::plan_backing(image.storage(), Some(&based.wanted()));
             based.done = !planned.map_err(|source| Error::Image { path: path.to_owned(), source })?;
         }
         Ok(based)
+    }
+
+    fn has_work(&self) -> bool {
+        !self.done || self.unsettled
     }
 
     fn wanted(&self) -> Backing {

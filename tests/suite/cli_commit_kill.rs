@@ -15,6 +15,7 @@ use crate::prng::Prng;
 use crate::program::{Backup, TIMES};
 use crate::seeds::are_many;
 use crate::sparse;
+use crate::sums::assert_fit;
 
 /// A limit with which the work takes this many milliseconds.
 fn limit(backup: &Backup, command: &str, milliseconds: u64) -> String {
@@ -64,6 +65,7 @@ fn moments(backup: &Backup, words: &[&str], prng: &mut Prng) -> Vec<Backup> {
 
 /// The backup after all is done, and what was expected of each restore point.
 fn assert_right(backup: &Backup, command: &str, rebased: bool, expected: &[PathBuf]) {
+    assert_eq!(assert_fit(&backup.dir), [backup.images[0].clone()]);
     backup.assert_holds(3, &expected[3]);
     assert_sound(&backup.images[0], true);
     assert_eq!(backup.held_time(), TIMES[3]);
@@ -116,6 +118,7 @@ fn any_moment(command: &str, rebased: bool, stream: u64) {
     let all = if are_many() { 10 } else { 1 };
     for _ in 0..all {
         let backup = Backup::new();
+        backup.does(&["manifest"]).with(0);
         let expected: Vec<PathBuf> = (0..4).map(|last| backup.expected(last)).collect();
         if rebased {
             backup.does(&["rebase"]).with(0);
@@ -161,6 +164,7 @@ fn killed_again_and_again_it_ends_right() {
     for number in 0..if are_many() { 100 } else { 4 } {
         let command = ["commit", "snapshotrebase"][number % 2];
         let backup = Backup::new();
+        backup.does(&["manifest"]).with(0);
         let expected: Vec<PathBuf> = (0..4).map(|last| backup.expected(last)).collect();
         let slow = limit(&backup, command, 600);
         for _ in 0..8 {

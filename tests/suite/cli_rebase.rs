@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::oracle::convert;
 use crate::prng::Prng;
 use crate::program::{Backup, Ended, TIMES, event, qmprestore, rude_name};
+use crate::sums::assert_fit;
 use crate::{sparse, tools};
 
 fn rebase<I: AsRef<OsStr>>(backup: &Backup, arguments: impl IntoIterator<Item = I>) -> Ended {
@@ -282,6 +283,7 @@ fn a_rebase_that_is_killed_at_any_moment_is_finished_by_the_next() {
             let image = backup.dir.join(format!("INC-{time}-disk"));
             fs::copy(&backup.images[1], image).unwrap();
         }
+        backup.does(&["manifest"]).with(0);
         let mut child = qmprestore(["rebase", "--skip-check", "--dir"])
             .arg(&backup.dir)
             .stdout(Stdio::null())
@@ -304,6 +306,7 @@ fn a_rebase_that_is_killed_at_any_moment_is_finished_by_the_next() {
         half += usize::from(with > 0 && with < before.len());
         assert!(with == before.len() || backup.dir.join("image").symlink_metadata().is_err());
         rebase(&backup, [""; 0]).with(0);
+        assert_eq!(assert_fit(&backup.dir).len(), 64);
         let all = images();
         let below = [OsString::from("FULL-100-disk")].into_iter().chain(all.clone());
         for (name, below) in all.iter().zip(below) {

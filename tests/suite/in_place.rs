@@ -66,9 +66,9 @@ impl Backup {
         for (number, image) in self.images.iter().enumerate().skip(1) {
             assert_eq!(image.exists(), number > last, "{}", image.display());
         }
-        let manifests =
-            self.images.iter().map(|image| format!("{}.json", image.file_name().unwrap().to_str().unwrap()));
-        let known: Vec<String> = manifests.chain(["lock".to_owned()]).collect();
+        let books = |name: &str| [format!("{name}.json"), format!("{name}.crc32")];
+        let there = (0..self.images.len()).filter(|number| *number == 0 || *number > last);
+        let known: Vec<String> = there.flat_map(|number| books(self.name(number))).chain(["lock".to_owned()]).collect();
         let left: Vec<String> = self.bookkeeping().into_iter().filter(|name| !known.contains(name)).collect();
         assert_eq!(left, [""; 0]);
     }

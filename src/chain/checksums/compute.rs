@@ -12,16 +12,23 @@ use super::{BLOCK, Checksums};
 use crate::storage::{NewFile, Storage, to_usize};
 
 /// Blocks that a thread reads at once: what it sums is still in the processor's cache.
-const READ: u64 = 8;
+pub(super) const READ: u64 = 8;
 
 /// Blocks whose sums are in memory at once.
 const BATCH: u64 = 1 << 14;
+
+/// Hears how many more bytes are summed, on any thread, and gives up where it wants to.
+type Watch<'a> = dyn Fn(u64) -> io::Result<()> + Sync + 'a;
 
 /// The sums of some blocks of an image; holes are not read.
 ///
 /// # Errors
 /// What the system says.
 pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> io::Result<Vec<u32>> {
+    watched_sums(image, blocks, &|_| Ok(()))
+}
+
+fn watched_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, each: &Watch<'_>) -> io::Result<Vec<u32>> {
     let parts = blocks.end.saturating_sub(blocks.start).div_ceil(READ);
     let part = |number: u64| {
         let start = blocks.start + number * READ;
@@ -29,9 +36,18 @@ pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> io::Re
     };
     let sums: Vec<Vec<u32>> = (0..parts)
         .into_par_iter()
-        .map_init(Vec::new, |buffer, number| sums(image, part(number), buffer))
+        .map_init(Vec::new, |buffer, number| {
+            let sums = sums(image, part(number), buffer)?;
+            each(buffer.len() as u64)?;
+            Ok(sums)
+        })
         .collect::<io::Result<_>>()?;
     Ok(sums.into_iter().flatten().collect())
+}
+
+/// The sums of some blocks, which lie in ranges of at most [`READ`] blocks.
+pub(super) fn sums_of(image: &(impl Storage + ?Sized), parts: &[Range<u64>]) -> io::Result<Vec<Vec<u32>>> {
+    parts.par_iter().map_init(Vec::new, |buffer, part| sums(image, part.clone(), buffer)).collect()
 }
 
 /// The sums of a few blocks that lie next to each other.
@@ -53,7 +69,15 @@ fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8
 /// # Errors
 /// What the system says of either file; earlier checksums are still there then.
 pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> io::Result<()> {
-    write(image, storage.length(), |blocks| block_sums(storage, blocks))
+    create_watched(image, storage, &|_| Ok(()))
+}
+
+/// As [`create`], and tells `each` on any thread how many more bytes are summed, which may give up.
+///
+/// # Errors
+/// As with [`create`]; what `each` says.
+pub fn create_watched(image: &Path, storage: &(impl Storage + ?Sized), each: &Watch<'_>) -> io::Result<()> {
+    write(image, storage.length(), |blocks| watched_sums(storage, blocks, each))
 }
 
 /// Writes a file with checksums: it is there whole and on stable storage, as it was before, or not at all.

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 use byteorder::{BigEndian, ByteOrder};
 
-pub use compute::{block_sums, create};
+pub use compute::{block_sums, create, create_watched};
 use header::Header;
 pub use renew::Renewal;
 

@@ -12,11 +12,12 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::compute::{block_sums, write};
+use super::compute::{READ, sums_of, write};
 use super::header::Header;
 use super::{BLOCK, Checksums, ChecksumsError};
-use crate::storage::{Storage, Touched, to_usize};
+use crate::storage::{FileStorage, Storage, Touched, to_usize};
 
 /// Checksums of an image that is about to change.
 #[derive(Debug)]
@@ -30,16 +31,17 @@ pub struct Renewal {
 impl Renewal {
     /// Says that blocks of an image are about to change; it may get more of them.
     ///
-    /// Checksums that cannot be used stay as they are: they say nothing of the image, and making new ones would say that all
-    /// of it is right.
+    /// Damaged checksums stay as they are: they say nothing of the image, and making new ones would say that all of it is
+    /// right.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.
     pub fn begin(image: &Path, blocks: Range<u64>) -> io::Result<Self> {
         let sums = match Checksums::open(image) {
             Ok(sums) => sums,
             Err(ChecksumsError::Io { source, .. }) => return Err(source),
-            Err(ChecksumsError::Version { .. } | ChecksumsError::Damaged { .. }) => None,
+            Err(error @ ChecksumsError::Version { .. }) => return Err(io::Error::other(error)),
+            Err(ChecksumsError::Damaged { .. }) => None,
         };
         let mut unsettled = blocks;
         if let Some(sums) = &sums {
@@ -58,6 +60,19 @@ impl Renewal {
         Ok(Self { image: image.to_owned(), sums, unsettled })
     }
 
+    /// Sums what a program that died has left unsettled, where nobody writes to the image now. Most images have nothing
+    /// to settle, and are not touched.
+    ///
+    /// # Errors
+    /// As with [`Renewal::begin`] and [`Renewal::finish`].
+    pub fn settle(image: &Path, storage: &Arc<FileStorage>) -> io::Result<()> {
+        let Ok(Some(sums)) = Checksums::open(image) else { return Ok(()) };
+        if sums.header.unsettled.1 == 0 {
+            return Ok(());
+        }
+        Self::begin(image, 0..0)?.finish(&**storage, &Touched::new(Arc::clone(storage), BLOCK))
+    }
+
     /// Sums what was written to, when all of it is on stable storage.
     ///
     /// # Errors
@@ -66,22 +81,27 @@ impl Renewal {
         let Some(old) = self.sums else { return Ok(()) };
         let shorter = old.length().min(storage.length()) / BLOCK;
         write(&self.image, storage.length(), |blocks| {
-            let known = old.read(blocks.clone()).map_err(io::Error::other)?;
-            let mut sums = Vec::with_capacity(known.len());
+            let mut sums = old.read(blocks.clone()).map_err(io::Error::other)?;
+            sums.resize(to_usize(blocks.end - blocks.start), 0);
             let is_new = |block: u64| touched.contains(block) || self.unsettled.contains(&block) || block >= shorter;
-            let mut start = blocks.start;
-            while start < blocks.end {
-                let new = is_new(start);
-                let end = (start + 1..blocks.end).find(|block| is_new(*block) != new).unwrap_or(blocks.end);
-                if new {
-                    sums.extend(block_sums(storage, start..end)?);
-                } else {
-                    let kept = known.get(to_usize(start - blocks.start)..to_usize(end - blocks.start));
-                    sums.extend_from_slice(kept.unwrap_or_default());
-                }
-                start = end;
+            let parts = parts(&blocks, is_new);
+            for (part, new) in parts.iter().zip(sums_of(storage, &parts)?) {
+                let range = to_usize(part.start - blocks.start)..to_usize(part.end - blocks.start);
+                sums.get_mut(range).unwrap_or_default().copy_from_slice(&new);
             }
             Ok(sums)
         })
     }
+}
+
+/// The blocks of a range that are new, in ranges of a few.
+fn parts(blocks: &Range<u64>, is_new: impl Fn(u64) -> bool) -> Vec<Range<u64>> {
+    let mut parts: Vec<Range<u64>> = Vec::new();
+    for block in blocks.clone().filter(|block| is_new(*block)) {
+        match parts.last_mut().filter(|part| part.end == block && part.end - part.start < READ) {
+            Some(part) => part.end += 1,
+            None => parts.push(block..block + 1),
+        }
+    }
+    parts
 }

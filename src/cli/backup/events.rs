@@ -22,6 +22,12 @@ pub(super) fn line(event: &Event) -> String {
             units::duration(*elapsed),
             units::size(units::rate(*bytes, *elapsed))
         ),
+        Event::Sealing { done, total } => {
+            format!("checksums: {}, {} of {}", units::percent(*done, *total), units::size(*done), units::size(*total))
+        }
+        Event::Sealed { bytes, elapsed } => {
+            format!("{} are synced and have checksums, after {}", units::size(*bytes), units::duration(*elapsed))
+        }
         other => other.to_string(),
     }
 }
@@ -67,6 +73,10 @@ pub(super) fn fields(event: &Event) -> Option<(&'static str, Vec<(&'static str, 
                 ("rate", units::rate(*bytes, *elapsed).into()),
             ],
         ),
+        Event::Sealing { done, total } => ("sealing", vec![("done", (*done).into()), ("total", (*total).into())]),
+        Event::Sealed { bytes, elapsed } => {
+            ("sealed", vec![("bytes", (*bytes).into()), ("seconds", elapsed.as_secs_f64().into())])
+        }
         Event::Published { disk, path, level, time } => (
             "image",
             vec![

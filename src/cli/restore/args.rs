@@ -44,6 +44,7 @@ pub(super) enum Command {
     List(List),
     Check(Check),
     Rebase(Rebase),
+    Manifest(Manifest),
 }
 
 /// Make one disk image of a restore point
@@ -198,6 +199,27 @@ pub(super) struct Rebase {
     /// Has no effect, since no data moves
     #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
     pub(super) rate_limit: u64,
+    #[command(flatten)]
+    pub(super) progress: Progress,
+}
+
+/// Make manifests and checksums for images that have none
+///
+/// Backups have both in the folder `.qmpbackup` beside their images; those of other tools, and of versions of this program
+/// before them, have not. This makes them for all chains that are whole: what they say is what is known now, so images are
+/// checked first, and nothing is made for a chain in which one is damaged (exit code 4), or of which it is not certain
+/// that it is whole (3). What an image has already is neither changed nor looked at. The images are not changed.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(super) struct Manifest {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// Threads to work with [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Make nothing, only say what would be made
+    #[arg(long)]
+    pub(super) dry_run: bool,
     #[command(flatten)]
     pub(super) progress: Progress,
 }

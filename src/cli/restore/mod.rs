@@ -5,6 +5,7 @@ mod by_hand;
 mod check;
 pub(super) mod commit;
 mod list;
+mod manifest;
 mod merge;
 mod place;
 mod progress;
@@ -43,7 +44,8 @@ impl Arguments {
             | Command::Commit(_)
             | Command::Snapshotrebase(_)
             | Command::List(_)
-            | Command::Check(_) => false,
+            | Command::Check(_)
+            | Command::Manifest(_) => false,
         };
         let wanted = Wanted { stdout_is_data, ..self.global.wanted() };
         start::run(&self.global, wanted, |console| match &self.command {
@@ -53,6 +55,7 @@ impl Arguments {
             Command::List(list) => list::run(list, console),
             Command::Check(images) => check::run(images, console),
             Command::Rebase(rebase) => rebase::run(rebase, console),
+            Command::Manifest(arguments) => manifest::run(arguments, console),
         })
     }
 }

@@ -97,6 +97,10 @@ impl Observer for Reporter<'_> {
                 self.begin("checking", bytes);
                 "checking"
             }
+            Phase::Summing { bytes } => {
+                self.begin("summing", bytes);
+                "summing"
+            }
             Phase::Planning => {
                 self.set(None);
                 "planning"

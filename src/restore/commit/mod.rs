@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! journal: writing ── data and tables of the FULL ── sync ── journal: removing ── INCs go, oldest first ── journal goes
+//!                   └─ its checksums are unsettled ────────┘
 //! ```
 //!
 //! While the journal says `writing`, the FULL is a mixture, and the chain has no restore point but for this work: done again
@@ -10,6 +11,7 @@
 //!
 //! With snapshots, each INC is written by itself, a snapshot of the moment is made, and the INC goes before the next
 //! one begins. A snapshot has the time of its INC as its date: that tells what is done already when the work is done again.
+//! The checksums of the FULL are renewed once, before the journal goes.
 
 mod refuse;
 mod snapshots;
@@ -32,6 +34,7 @@ use crate::restore::merge::pool;
 use crate::restore::observer::{Done, Observer, Phase};
 use crate::restore::resolve::Mapped;
 use crate::restore::space;
+use crate::restore::sums;
 
 /// The name of the snapshot of the FULL as it was.
 pub const FULL_SNAPSHOT: &str = "FULL-BACKUP";
@@ -156,12 +159,16 @@ impl Commit {
         &self.summary
     }
 
-    /// Checks the tables of all images as `qemu-img check` does, in parallel.
+    /// Checks the tables of all images as `qemu-img check` does, and the checksums of the INCs that have some: all that is
+    /// read of them. What the FULL holds, of which this changes only a part, is not compared with its checksums.
     ///
     /// # Errors
-    /// [`Error::Damaged`], or what makes an image unreadable.
+    /// [`Error::Damaged`], [`Error::Checksum`], [`Error::Length`], or what makes an image or its checksums unreadable.
     pub fn check(&self, observer: &dyn Observer) -> Result<()> {
-        self.pool.install(|| check::check_layers(self.chain.layers(), observer))
+        self.pool.install(|| {
+            check::check_layers(self.chain.layers(), observer)?;
+            sums::verify(self.chain.incs(), observer)
+        })
     }
 
     /// Writes the INCs into the FULL and removes them.
@@ -180,19 +187,27 @@ impl Commit {
         }
         self.remove(&self.rest, observer)?;
         if !self.incs.is_empty() {
-            let mut writer = self.chain.writer(observer)?;
+            let (mut writer, image) = self.chain.writer(observer)?;
             self.journal(chain::Phase::Writing)?;
+            image.begin()?;
             observer.phase(Phase::Copying { bytes: self.summary.bytes });
             match self.options.work {
                 chain::Work::Commit => {
                     self.write(&mut writer, 0..self.incs.len(), observer)?;
                     observer.phase(Phase::Syncing);
                     finish(full, writer)?;
+                    image.finish()?;
                     self.renew(self.incs.len() - 1)?;
                     self.journal(chain::Phase::Removing)?;
                 }
-                chain::Work::SnapshotRebase => self.write_snapshots(writer, observer)?,
+                chain::Work::SnapshotRebase => {
+                    self.write_snapshots(writer, observer)?;
+                    image.finish()?;
+                }
             }
+        } else if self.resumed.is_some() {
+            // the last INC may have gone before that
+            self.chain.renewed_full()?.finish()?;
         }
         self.remove(&self.incs, observer)?;
         Unfinished::remove(full).map_err(|source| journal_error(full, source))?;

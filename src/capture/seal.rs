@@ -1,0 +1,128 @@
+//! Images that QEMU has closed go to stable storage and get their checksums, both at once: the one waits for the device,
+//! the other reads what is in memory still.
+//!
+//! Neither is done on the thread that talks to the machine. A run that ends meanwhile leaves neither behind: the sums stop
+//! at the next few blocks.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::{JoinError, spawn_blocking};
+
+use super::error::Error;
+use super::event::Event;
+use super::machine::Machine;
+use crate::chain::{Checksums, create_checksums_watched};
+use crate::storage::FileStorage;
+
+/// Time between two looks at whether the run shall end.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Brings images to stable storage that were opened before QEMU closed them, and writes their checksums.
+pub(super) async fn seal(machine: &Machine<'_>, images: Vec<(PathBuf, File)>, interval: Duration) -> Result<(), Error> {
+    let start = Instant::now();
+    let total = images.iter().filter_map(|(_, image)| image.metadata().ok()).fold(0, |sum, file| sum + file.len());
+    let sums = Waiting::default();
+    let summed = {
+        let (sums, paths) = (Arc::clone(&sums.0), images.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>());
+        spawn_blocking(move || paths.iter().try_for_each(|path| sums.of(path)))
+    };
+    let synced = spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(path, &image)));
+    let both = async { tokio::join!(summed, synced) };
+    tokio::pin!(both);
+    let mut told = start;
+    let (summed, synced) = loop {
+        tokio::select! {
+            done = &mut both => break done,
+            () = tokio::time::sleep(GLANCE) => {}
+        }
+        if machine.go_on().is_err() {
+            sums.stop();
+        } else if told.elapsed() >= interval {
+            told = Instant::now();
+            machine.tell(&Event::Sealing { done: sums.done().min(total), total });
+        }
+    };
+    machine.go_on()?;
+    ended(synced)?;
+    ended(summed)?;
+    machine.tell(&Event::Sealed { bytes: total, elapsed: start.elapsed() });
+    Ok(())
+}
+
+fn ended(result: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
+    result.unwrap_or_else(|error| Err(Error::Io { path: PathBuf::new(), source: io::Error::other(error) }))
+}
+
+fn sync(path: PathBuf, image: &File) -> Result<(), Error> {
+    image.sync_all().map_err(|source| Error::Io { path, source })
+}
+
+/// The work on checksums, which ends when the one who waits for it does.
+#[derive(Debug, Default)]
+struct Waiting(Arc<Sums>);
+
+impl Waiting {
+    fn stop(&self) {
+        self.0.stopped.store(true, Ordering::Relaxed);
+    }
+
+    fn done(&self) -> u64 {
+        self.0.done.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Sums {
+    done: AtomicU64,
+    stopped: AtomicBool,
+}
+
+impl Sums {
+    /// Sums an image that nobody writes to.
+    fn of(&self, image: &Path) -> Result<(), Error> {
+        let storage = FileStorage::open(image);
+        let storage = storage.map_err(|source| Error::Io { path: image.to_owned(), source })?;
+        let each = |bytes| {
+            self.done.fetch_add(bytes, Ordering::Relaxed);
+            if self.stopped.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        };
+        let created = create_checksums_watched(image, &storage, &each);
+        created.map_err(|source| Error::Io { path: Checksums::path(image), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("FULL-5-disk.partial");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn when_the_one_who_waits_is_gone_the_sums_end_and_leave_nothing() {
+        let (_folder, path) = image();
+        let sums = Waiting::default();
+        let worker = Arc::clone(&sums.0);
+        worker.of(&path).unwrap();
+        assert_eq!(sums.done(), 1 << 20);
+        std::fs::remove_file(Checksums::path(&path)).unwrap();
+        drop(sums);
+        worker.of(&path).unwrap_err();
+        assert!(!Checksums::path(&path).exists());
+    }
+}

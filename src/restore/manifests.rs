@@ -1,0 +1,193 @@
+//! Manifests and checksums for images that have none: those of other tools, and of versions of this program before them.
+//!
+//! They say of a chain what is known now, so it is found to be sound first. What an image has already stays as it is.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::check;
+use super::error::{Error, Result};
+use super::layer::{Format, Layer};
+use super::layers::{Layers, Source};
+use super::merge::pool;
+use super::observer::{Observer, Phase};
+use super::resolve::Mapped;
+use crate::chain::{
+    self, Chain, Checksums, FormatHint, Image, Level, Manifest, UUID, chain_id, create_checksums_watched,
+};
+use crate::storage;
+
+/// A chain whose images get what they lack.
+#[derive(Debug)]
+pub struct Describe {
+    images: Vec<Described>,
+    layers: Option<Layers>,
+}
+
+/// An image, and what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Described {
+    /// The image.
+    pub path: PathBuf,
+    /// What it holds.
+    pub level: Level,
+    /// The moment that it holds, where that is known.
+    pub time: Option<i64>,
+    /// The manifest that it is to get, if it has none.
+    pub manifest: Option<Manifest>,
+    /// Whether it has no checksums, and is to get some.
+    pub checksums: bool,
+}
+
+impl Described {
+    /// Whether the image has both already.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.manifest.is_none() && !self.checksums
+    }
+}
+
+impl Describe {
+    /// Looks what the images of a chain lack, which must be whole as far as names and manifests tell. Those of a chain in
+    /// which something is lacking are opened, for reading only, and locked.
+    ///
+    /// # Errors
+    /// As with [`Layers::open`]; [`Error::Manifest`] where one cannot be used; [`Error::MarkedCorrupt`].
+    pub fn plan(chain: &Chain) -> Result<Self> {
+        let images: Vec<&Arc<Image>> = chain.full().into_iter().chain(chain.incs()).collect();
+        let known = images.iter().map(|image| Manifest::read(&image.path)).collect::<Result<Vec<_>, _>>()?;
+        let mut described: Vec<Described> = images
+            .iter()
+            .map(|image| Described {
+                path: image.path.clone(),
+                level: image.level,
+                time: image.time,
+                manifest: None,
+                checksums: Checksums::path(&image.path).symlink_metadata().is_err(),
+            })
+            .collect();
+        if known.iter().all(Option::is_some) && described.iter().all(Described::is_done) {
+            return Ok(Self { images: described, layers: None });
+        }
+        let sources: Vec<Source> = images.iter().map(|image| Source::from(&***image)).collect();
+        let layers = Layers::open(&sources)?;
+        if let Some(layer) = layers.as_slice().iter().find(|layer| layer.is_marked_corrupt()) {
+            return Err(Error::MarkedCorrupt { path: layer.path().to_owned() });
+        }
+        let id = match known.iter().flatten().find_map(|manifest| manifest.chain.clone()) {
+            Some(id) => Some(id),
+            None => images.first().map(|image| id_of(&image.path)).transpose()?.flatten(),
+        };
+        let before = std::iter::once(None).chain(images.iter().map(Some));
+        let chain = images.iter().zip(before).zip(layers.as_slice()).zip(&known);
+        for ((((image, before), layer), known), described) in chain.zip(&mut described) {
+            if known.is_none() {
+                let parent = before.filter(|_| image.level == Level::Inc).map(|before| &***before);
+                let chain = id.clone().filter(|_| image.level != Level::Copy);
+                described.manifest = Some(manifest(image, parent, layer, chain));
+            }
+        }
+        Ok(Self { images: described, layers: Some(layers) })
+    }
+
+    /// The images, oldest first.
+    #[must_use]
+    pub fn images(&self) -> &[Described] {
+        &self.images
+    }
+
+    /// Checks the tables of all images, as [`Merge::check`](super::Merge::check) does.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], or what makes an image unreadable.
+    pub fn check(&self, observer: &dyn Observer) -> Result<()> {
+        let layers = self.layers.as_ref().map(Layers::as_slice).unwrap_or_default();
+        if layers.is_empty() { Ok(()) } else { check::check_layers(layers, observer) }
+    }
+
+    /// Makes what is lacking, oldest first, and calls `each` for every image that has all then.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], what the system says. What was made before stays, and is right.
+    pub fn run(
+        &self,
+        threads: Option<NonZeroUsize>,
+        observer: &dyn Observer,
+        mut each: impl FnMut(&Described),
+    ) -> Result<()> {
+        let layers = self.layers.as_ref().map(Layers::as_slice).unwrap_or_default();
+        let work = || self.images.iter().zip(layers).filter(|(image, _)| !image.is_done());
+        let lengths = work().filter(|(image, _)| image.checksums).map(|(_, layer)| layer.data().length());
+        observer.phase(Phase::Summing { bytes: lengths.sum() });
+        let pool = pool(threads)?;
+        for (image, layer) in work() {
+            if image.checksums {
+                pool.install(|| sum(layer, observer))?;
+            }
+            if let Some(manifest) = &image.manifest {
+                let written = manifest.write(&image.path);
+                written.map_err(|source| Error::Write { path: Manifest::path(&image.path), source })?;
+            }
+            each(image);
+        }
+        Ok(())
+    }
+}
+
+fn sum(layer: &Layer, observer: &dyn Observer) -> Result<()> {
+    let each = |bytes| {
+        observer.advance(bytes);
+        if observer.is_cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
+    create_checksums_watched(layer.path(), layer.data(), &each).map_err(|source| {
+        let path = Checksums::path(layer.path());
+        if observer.is_cancelled() { Error::Cancelled } else { Error::Write { path, source } }
+    })
+}
+
+/// What can be said of an image now.
+fn manifest(image: &Image, before: Option<&Image>, layer: &Layer, chain: Option<String>) -> Manifest {
+    // names that are no text cannot be written down
+    let name = |image: &Image| image.name().to_str().map(str::to_owned);
+    let (format, virtual_size) = match layer.format() {
+        Format::Qcow2 => (FormatHint::Qcow2, layer.size()),
+        Format::Raw => (FormatHint::Raw, layer.data().length()),
+    };
+    Manifest {
+        image: name(image).unwrap_or_default(),
+        level: image.level,
+        time: image.time,
+        chain,
+        parent: before.and_then(name),
+        bitmap: None,
+        format,
+        virtual_size,
+        qemu: String::new(),
+    }
+}
+
+/// The id of the chain that an image belongs to, if its backup folder has one: that of the image, or the one above.
+fn id_of(image: &Path) -> Result<Option<String>> {
+    let failed = |folder: &Path| {
+        let path = folder.join(UUID);
+        |source| Error::Open { path, source }
+    };
+    let own = std::path::absolute(storage::parent(image)).map_err(failed(image))?;
+    let above = own.parent().unwrap_or(&own);
+    match chain_id(&own).map_err(failed(&own))? {
+        None => chain_id(above).map_err(failed(above)),
+        id => Ok(id),
+    }
+}
+
+/// Keeps others from the folders of chains.
+///
+/// # Errors
+/// [`Error::Folder`].
+pub fn lock_folders<'a>(chains: impl IntoIterator<Item = &'a Chain>) -> Result<Vec<chain::FolderLock>> {
+    let images = chains.into_iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs()));
+    Ok(chain::FolderLock::take_all_of(images.map(|image| storage::parent(&image.path)))?)
+}
