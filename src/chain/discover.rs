@@ -115,7 +115,10 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
             for image in &mut images {
                 image.manifest = Manifest::read(&image.path).transpose().map(|read| {
                     let unknown = |error: ManifestError| {
-                        let reason = error.to_string();
+                        let reason = match &error {
+                            ManifestError::Io { source, .. } => source.to_string(),
+                            other => other.to_string(),
+                        };
                         notes.push(Note::Manifest { path: Manifest::path(&image.path), reason: reason.clone() });
                         reason
                     };

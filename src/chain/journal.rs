@@ -193,7 +193,12 @@ pub(super) struct Taken<'a>(BTreeSet<&'a str>);
 
 impl Taken<'_> {
     pub(super) fn contains(&self, inc: &Image) -> bool {
-        inc.name().to_str().is_some_and(|name| self.0.contains(name))
+        inc.name().to_str().is_some_and(|name| self.has(name))
+    }
+
+    /// Whether one of them has this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
     }
 }
 

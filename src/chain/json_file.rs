@@ -10,12 +10,17 @@ use crate::storage::{self, FileStorage, NewFile, Storage, to_usize};
 
 /// The JSON in a file; `None` where there is no such file.
 pub(super) fn read(path: &Path) -> io::Result<Option<Value>> {
+    read_up_to(path, MAX_CONFIG_BYTES)
+}
+
+/// The same, of a file that has at most so many bytes.
+pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
     let file = match FileStorage::open(path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         opened => opened?,
     };
-    if file.length() > MAX_CONFIG_BYTES {
-        return Err(invalid(format!("{} bytes long, at most {MAX_CONFIG_BYTES} are read", file.length())));
+    if file.length() > limit {
+        return Err(invalid(format!("{} bytes long, at most {limit} are read", file.length())));
     }
     let mut bytes = vec![0; to_usize(file.length())];
     file.read_exact_at(&mut bytes, 0)?;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::image::Image;
+use super::journal::Taken;
 
 /// Why the images of a chain do not belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,24 +67,30 @@ impl fmt::Display for Lineage {
 }
 
 impl Lineage {
-    /// What speaks against an image by itself.
-    pub(super) fn of(image: &Arc<Image>) -> Option<Self> {
+    /// What speaks against an image by itself; not that it is gone where work was to remove it that has not ended.
+    pub(super) fn of(image: &Arc<Image>, taken: Option<&Taken<'_>>) -> Option<Self> {
         if image.missing {
-            return Some(Self::Gone(Arc::clone(image)));
+            let is_taken = taken.is_some_and(|taken| taken.contains(image));
+            return (!is_taken).then(|| Self::Gone(Arc::clone(image)));
         }
         let made = &image.known()?.image;
         let renamed = !made.is_empty() && image.name() != made.as_str();
         renamed.then(|| Self::Renamed { image: Arc::clone(image), made: made.clone() })
     }
 
-    /// What speaks against an INC after these images of its chain, the FULL first.
-    pub(super) fn after(before: &[&Arc<Image>], inc: &Arc<Image>) -> Option<Self> {
+    /// What speaks against an INC after these images of its chain, the FULL first. Where the last of them is one that work
+    /// takes which has not ended, it may build on another of these still, or on the FULL already.
+    pub(super) fn after(before: &[&Arc<Image>], inc: &Arc<Image>, taken: Option<&Taken<'_>>) -> Option<Self> {
         let (Some(full), Some(last), Some(known)) = (before.first(), before.last(), inc.known()) else { return None };
         let chains = known.chain.as_ref().zip(full.known().and_then(|full| full.chain.as_ref()));
         if let Some((chain, expected)) = chains.filter(|(chain, expected)| chain != expected) {
             return Some(Self::Foreign { image: Arc::clone(inc), chain: chain.clone(), expected: expected.clone() });
         }
         let parent = known.parent.as_ref().filter(|parent| last.name() != parent.as_str())?.clone();
+        let may_change = |taken: &Taken<'_>| before.len() == 1 || taken.contains(last);
+        if taken.is_some_and(|taken| may_change(taken) && (full.name() == parent.as_str() || taken.has(&parent))) {
+            return None;
+        }
         let image = Arc::clone(inc);
         let is_there = before.iter().any(|image| image.name() == parent.as_str());
         Some(if is_there {

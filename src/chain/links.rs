@@ -92,8 +92,9 @@ impl Chain {
             (Some(full), Some(rival)) => Some(Fault::SameTime(Arc::clone(rival), Arc::clone(full))),
             (Some(full), None) => left
                 .map(|inc| Fault::LeftOver { full: Arc::clone(full), inc: Arc::clone(inc) })
-                .or_else(|| Lineage::of(full).map(Fault::Lineage)),
+                .or_else(|| Lineage::of(full, None).map(Fault::Lineage)),
         };
+        let taken = self.unfinished().map(Unfinished::taken);
         let mut before: Vec<&Arc<Image>> = self.full.iter().collect();
         let incs = self.incs.iter().enumerate().map(move |(at, inc)| {
             let same = |other: Option<usize>| {
@@ -104,7 +105,9 @@ impl Chain {
                 fault = Some(Fault::SameTime(Arc::clone(inc), other));
             }
             if fault.is_none() {
-                fault = Lineage::of(inc).or_else(|| Lineage::after(&before, inc)).map(Fault::Lineage);
+                let lineage = Lineage::of(inc, taken.as_ref());
+                let lineage = lineage.or_else(|| Lineage::after(&before, inc, taken.as_ref()));
+                fault = lineage.map(Fault::Lineage);
             }
             before.push(inc);
             let state = match (&fault, &doubt) {
@@ -149,7 +152,7 @@ impl Chain {
 /// What there is to say of a FULL by itself.
 fn full_state(full: &Arc<Image>, left: Option<&Arc<Image>>, doubt: Option<&(Option<i64>, Doubt)>) -> State {
     let was_written_to = full.named.is_some() && full.time > full.named;
-    if let Some(lineage) = Lineage::of(full) {
+    if let Some(lineage) = Lineage::of(full, None) {
         return State::Broken(Fault::Lineage(lineage));
     }
     match (left, doubt) {

@@ -217,7 +217,7 @@ pub(super) fn beside(image: &Path, extension: &str) -> PathBuf {
 }
 
 /// The CRC-32 of all keys but `crc32`.
-fn checksum(keys: &Map<String, Value>) -> String {
+pub(super) fn checksum(keys: &Map<String, Value>) -> String {
     let mut keys: Vec<_> = keys.iter().filter(|(key, _)| *key != "crc32").collect();
     keys.sort_by_key(|(key, _)| *key);
     let mut hasher = crc32fast::Hasher::new();

@@ -1,6 +1,7 @@
 //! What lies in a backup folder: names, order, restore points.
 //!
-//! [`discover`] finds the disks below a folder, and [`Disk::select`] the images that a restore of one moment opens.
+//! [`discover`] finds the disks below a folder, and [`Disk::select`] the images that a restore of one moment opens;
+//! [`Disk::select_salvage`] what there is of them where the chain is broken.
 //! [`FolderLock`] keeps others from writing to a folder.
 //!
 //! Nothing here opens an image: all is told by names, folders and the `.config` and `.qmpbackup` files beside. So a
@@ -75,11 +76,13 @@ mod lock;
 mod manifest;
 mod name;
 mod point;
+mod salvage;
 mod scan;
 mod select;
 #[cfg(test)]
 mod tests;
 mod timeless;
+mod verified;
 mod when;
 
 pub use checksums::{
@@ -99,4 +102,6 @@ pub use lock::{FolderLock, UUID};
 pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
 pub use name::{ImageName, Level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
+pub use salvage::{Member, SalvagePoint};
+pub use verified::{Verifications, segments};
 pub use when::{Clock, WHEN_FORMS, When};

@@ -23,8 +23,12 @@ impl Disk {
     /// No restore point, or more than one, is meant; the one that is meant is broken; or it is doubtful and
     /// `allow_partial` is not set.
     pub fn select(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
-        let point = if let When::Name(name) = when { self.named(name)? } else { self.newest(when.moment(clock))? };
-        self.restore_point(point, allow_partial)
+        self.restore_point(self.meant(when, clock)?, allow_partial)
+    }
+
+    /// The restore point that is meant, whatever its state.
+    pub(super) fn meant(&self, when: &When, clock: &Clock) -> Result<&Point, Error> {
+        if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock)) }
     }
 
     /// Finds the restore point that work in its FULL is to lead to: as [`select`](Self::select) does, also where such work

@@ -71,7 +71,7 @@ impl Failure {
             | Self::Undurable(error)
             | Self::HalfRebased(error) => match error.kind() {
                 restore::ErrorKind::Usage => Exit::Usage,
-                restore::ErrorKind::Damaged => Exit::Damaged,
+                restore::ErrorKind::Damaged | restore::ErrorKind::ReadBack => Exit::Damaged,
                 restore::ErrorKind::Locked => Exit::Locked,
                 restore::ErrorKind::Full => Exit::Full,
                 restore::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
@@ -110,6 +110,9 @@ impl Failure {
             Self::Restore(error) => match error.kind() {
                 restore::ErrorKind::Damaged => {
                     Some("nothing was written; `qmprestore list` shows other restore points, --until names one")
+                }
+                restore::ErrorKind::ReadBack => {
+                    Some("nothing was left there; the disk that it was written to, or the memory, cannot be trusted")
                 }
                 restore::ErrorKind::Locked => Some("nothing was written; run again when it is closed there"),
                 restore::ErrorKind::Full => {

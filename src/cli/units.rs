@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use crate::chain::When;
+use crate::restore::Share;
+
 const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// Reads `65536`, `64K`, `64KiB`, `1.5G`; units are powers of 1024 but for `KB`, `MB` and so on.
@@ -33,6 +36,27 @@ fn unit_bytes(unit: &str) -> Option<u64> {
     }
     let power = ["k", "m", "g", "t", "p", "e"].iter().position(|known| *known == letter)?;
     base.checked_pow(u32::try_from(power).ok()? + 1)
+}
+
+/// Reads `5%`, `0.5%`, `5`.
+pub(super) fn parse_share(text: &str) -> Result<Share, String> {
+    let wrong = || format!("{text:?} is not a part of all from 0.0001% to 100%");
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) || fraction.len() > 4 {
+        return Err(wrong());
+    }
+    let millionths = format!("{whole}{fraction:0<4}").parse().ok().and_then(Share::millionths);
+    millionths.ok_or_else(wrong)
+}
+
+/// Reads `90s`, `30m`, `6h`, `30d`, `4w`, as `--until` does.
+pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
+    match format!("-{text}").parse() {
+        Ok(When::Ago(seconds)) => Ok(Duration::from_secs(seconds.unsigned_abs())),
+        _ => Err(format!("{text:?} is not an age: write 90s, 30m, 6h, 30d or 4w")),
+    }
 }
 
 /// Reads seconds, `0.5` too.
@@ -138,6 +162,22 @@ mod tests {
             "99999999999999999999999999999999999999999999",
         ] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn parts_and_ages_are_read() {
+        for (text, millionths) in [("5%", 50_000), ("5", 50_000), ("0.5 %", 5000), ("100%", 1_000_000), ("0.0001%", 1)]
+        {
+            assert_eq!(parse_share(text).ok(), Share::millionths(millionths), "{text}");
+        }
+        for text in ["", "%", "0", "0%", "100.1%", "-5%", "5%%", "1e1", ".5", "5.", "0.00001", "99999999999", "+5"] {
+            assert!(parse_share(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_age("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
+        assert_eq!(parse_age("90s"), Ok(Duration::from_secs(90)));
+        for text in ["", "30", "d", "-1d", "1y", "2026-01-01", "99999999999999999999d"] {
+            assert!(parse_age(text).is_err(), "{text}");
         }
     }
 

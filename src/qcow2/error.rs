@@ -81,6 +81,14 @@ pub enum Error {
         /// The table.
         table: HostOffset,
     },
+    /// An L1 entry that cannot be used, of an image that was [opened all the same](super::Image::open_damaged).
+    #[error("the L2 table of L1 entry {index} is unknown: {reason}")]
+    DamagedL1 {
+        /// Its index.
+        index: u64,
+        /// What is wrong with it, or with the L1 table.
+        reason: String,
+    },
     /// A compressed cluster cannot be inflated.
     #[error("the compressed cluster at offset {host} (guest offset {guest}) is damaged: {reason}")]
     Compressed {

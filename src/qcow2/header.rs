@@ -84,6 +84,30 @@ impl Header {
         Self::parse(&cluster)
     }
 
+    /// Reads and checks the header of an image of which parts cannot be read: behind the first page, those are zeroes.
+    ///
+    /// # Errors
+    /// As [`Header::read`].
+    pub(crate) fn read_damaged(storage: &dyn Storage) -> Result<Self> {
+        const PAGE: u64 = 4096;
+        let error = match Self::read(storage) {
+            Err(error @ Error::Io { .. }) if storage.length() > PAGE => error,
+            result => return result,
+        };
+        let mut cluster = vec![0; to_usize(PAGE)];
+        read(storage, &mut cluster)?;
+        let start = cluster.get(..size_of::<RawHeader>()).map(RawHeader::read_from_bytes);
+        let Some(Ok(raw)) = start else { return Err(error) };
+        let bits = raw.cluster_bits.get().clamp(*Geometry::CLUSTER_BITS.start(), *Geometry::CLUSTER_BITS.end());
+        cluster.resize(to_usize(storage.length().min(1 << bits)), 0);
+        for (page, offset) in cluster.chunks_mut(to_usize(PAGE)).zip((0..).step_by(to_usize(PAGE))).skip(1) {
+            if storage.read_exact_at(page, offset).is_err() {
+                page.fill(0);
+            }
+        }
+        Self::parse(&cluster)
+    }
+
     /// Checks the header in the first cluster of an image.
     ///
     /// # Errors

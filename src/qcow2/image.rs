@@ -67,6 +67,19 @@ impl Image {
         Ok(Self { header, l1, storage, data_file })
     }
 
+    /// Opens an image as [`Image::open`] does, whatever is wrong with its L1 table: to [map](Image::map) a range of which
+    /// that says nothing is an error.
+    ///
+    /// # Errors
+    /// What is wrong with the header; [`Error::DataFile`].
+    pub fn open_damaged(storage: Arc<dyn Storage>) -> Result<Self> {
+        let header = Header::read_damaged(&*storage)?;
+        let data_file = data_file(&header, &ClosedGate)?;
+        let needed = header.geometry.l1_entries(header.size);
+        let l1 = L1Table::read_damaged(&*storage, header.l1_table, needed, header.geometry);
+        Ok(Self { header, l1, storage, data_file })
+    }
+
     /// The checked header.
     #[must_use]
     pub fn header(&self) -> &Header {
@@ -114,6 +127,43 @@ impl Image {
             }
         }
         ranges
+    }
+
+    /// Guest ranges of which a damaged L1 table says nothing, in order.
+    #[must_use]
+    pub fn unmapped(&self) -> Vec<Range<u64>> {
+        let coverage = self.header.geometry.l2_coverage();
+        let guest = |index: u64| index.saturating_mul(coverage).min(self.size());
+        self.l1.damaged().map(|indices| guest(indices.start)..guest(indices.end)).collect()
+    }
+
+    /// The parts of a guest range whose entries, in L1 or L2 table, lie where `wrong` says that the file is not right. Asked
+    /// for parts of the file, it names parts of these.
+    pub(crate) fn mapped_from(
+        &self,
+        guest: &Range<u64>,
+        wrong: &dyn Fn(Range<u64>) -> Vec<Range<u64>>,
+    ) -> Vec<Range<u64>> {
+        let geometry = self.header.geometry;
+        let (coverage, entry_size) = (geometry.l2_coverage(), geometry.l2_entry_size());
+        let end = guest.end.min(self.size());
+        if guest.start >= end {
+            return Vec::new();
+        }
+        let indices = guest.start / coverage..end.div_ceil(coverage);
+        let tables = self.l1.within(indices).iter().map(|(index, table)| (index * coverage, coverage, table.0));
+        let mut parts = Vec::new();
+        for (start, length, table) in std::iter::once((0, u64::MAX, self.header.l1_table.offset.0)).chain(tables) {
+            let (unit, size) = if length == coverage { (geometry.cluster_size(), entry_size) } else { (coverage, 8) };
+            let part = guest.start.max(start)..end.min(start.saturating_add(length));
+            let entries = (part.start - start) / unit..(part.end - start).div_ceil(unit);
+            for bytes in wrong(table + entries.start * size..table + entries.end * size) {
+                let first = start + (bytes.start - table) / size * unit;
+                let behind = (bytes.end - table).div_ceil(size).saturating_mul(unit).saturating_add(start);
+                parts.push(first.max(part.start)..behind.min(part.end));
+            }
+        }
+        parts
     }
 
     pub(crate) fn l1(&self) -> &L1Table {

@@ -1,5 +1,7 @@
 //! The active L1 table, kept sparse: memory goes with what is allocated, not with the size of the disk.
 
+use std::ops::Range;
+
 use byteorder::{BigEndian, ByteOrder};
 
 use super::address::HostOffset;
@@ -12,10 +14,15 @@ use crate::storage::{Storage, to_usize};
 /// Bytes of a table that are read at once.
 const CHUNK: u64 = 256 << 10;
 
+/// Entries that are lost together where they cannot be read: those of a page.
+const PIECE: u64 = 512;
+
 /// The L2 tables of a disk, by L1 index.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct L1Table {
     entries: Vec<(u64, HostOffset)>,
+    /// The indices of entries that cannot be used, in order, and why; only where that was allowed.
+    damaged: Vec<(Range<u64>, String)>,
 }
 
 impl L1Table {
@@ -34,7 +41,99 @@ impl L1Table {
             Ok(())
         })?;
         refuse_shared(&entries)?;
-        Ok(Self { entries })
+        Ok(Self { entries, damaged: Vec::new() })
+    }
+
+    /// As [`read`](Self::read), but what is wrong with an entry, or with a part of the table, costs only that. Of several
+    /// entries for one table nobody knows which is right: none is used.
+    pub(crate) fn read_damaged(storage: &dyn Storage, table: Table, needed: u64, geometry: Geometry) -> Self {
+        let mut read = Self::default();
+        for start in (0..needed.min(table.entries)).step_by(to_usize(PIECE)) {
+            let indices = start..(start + PIECE).min(needed).min(table.entries);
+            let entries = indices.end - indices.start;
+            let piece = Table { offset: HostOffset(table.offset.0.saturating_add(start * 8)), entries };
+            let whole = read_table(storage, piece, "the L1 table", |index, value| {
+                read.judge(storage, (table, start + index, value), geometry);
+                Ok(())
+            });
+            if let Err(error) = whole {
+                read.lose(indices, &error);
+            }
+        }
+        // behind the end of the table
+        if table.entries < needed {
+            let short = Invalid {
+                field: "l1_size",
+                offset: HostOffset(36),
+                value: table.entries,
+                allowed: Allowed::Because("the disk needs more entries"),
+            };
+            read.lose(table.entries..needed, &short.into());
+        }
+        read.drop_shared();
+        read
+    }
+
+    /// Takes an entry that is right.
+    fn judge(&mut self, storage: &dyn Storage, (table, index, value): (Table, u64, u64), geometry: Geometry) {
+        let offset = HostOffset(table.offset.0 + index * 8);
+        let entry = L1Entry::decode(value, geometry).and_then(|entry| match entry {
+            Some(entry) => check_inside(entry.table, storage, geometry).map(|()| Some(entry)),
+            None => Ok(None),
+        });
+        match entry {
+            Ok(entry) => self.entries.extend(entry.map(|entry| (index, entry.table))),
+            Err(allowed) => {
+                let invalid = Invalid { field: "L1 entry", offset, value, allowed };
+                self.lose(index..index + 1, &invalid.into());
+            }
+        }
+    }
+
+    fn lose(&mut self, indices: Range<u64>, error: &Error) {
+        match self.damaged.last_mut() {
+            Some((last, _)) if last.end == indices.start => last.end = indices.end,
+            _ => self.damaged.push((indices, error.to_string())),
+        }
+    }
+
+    fn drop_shared(&mut self) {
+        let mut tables: Vec<HostOffset> = self.entries.iter().map(|(_, table)| *table).collect();
+        tables.sort_unstable();
+        let mut shared: Vec<HostOffset> = Vec::new();
+        for pair in tables.windows(2) {
+            if let [one, other] = pair {
+                if one == other && shared.last() != Some(one) {
+                    shared.push(*one);
+                }
+            }
+        }
+        let (lost, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.entries).into_iter().partition(|(_, table)| shared.binary_search(table).is_ok());
+        self.entries = kept;
+        self.damaged.extend(lost.into_iter().map(|(index, table)| {
+            (index..index + 1, format!("another L1 entry points to the L2 table at offset {table}, too"))
+        }));
+        self.damaged.sort_by_key(|(indices, _)| indices.start);
+    }
+
+    /// Why the entry cannot be used, if it cannot.
+    pub(crate) fn damage(&self, index: u64) -> Option<Error> {
+        let place = self.damaged.partition_point(|(indices, _)| indices.end <= index);
+        let (_, reason) = self.damaged.get(place).filter(|(indices, _)| indices.contains(&index))?;
+        Some(Error::DamagedL1 { index, reason: reason.clone() })
+    }
+
+    /// The indices of the entries that cannot be used, in order.
+    pub(crate) fn damaged(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.damaged.iter().map(|(indices, _)| indices.clone())
+    }
+
+    /// The entries with a table whose indices are in a range.
+    pub(crate) fn within(&self, indices: Range<u64>) -> &[(u64, HostOffset)] {
+        let start = self.entries.partition_point(|(index, _)| *index < indices.start);
+        let end = self.entries.partition_point(|(index, _)| *index < indices.end);
+        self.entries.get(start..end.max(start)).unwrap_or_default()
     }
 
     pub(crate) fn get(&self, index: u64) -> Option<HostOffset> {

@@ -58,6 +58,9 @@ impl Image {
         while start < end {
             let index = geometry.l1_index(GuestOffset(start));
             let stop = (index + 1).checked_mul(geometry.l2_coverage()).map_or(end, |next| next.min(end));
+            if let Some(error) = self.l1().damage(index) {
+                return Err(error);
+            }
             match self.l1().get(index) {
                 Some(table) => self.map_table(table, start..stop, buffer, &mut joined)?,
                 None => joined.push(Extent { guest: start..stop, content: Content::Unallocated }),

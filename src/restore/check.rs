@@ -74,7 +74,7 @@ fn lock_checksums(images: &[&Source]) -> Result<Vec<FolderLock>> {
     Ok(FolderLock::take_all_of(known.map(|source| storage::parent(&source.path)))?)
 }
 
-fn formats(chain: &[Source]) -> Vec<Format> {
+pub(super) fn formats(chain: &[Source]) -> Vec<Format> {
     let start = |source: &Source| layers::open(source).and_then(|storage| layers::start(source, &*storage));
     let evidence: Vec<Evidence<'_>> = chain
         .iter()
@@ -181,6 +181,6 @@ pub(super) fn observed<T>(
 pub(super) fn image_error(path: &Path, source: qcow2::Error) -> Error {
     match source {
         qcow2::Error::Cancelled => Error::Cancelled,
-        source => Error::Image { path: path.to_owned(), source },
+        source => Error::image(path, source),
     }
 }

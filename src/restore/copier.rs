@@ -9,11 +9,13 @@ use super::error::{Error, Result};
 use super::layer::Layer;
 use super::limiter::Limiter;
 use super::observer::Observer;
-use super::plan::{Operation, Origin};
+use super::plan::{self, Operation, Origin};
+use super::resolve::Piece;
 use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
 use crate::storage::{WritableStorage, start_writeback, to_usize};
 
 /// What all threads of a merge share.
+#[derive(Clone, Copy)]
 pub(super) struct Work<'a> {
     pub(super) layers: &'a [Layer],
     pub(super) limiter: Option<&'a Limiter>,
@@ -44,6 +46,16 @@ impl Work<'_> {
         }
     }
 
+    /// The copies for the pieces of a slice.
+    pub(super) fn operations(&self, pieces: Vec<Piece>, place: impl FnMut(u64) -> u64) -> Vec<Operation> {
+        // all layers of a salvage are tolerant
+        if self.layers.first().is_some_and(|layer| layer.tolerance().is_some()) {
+            plan::operations_apart(pieces, place)
+        } else {
+            plan::operations(pieces, place)
+        }
+    }
+
     fn step(&self) -> u64 {
         self.limiter.map_or(Self::STEP, |limiter| limiter.step().min(Self::STEP))
     }
@@ -67,8 +79,24 @@ struct Inflated {
 }
 
 impl LayerReader {
-    /// Fills `buffer` with the bytes of an operation from `done` on.
+    /// Fills `buffer` with the bytes of an operation from `done` on; with older ones where that is tolerated.
     pub(super) fn read(&mut self, layers: &[Layer], operation: &Operation, done: u64, buffer: &mut [u8]) -> Result<()> {
+        match self.try_read(layers, operation, done, buffer) {
+            Err(_) if layers.get(operation.layer).is_some_and(|layer| layer.tolerance().is_some()) => {
+                self.rescue(layers, &operation.part(done, buffer.len() as u64), buffer)
+            }
+            result => result,
+        }
+    }
+
+    /// Fills `buffer` with the bytes of an operation from `done` on.
+    pub(super) fn try_read(
+        &mut self,
+        layers: &[Layer],
+        operation: &Operation,
+        done: u64,
+        buffer: &mut [u8],
+    ) -> Result<()> {
         let Some(layer) = layers.get(operation.layer) else { return Ok(()) };
         match operation.source {
             Origin::Plain(host) => read_plain(layer, HostOffset(host.0 + done), buffer),
@@ -93,7 +121,7 @@ impl LayerReader {
         if inflated.last != Some((number, data)) {
             inflated.last = None;
             let read = inflated.reader.read(image, guest, data);
-            read.map_err(|source| Error::Image { path: layer.path().to_owned(), source })?;
+            read.map_err(|source| Error::image(layer.path(), source))?;
             inflated.last = Some((number, data));
         }
         Ok(inflated.reader.last())
@@ -102,9 +130,7 @@ impl LayerReader {
 
 fn read_plain(layer: &Layer, host: HostOffset, buffer: &mut [u8]) -> Result<()> {
     match layer.image() {
-        Some(image) => {
-            image.read_data(buffer, host).map_err(|source| Error::Image { path: layer.path().to_owned(), source })
-        }
+        Some(image) => image.read_data(buffer, host).map_err(|source| Error::image(layer.path(), source)),
         None => layer.data().read_exact_at(buffer, host.0).map_err(|source| layer.read_error(host.0, source)),
     }
 }

@@ -1,8 +1,10 @@
 //! Why a restore point cannot be restored. Here the path joins what the lower layers found.
 
 use std::io;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
+use super::verified::Misfit;
 use crate::chain::{self, ChecksumsError, ManifestError, Work};
 use crate::qcow2::{self, Finding, LayoutError};
 
@@ -36,6 +38,45 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: qcow2::Error,
+    },
+    /// Bytes of an image are not what they were when its checksums were made.
+    #[error("{}: the block at offset {offset:#x} does not fit its checksum: it is damaged{}", .path.display(), match .guest {
+        Some(guest) => format!(", and holds bytes {:#x} to {:#x} of the disk", guest.start, guest.end),
+        None => String::new(),
+    })]
+    Checksum {
+        /// The image.
+        path: PathBuf,
+        /// The first byte of the block.
+        offset: u64,
+        /// The first range of the disk that it holds, or whose place it tells, where that is known.
+        guest: Option<Range<u64>>,
+    },
+    /// An image is longer or shorter than when its checksums were made.
+    #[error("{}: has {length} bytes, but {expected} when its checksums were made", .path.display())]
+    Length {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+        /// What it was.
+        expected: u64,
+    },
+    /// The output, read again, is not what was written.
+    #[error("{}: what was written does not read back: byte {offset:#x} of the disk is another one", .path.display())]
+    ReadBack {
+        /// The output.
+        path: PathBuf,
+        /// The first byte of the disk that differs.
+        offset: u64,
+    },
+    /// The output cannot be read again.
+    #[error("{}: what was written does not read back", .path.display())]
+    Unreadable {
+        /// The output.
+        path: PathBuf,
+        /// Why.
+        source: Box<Error>,
     },
     /// The metadata of an image is damaged.
     #[error("{}: its metadata is damaged, errors: {errors}{}", .path.display(), match .first {
@@ -150,28 +191,6 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// A block of an image is not what it was when its checksum was computed.
-    #[error("{}: is damaged: the block at offset {offset:#x} has the checksum {found:#010x}, not {expected:#010x}", .path.display())]
-    Checksum {
-        /// The image.
-        path: PathBuf,
-        /// Where the block is in the file.
-        offset: u64,
-        /// Its checksum now.
-        found: u32,
-        /// Its checksum when it was written.
-        expected: u32,
-    },
-    /// An image is shorter or longer than it was when its checksums were computed.
-    #[error("{}: is damaged: it has {length} bytes, not {expected} as when its checksums were made", .path.display())]
-    Length {
-        /// The image.
-        path: PathBuf,
-        /// The length of the file now.
-        length: u64,
-        /// What it was.
-        expected: u64,
-    },
     /// The manifest of an image cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -247,6 +266,8 @@ pub enum ErrorKind {
     Usage,
     /// The chain is broken or an image is damaged.
     Damaged,
+    /// The output does not hold what was written to it.
+    ReadBack,
     /// Another process uses an image.
     Locked,
     /// The output's file system is full.
@@ -258,6 +279,21 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// What is wrong with a qcow2 image.
+    pub(super) fn image(path: &Path, source: qcow2::Error) -> Self {
+        let misfit = match &source {
+            qcow2::Error::Io { source, .. } => Self::misfit(path, source),
+            _ => None,
+        };
+        misfit.unwrap_or_else(|| Self::Image { path: path.to_owned(), source })
+    }
+
+    /// A checksum that does not fit, if that is why something could not be read.
+    pub(super) fn misfit(path: &Path, source: &io::Error) -> Option<Self> {
+        let misfit = source.get_ref()?.downcast_ref::<Misfit>()?;
+        Some(Self::Checksum { path: path.to_owned(), offset: misfit.offset, guest: None })
+    }
+
     /// What kind of error this is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -266,9 +302,10 @@ impl Error {
             | Self::Write { source, .. } => full_or_other(source),
             Self::Image { source: qcow2::Error::Io { source, .. }, .. }
             | Self::Read { source, .. }
+            | Self::Manifest(ManifestError::Io { source, .. })
             | Self::Checksums(ChecksumsError::Io { source, .. })
             | Self::Open { source, .. } => match source.kind() {
-                io::ErrorKind::UnexpectedEof => ErrorKind::Damaged,
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => ErrorKind::Damaged,
                 _ => ErrorKind::Other,
             },
             Self::Image {
@@ -291,19 +328,20 @@ impl Error {
             | Self::OutputIsSource { .. }
             | Self::OutputKind { .. }
             | Self::DeviceTooSmall { .. }
-            | Self::Manifest(ManifestError::Io { .. } | ManifestError::Version { .. })
+            | Self::Manifest(ManifestError::Version { .. })
             | Self::Checksums(ChecksumsError::Version { .. })
             | Self::Threads { .. } => ErrorKind::Other,
             Self::Image { .. }
             | Self::Damaged { .. }
             | Self::MarkedCorrupt { .. }
-            | Self::Backing { .. }
             | Self::Checksum { .. }
             | Self::Length { .. }
+            | Self::Backing { .. }
             | Self::Manifest(_)
             | Self::Checksums(_)
             | Self::Unfinished { .. }
             | Self::Gone { .. } => ErrorKind::Damaged,
+            Self::ReadBack { .. } | Self::Unreadable { .. } => ErrorKind::ReadBack,
             Self::NoSpace { .. } => ErrorKind::Full,
             Self::ClusterSize { .. } | Self::Layout(_) | Self::NothingToCommit | Self::NothingToRebase { .. } => {
                 ErrorKind::Usage

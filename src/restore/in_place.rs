@@ -51,7 +51,7 @@ impl InPlace {
         }
         let layers = sources.iter().zip(&storages);
         let layers: Vec<_> = layers
-            .map(|(source, storage)| Layer::new(source.path.clone(), Arc::clone(storage), Format::Qcow2))
+            .map(|(source, storage)| Layer::new(source.path.clone(), storage.clone(), Format::Qcow2))
             .collect::<Result<_>>()?;
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         // an earlier run may have ended between naming the FULL in an INC and removing the one before it
@@ -288,11 +288,10 @@ pub(super) fn remove(image: &Path, open: Option<&FileStorage>) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::Write { path: path.to_owned(), source }),
     };
-    // as long as the manifest is there, one that was interrupted is seen
+    // where only one of them goes, the image is still there to be found
     gone(&Checksums::path(image))?;
-    let removed = gone(image)?;
     gone(&Manifest::path(image))?;
-    Ok(removed)
+    gone(image)
 }
 
 /// Returns when names that were removed stay so.

@@ -8,20 +8,25 @@ use std::sync::Arc;
 use super::error::{Error, Result};
 use super::raw::RawImage;
 use super::resolve::Mapped;
-use crate::qcow2::{Extent, Image, MapBuffer};
-use crate::storage::{FileStorage, Storage};
+use super::salvage::{self, Tolerance};
+use crate::qcow2::{Content, Extent, Image, MapBuffer};
+use crate::storage::Storage;
 
 /// An image of a chain.
 #[derive(Debug)]
 pub struct Layer {
     path: PathBuf,
     body: Body,
+    /// What goes on when a part of it cannot be read; `None` where that is an error.
+    tolerance: Option<Tolerance>,
 }
 
 #[derive(Debug)]
 enum Body {
     Qcow2(Box<Image>),
     Raw(RawImage),
+    /// Nothing of it can be had, but for the size of its disk, maybe.
+    Absent(Option<u64>),
 }
 
 /// How the bytes of an image are to be understood.
@@ -34,18 +39,56 @@ pub enum Format {
 }
 
 impl Layer {
-    pub(super) fn new(path: PathBuf, storage: Arc<FileStorage>, format: Format) -> Result<Self> {
+    pub(super) fn new(path: PathBuf, storage: Arc<dyn Storage>, format: Format) -> Result<Self> {
         let body = match format {
-            Format::Raw => match RawImage::open(storage) {
-                Ok(image) => Body::Raw(image),
-                Err(source) => return Err(Error::Open { path, source }),
-            },
+            Format::Raw => Body::Raw(Self::raw(&path, storage)?),
             Format::Qcow2 => match Image::open(storage) {
                 Ok(image) => Body::Qcow2(Box::new(image)),
-                Err(source) => return Err(Error::Image { path, source }),
+                Err(source) => return Err(Error::image(&path, source)),
             },
         };
-        Ok(Self { path, body })
+        Ok(Self { path, body, tolerance: None })
+    }
+
+    /// An image of which as much is read as can be.
+    pub(super) fn damaged(
+        path: PathBuf,
+        storage: Arc<dyn Storage>,
+        (format, size): (Format, Option<u64>),
+        tolerance: Tolerance,
+    ) -> Result<Self> {
+        let body = match format {
+            Format::Raw => Body::Raw(Self::raw(&path, storage)?.with_size(size.unwrap_or_default())),
+            Format::Qcow2 => match Image::open_damaged(storage) {
+                Ok(image) => Body::Qcow2(Box::new(image)),
+                Err(source) => return Err(Error::image(&path, source)),
+            },
+        };
+        Ok(Self { path, body, tolerance: Some(tolerance) })
+    }
+
+    /// An image of which nothing can be read, as the tolerance says.
+    pub(super) fn absent(path: PathBuf, size: Option<u64>, tolerance: Tolerance) -> Self {
+        Self { path, body: Body::Absent(size), tolerance: Some(tolerance) }
+    }
+
+    fn raw(path: &Path, storage: Arc<dyn Storage>) -> Result<RawImage> {
+        RawImage::open(storage).map_err(|source| Error::Open { path: path.to_owned(), source })
+    }
+
+    /// Whether nothing of the image can be had: see [`Layers::open_salvage`](super::Layers::open_salvage).
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self.body, Body::Absent(_))
+    }
+
+    /// The size of its disk, where that is known.
+    pub(super) fn known_size(&self) -> Option<u64> {
+        if let Body::Absent(size) = self.body { size } else { Some(self.size()) }
+    }
+
+    pub(super) fn tolerance(&self) -> Option<&Tolerance> {
+        self.tolerance.as_ref()
     }
 
     /// Where the image is.
@@ -59,7 +102,7 @@ impl Layer {
     pub fn format(&self) -> Format {
         match &self.body {
             Body::Qcow2(_) => Format::Qcow2,
-            Body::Raw(_) => Format::Raw,
+            Body::Raw(_) | Body::Absent(_) => Format::Raw,
         }
     }
 
@@ -68,7 +111,7 @@ impl Layer {
     pub fn image(&self) -> Option<&Image> {
         match &self.body {
             Body::Qcow2(image) => Some(image),
-            Body::Raw(_) => None,
+            Body::Raw(_) | Body::Absent(_) => None,
         }
     }
 
@@ -83,6 +126,7 @@ impl Layer {
         match &self.body {
             Body::Qcow2(image) => image.data(),
             Body::Raw(image) => image.storage(),
+            Body::Absent(_) => &Nothing,
         }
     }
 
@@ -96,11 +140,25 @@ impl Layer {
         match &self.body {
             Body::Qcow2(image) => image.occupied(),
             Body::Raw(image) => image.occupied().to_vec(),
+            Body::Absent(_) => Vec::new(),
         }
     }
 
     pub(super) fn read_error(&self, offset: u64, source: std::io::Error) -> Error {
-        Error::Read { path: self.path.clone(), offset, source }
+        Error::misfit(&self.path, &source).unwrap_or_else(|| Error::Read { path: self.path.clone(), offset, source })
+    }
+}
+
+/// The storage of an image that is not there.
+struct Nothing;
+
+impl Storage for Nothing {
+    fn length(&self) -> u64 {
+        0
+    }
+
+    fn read_exact_at(&self, _: &mut [u8], _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -112,16 +170,24 @@ impl Mapped for Layer {
         match &self.body {
             Body::Qcow2(image) => image.size(),
             Body::Raw(image) => image.size(),
+            // what ends nowhere hides nothing
+            Body::Absent(size) => size.unwrap_or(u64::MAX),
         }
     }
 
     fn map(&self, guest: Range<u64>, scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
         match &self.body {
-            Body::Qcow2(image) => {
-                image.map(guest, scratch, each).map_err(|source| Error::Image { path: self.path.clone(), source })
+            Body::Qcow2(image) if self.tolerance.is_some() => {
+                salvage::map(image, guest, scratch, each, &mut |_, _| ());
+                Ok(())
             }
+            Body::Qcow2(image) => image.map(guest, scratch, each).map_err(|source| Error::image(&self.path, source)),
             Body::Raw(image) => {
                 image.map(guest, each);
+                Ok(())
+            }
+            Body::Absent(_) => {
+                each(Extent { guest, content: Content::Unallocated });
                 Ok(())
             }
         }

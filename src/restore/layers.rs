@@ -11,9 +11,10 @@ use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
-use super::resolve::Mapped;
-use crate::chain::{self, FormatHint, RestorePoint, Unfinished};
-use crate::qcow2::Geometry;
+use super::salvage::{self, Cause, Slot, Tolerance};
+use super::verified::{self, Unchecked, Verified};
+use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint, Unfinished};
+use crate::qcow2::{self, Geometry};
 use crate::storage::{Access, FileStorage, Storage};
 
 /// An image to open, and what is known of its format.
@@ -38,8 +39,13 @@ impl From<&chain::Image> for Source {
 
 /// The images of a restore point, oldest first.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "layers are what the field's own word for them is")]
 pub struct Layers {
     layers: Vec<Layer>,
+    /// The files, as they are on disk.
+    files: Vec<Arc<FileStorage>>,
+    /// What could not be checked, where that was wanted.
+    unchecked: Vec<Unchecked>,
     /// All start with the magic of qcow2.
     all_magic: bool,
 }
@@ -51,20 +57,132 @@ impl Layers {
     /// # Errors
     /// [`Error::Locked`] where somebody has one of them open for writing; what is wrong with one of them, or between two.
     pub fn open(sources: &[Source]) -> Result<Self> {
-        let storages: Vec<_> = sources.iter().map(open_locked).collect::<Result<_>>()?;
-        let evidence: Vec<_> = sources.iter().zip(&storages).map(evidence).collect::<Result<_>>()?;
+        Self::open_as(sources, |_, file, _| Ok(file.clone()))
+    }
+
+    /// As [`open`](Self::open), and whatever is read of an image is checked against its checksums when it is read first, as
+    /// far as it has some.
+    ///
+    /// # Errors
+    /// As with [`open`](Self::open), and [`Error::Length`]; [`Error::Checksum`], also from all that reads later.
+    pub fn open_verified(sources: &[Source]) -> Result<Self> {
+        let mut unchecked = Vec::new();
+        let layers = Self::open_as(sources, |source, file, format| {
+            let (sums, reason) = verified::sums(&source.path);
+            unchecked.extend(reason.map(|reason| Unchecked { path: source.path.clone(), reason }));
+            let lengths = sums.as_ref().map(|sums| (file.length(), sums.length()));
+            if let Some((length, expected)) = lengths.filter(|(length, expected)| length != expected) {
+                return Err(Error::Length { path: source.path.clone(), length, expected });
+            }
+            let verified = Arc::new(Verified::new(file.clone(), sums, false));
+            // what became a hole of a raw image is no data that is read
+            let holes = if format == Format::Raw { verified.check_holes() } else { Ok(()) };
+            holes.map_err(|error| Error::misfit(&source.path, &error).unwrap_or_else(|| open_error(source, error)))?;
+            Ok(verified)
+        })?;
+        Ok(Self { unchecked, ..layers })
+    }
+
+    fn open_as<S: Storage + 'static>(
+        sources: &[Source],
+        mut wrap: impl FnMut(&Source, &Arc<FileStorage>, Format) -> Result<Arc<S>>,
+    ) -> Result<Self> {
+        let files: Vec<_> = sources.iter().map(open_locked).collect::<Result<_>>()?;
+        let evidence: Vec<_> = sources.iter().zip(&files).map(evidence).collect::<Result<_>>()?;
         let formats = format::decide(&evidence);
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
-        let layers = sources.iter().zip(storages).zip(formats);
-        let layers: Vec<_> = layers
-            .map(|((source, storage), format)| Layer::new(source.path.clone(), storage, format))
+        let images = sources.iter().zip(&files).zip(formats);
+        let layers: Vec<_> = images
+            .map(|((source, file), format)| Layer::new(source.path.clone(), wrap(source, file, format)?, format))
             .collect::<Result<_>>()?;
         if layers.is_empty() {
             return Err(Error::Empty);
         }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
-        Ok(Self { layers, all_magic })
+        Ok(Self { layers, files, unchecked: Vec::new(), all_magic })
+    }
+
+    /// Opens what there is of a FULL and its INCs, in this order, so that all of it is read that can be: see
+    /// [`Merge::salvage`](super::Merge::salvage). What is read is checked against the images' checksums, as far as they have
+    /// some.
+    ///
+    /// An image that is missing, or of which nothing can be had, is an [absent](Layer::is_absent) layer.
+    ///
+    /// # Errors
+    /// [`Error::Locked`]; [`Error::Empty`] or what is wrong with the first image, where no image can be had;
+    /// [`Error::Image`] where the FULL is encrypted.
+    pub fn open_salvage(slots: &[Slot]) -> Result<Self> {
+        let mut opened = Vec::new();
+        for slot in slots {
+            opened.push(match slot {
+                Slot::Image { source, .. } => match open_locked(source) {
+                    Ok(file) => Ok(file),
+                    Err(error @ Error::Locked { .. }) => return Err(error),
+                    Err(error) => Err(Some(error)),
+                },
+                Slot::Missing { .. } => Err(None),
+            });
+        }
+        let path = |slot: &Slot| match slot {
+            Slot::Image { source, .. } => source.path.clone(),
+            Slot::Missing { path, .. } => path.clone(),
+        };
+        let paths: Vec<PathBuf> = slots.iter().map(path).collect();
+        let evidence: Vec<Evidence<'_>> = (slots.iter().zip(&paths).zip(&opened))
+            .map(|((slot, path), file)| Evidence {
+                path,
+                told: if let Slot::Image { source, .. } = slot { source.format } else { None },
+                start: file.as_ref().ok().and_then(|file| Start::read(&**file).ok()).unwrap_or(Start::Damaged),
+            })
+            .collect();
+        let formats = format::decide(&evidence);
+        let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
+        let (mut layers, mut files, mut first) = (Vec::new(), Vec::new(), None);
+        for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
+            let (Slot::Image { size, .. } | Slot::Missing { size, .. }) = slot;
+            let layer = file.and_then(|file| {
+                let layer = damaged(path, Arc::clone(&file), (format, *size)).map_err(Some);
+                files.push(file);
+                layer
+            });
+            let cause = match layer {
+                Ok(layer) => {
+                    layers.extend(gap_before(layers.last(), &layer));
+                    layers.push(layer);
+                    continue;
+                }
+                Err(Some(error @ Error::Image { source: qcow2::Error::Encrypted { .. }, .. })) if layers.is_empty() => {
+                    return Err(error);
+                }
+                Err(Some(error)) => {
+                    let cause = Cause::Image(salvage::reason(&error));
+                    first = first.or(Some(error));
+                    cause
+                }
+                Err(None) => Cause::Missing,
+            };
+            layers.push(Layer::absent(path.clone(), *size, Tolerance::absent(cause)));
+        }
+        if layers.iter().all(Layer::is_absent) {
+            return Err(first.unwrap_or(Error::Empty));
+        }
+        Ok(Self { layers, files, unchecked: Vec::new(), all_magic })
+    }
+
+    /// Layers as they are.
+    #[cfg(test)]
+    pub(super) fn of(layers: Vec<Layer>) -> Self {
+        Self { layers, files: Vec::new(), unchecked: Vec::new(), all_magic: true }
+    }
+
+    /// Finds what of the disk a block that does not fit its checksum holds.
+    pub(super) fn located(&self, error: Error) -> Error {
+        let Error::Checksum { path, offset, .. } = error else { return error };
+        let image = self.layers.iter().find(|layer| layer.path() == path).and_then(Layer::image);
+        let found = image.and_then(|image| qcow2::locate(image, std::slice::from_ref(&(offset..offset + BLOCK))).ok());
+        let guest = found.and_then(|found| found.first()?.guest.first().cloned());
+        Error::Checksum { path, offset, guest }
     }
 
     /// The layers, oldest first.
@@ -81,20 +199,20 @@ impl Layers {
     /// The size of the disk at the restore point.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.layers.last().map_or(0, Mapped::size)
+        self.layers.iter().rev().find_map(Layer::known_size).unwrap_or_default()
     }
 
     /// The cluster size of the FULL; QEMU's usual one for a raw FULL.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
-        let full = self.layers.first().and_then(Layer::image);
+        let full = self.layers.iter().find(|layer| !layer.is_absent()).and_then(Layer::image);
         full.map_or(1 << 16, |image| image.header().geometry.cluster_size())
     }
 
     /// Whether zeroes in an INC cannot be told from holes: the chain has raw INCs.
     #[must_use]
     pub fn has_raw_increments(&self) -> bool {
-        self.layers.iter().skip(1).any(|layer| layer.image().is_none())
+        self.layers.iter().skip(1).any(|layer| layer.image().is_none() && !layer.is_absent())
     }
 
     /// What is not as it should be, but can be read.
@@ -104,20 +222,22 @@ impl Layers {
         // a guest may write a header to a raw disk once, but hardly before each backup
         let doubtful = self.all_magic && self.has_raw_increments();
         let raw = self.layers.first().filter(|layer| doubtful && layer.image().is_none());
-        corrupt.chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
+        let unchecked = self.unchecked.iter().cloned();
+        let unchecked = unchecked.map(|Unchecked { path, reason }| Warning::Unchecked { path, reason });
+        corrupt.chain(unchecked).chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }
 
     /// Whether a file is, or may be, one of the images.
     pub(super) fn contain(&self, file: &Metadata) -> bool {
-        self.layers
+        self.files
             .iter()
-            .filter_map(|layer| Some(layer.file()?.metadata().ok()))
+            .filter_map(|image| Some(image.as_file()?.metadata().ok()))
             .any(|image| image.is_none_or(|image| (image.dev(), image.ino()) == (file.dev(), file.ino())))
     }
 
     /// Who may read what is restored: those who may read all of the images.
     pub(super) fn mode(&self) -> u32 {
-        let files = self.layers.iter().map(|layer| layer.file()?.metadata().ok());
+        let files = self.files.iter().map(|image| image.as_file()?.metadata().ok());
         let all = files.map(|file| file.map_or(0, |file| allowed(&file))).reduce(|all, one| all & one);
         all.unwrap_or_default() | 0o600
     }
@@ -136,13 +256,32 @@ fn allowed(image: &Metadata) -> u32 {
     if image.gid() == rustix::process::getegid().as_raw() { mode } else { mode & 0o600 | others << 3 | others }
 }
 
+/// Opens an image of which parts may be lost.
+fn damaged(path: &Path, file: Arc<FileStorage>, (format, size): (Format, Option<u64>)) -> Result<Layer> {
+    let (sums, _) = verified::sums(path);
+    let size = size.max(sums.as_ref().map(Checksums::length));
+    let file = Arc::new(Verified::new(file, sums, true));
+    Layer::damaged(path.to_owned(), file.clone(), (format, size), Tolerance::of(file))
+}
+
+/// The layer for what is missing between two images, if the second names something else as its backing file.
+fn gap_before(before: Option<&Layer>, layer: &Layer) -> Option<Layer> {
+    // a gap that is known already is no other one
+    if before.is_some_and(Layer::is_absent) {
+        return None;
+    }
+    let Err(Error::Backing { backing, .. }) = check_backing(before.map(Layer::path), layer) else { return None };
+    let path = layer.path().with_file_name(Path::new(&backing).file_name().unwrap_or_default());
+    Some(Layer::absent(path, None, Tolerance::absent(Cause::Missing)))
+}
+
 /// Opens an image for reading only, whoever else uses it.
 pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
     FileStorage::open(&source.path).map(Arc::new).map_err(|error| open_error(source, error))
 }
 
 /// Opens an image for reading only, so that nobody writes to it meanwhile.
-fn open_locked(source: &Source) -> Result<Arc<FileStorage>> {
+pub(super) fn open_locked(source: &Source) -> Result<Arc<FileStorage>> {
     let storage = open(source)?;
     lock(&source.path, &storage, Access::Read)?;
     Ok(storage)

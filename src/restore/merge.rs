@@ -10,9 +10,11 @@ use super::copier::Work;
 use super::error::{Error, Result};
 use super::layers::Layers;
 use super::limiter::Limiter;
-use super::observer::{Observer, Phase};
+use super::observer::{Observer, Phase, Warning};
 use super::output::{self, Destination};
 use super::plan::Plan;
+use super::read_back;
+use super::salvage::{self, Losses};
 use super::sink;
 use crate::qcow2::{Codec, Geometry, Layout};
 
@@ -70,6 +72,7 @@ pub struct Merge {
     geometry: Geometry,
     plan: Plan,
     pool: rayon::ThreadPool,
+    read_back: bool,
 }
 
 /// What a merge has made.
@@ -106,7 +109,7 @@ impl Merge {
         layers.warnings().for_each(|warning| observer.warning(warning));
         observer.phase(Phase::Planning);
         let plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
-        let merge = Self { layers, options, geometry, plan, pool };
+        let merge = Self { layers, options, geometry, plan, pool, read_back: false };
         merge.layout()?;
         Ok(merge)
     }
@@ -150,30 +153,76 @@ impl Merge {
         }
     }
 
+    /// Has [`run`](Self::run) and [`salvage`](Self::salvage) read the output again and compare it with the images before it
+    /// gets its name. What goes to a stream cannot be read again, which is a [warning](Warning::NotReadBack).
+    #[must_use]
+    pub fn read_back(self) -> Self {
+        Self { read_back: true, ..self }
+    }
+
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
     /// What is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
     pub fn run(self, observer: &dyn Observer) -> Result<Merged> {
+        self.execute(observer, |_, _| Ok(())).map(|(merged, ())| merged)
+    }
+
+    /// Makes the output, as far as images that were [opened for it](Layers::open_salvage) still hold it, and tells what they
+    /// do not.
+    ///
+    /// # Errors
+    /// What the system says of the output, or [`Error::Cancelled`].
+    pub fn salvage(self, observer: &dyn Observer) -> Result<(Merged, Losses)> {
+        self.execute(observer, salvage::list)
+    }
+
+    /// What is known to be lost before data was read: missing images, and what their tables do not tell.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn losses(&self, observer: &dyn Observer) -> Result<Losses> {
+        let layers = &self.layers;
+        self.pool.install(|| salvage::list(layers, observer))
+    }
+
+    /// Makes the output, and asks `last` before it gets its name.
+    fn execute<T: Send>(
+        self,
+        observer: &dyn Observer,
+        last: impl Fn(&Layers, &dyn Observer) -> Result<T> + Sync,
+    ) -> Result<(Merged, T)> {
         let layout = self.layout()?;
-        let Self { layers, options, plan, pool, .. } = self;
+        let Self { layers, options, plan, pool, read_back, .. } = self;
         let MergeOptions { output, format, rate_limit, replace, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
         let work = Work { layers: layers.as_slice(), limiter: limiter.as_ref(), observer };
         observer.phase(Phase::Copying { bytes: plan.bytes });
-        let length = match output {
+        let copied = |error| layers.located(error);
+        let (length, last) = match output {
             Output::Stream(mut stream) => {
-                pool.install(|| sink::write_stream(&work, &plan, stream_name(), &mut *stream))?
+                if read_back {
+                    observer.warning(Warning::NotReadBack);
+                }
+                let length = pool.install(|| sink::write_stream(&work, &plan, stream_name(), &mut *stream));
+                let length = length.map_err(copied)?;
+                (length, pool.install(|| last(&layers, observer))?)
             }
             Output::File(path) => {
                 let destination = output::open(&path, replace, &layers)?;
-                let length = pool.install(|| write_file(&work, &plan, &layout, format, &path, &destination))?;
+                let length = pool.install(|| write_file(&work, &plan, &layout, format, &path, &destination));
+                let length = length.map_err(copied)?;
                 observer.phase(Phase::Syncing);
+                if read_back {
+                    let written = destination.written(format);
+                    pool.install(|| read_back::check(&work, &plan, &path, written))?;
+                }
+                let last = pool.install(|| last(&layers, observer))?;
                 output::finish(&path, destination, replace)?;
-                length
+                (length, last)
             }
         };
-        Ok(Merged { size: plan.size, bytes: plan.bytes, length })
+        Ok((Merged { size: plan.size, bytes: plan.bytes, length }, last))
     }
 
     fn layout(&self) -> Result<Layout> {

@@ -1,9 +1,11 @@
 //! Restoring: a chain of images becomes one disk again.
 //!
 //! [`Merge`] opens a FULL and its INCs, decides where each cluster of the new image comes from and goes to, and then
-//! moves the bytes on all processors. [`Commit`] writes INCs into their FULL, in place. [`Rebase`] has each INC name the
-//! image before it, so that QEMU opens the chain where it lies. [`Describe`] makes manifests and checksums. [`survey`] and [`check`] look at images without reading
-//! the data in them.
+//! moves the bytes on all processors. [`Layers::open_verified`] has it check what it reads, [`Merge::read_back`] what it
+//! wrote, and [`Merge::salvage`] makes the most of a damaged chain. [`Commit`] writes INCs into their FULL, in place.
+//! [`Rebase`] has each INC name the image before it, so that QEMU opens the chain where it lies. [`Describe`] makes manifests
+//! and checksums. [`survey`] and [`check`] look at images without reading the data in them, [`verify`] reads all of them and
+//! says whether they are what they were.
 //!
 //! ```
 //! use std::path::{Path, PathBuf};
@@ -67,15 +69,20 @@ mod observer;
 mod output;
 mod plan;
 mod pool;
+mod ranges;
 mod raw;
+mod read_back;
 mod rebase;
 mod renewed;
 mod resolve;
+mod salvage;
 mod sink;
 mod slices;
 mod space;
 mod sums;
 mod survey;
+mod verified;
+mod verify;
 
 pub use apply::apply_layers;
 pub use check::{Checked, CheckedImage, check};
@@ -88,4 +95,9 @@ pub use merge::{Merge, MergeOptions, Merged, Output, OutputFormat};
 pub use observer::{Done, Observer, Phase, Silent, Warning};
 pub use plan::Plan;
 pub use rebase::{Based, PointLink, Rebase};
+pub use salvage::{Cause, Loss, LossKind, Losses, Slot};
 pub use survey::{Facts, survey};
+pub use verified::Unverified;
+pub use verify::{
+    Due, Flaw, FlawSeverity, Flawed, Share, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,
+};

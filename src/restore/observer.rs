@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::verified::Unverified;
+
 /// Follows a merge. Calls come from many threads.
 pub trait Observer: Sync {
     /// A new phase begins.
@@ -42,6 +44,11 @@ pub enum Phase {
         /// The length of all files together.
         bytes: u64,
     },
+    /// The bytes of images are compared with their checksums.
+    Verifying {
+        /// How many there are.
+        bytes: u64,
+    },
     /// The tables are read to find which layer holds what.
     Planning,
     /// Guest data moves.
@@ -51,6 +58,11 @@ pub enum Phase {
     },
     /// The output goes to stable storage.
     Syncing,
+    /// The output is read again and compared with the images.
+    Comparing {
+        /// How much there is.
+        bytes: u64,
+    },
 }
 
 /// A part of work in place that is done for good.
@@ -79,6 +91,25 @@ pub enum Warning {
         /// The image.
         path: PathBuf,
     },
+    /// What was verified when could not be written down: the same parts will be due next time.
+    #[error("{}: what was verified cannot be remembered: {reason}", .path.display())]
+    NotRemembered {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The bytes of an image are not, or not all, checked.
+    #[error("{}: is read without checksums: {}", .path.display(), .reason)]
+    Unchecked {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        reason: Unverified,
+    },
+    /// The output is not read again.
+    #[error("what left through a pipe cannot be read again: only what was read of the images was checked")]
+    NotReadBack,
     /// The images were said to be raw, but each of a chain starts as qcow2 does.
     #[error("{}: is read as raw, as its settings say, but all images of this chain start as qcow2 images do: where they are, \
         the output is none of the disk, and --source-format qcow2 is right", .path.display())]

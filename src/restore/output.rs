@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::error::{Error, Result};
+use super::layer::Format;
 use super::layers::Layers;
 use super::merge::OutputFormat;
 use crate::storage::NewFile;
@@ -18,6 +19,17 @@ use crate::storage::NewFile;
 pub(super) enum Destination {
     File(NewFile),
     Device(File),
+}
+
+impl Destination {
+    /// The open file, and what it is to hold.
+    pub(super) fn written(&self, format: OutputFormat) -> (&File, Format) {
+        match (self, format) {
+            (Self::Device(device), _) => (device, Format::Raw),
+            (Self::File(new), OutputFormat::Raw) => (new.file(), Format::Raw),
+            (Self::File(new), OutputFormat::Qcow2 { .. }) => (new.file(), Format::Qcow2),
+        }
+    }
 }
 
 /// Whether the output may be made, as far as can be said without touching it.

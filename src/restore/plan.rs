@@ -127,6 +127,19 @@ pub(super) struct Operation {
     pub(super) source: Origin,
     pub(super) target: u64,
     pub(super) length: u64,
+    /// Where it is on the disk; of several pieces that lie apart there, the first.
+    pub(super) guest: u64,
+}
+
+impl Operation {
+    /// A part of it, which goes to the start of a buffer.
+    pub(super) fn part(&self, start: u64, length: u64) -> Self {
+        let source = match self.source {
+            Origin::Plain(host) => Origin::Plain(HostOffset(host.0 + start)),
+            Origin::Compressed { cluster, data, skip } => Origin::Compressed { cluster, data, skip: skip + start },
+        };
+        Self { layer: self.layer, source, target: 0, length, guest: self.guest + start }
+    }
 }
 
 /// Where the bytes of an operation come from.
@@ -153,7 +166,16 @@ impl Origin {
 }
 
 /// The copies for the pieces of a slice. What lies next to each other in source and output is one operation.
-pub(super) fn operations(pieces: Vec<Piece>, mut place: impl FnMut(u64) -> u64) -> Vec<Operation> {
+pub(super) fn operations(pieces: Vec<Piece>, place: impl FnMut(u64) -> u64) -> Vec<Operation> {
+    joined(pieces, false, place)
+}
+
+/// The same, where each operation is one range of the disk.
+pub(super) fn operations_apart(pieces: Vec<Piece>, place: impl FnMut(u64) -> u64) -> Vec<Operation> {
+    joined(pieces, true, place)
+}
+
+fn joined(pieces: Vec<Piece>, apart: bool, mut place: impl FnMut(u64) -> u64) -> Vec<Operation> {
     let mut operations: Vec<Operation> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let source = Origin::of(&piece);
@@ -164,12 +186,13 @@ pub(super) fn operations(pieces: Vec<Piece>, mut place: impl FnMut(u64) -> u64) 
                 Origin::Plain(before) => before.0 + last.length == host.0,
                 Origin::Compressed { .. } => false,
             };
+            let follows = follows && (!apart || last.guest + last.length == guest.start);
             if follows && last.layer == layer && last.target + last.length == target {
                 last.length += length;
                 continue;
             }
         }
-        operations.push(Operation { layer, source, target, length });
+        operations.push(Operation { layer, source, target, length, guest: guest.start });
     }
     operations
 }
@@ -191,6 +214,18 @@ pub(super) fn packed(clusters: &[u64], first: HostOffset, geometry: Geometry) ->
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_operation_of_neighbours_in_the_files_is_one_range_of_the_disk_where_that_is_wanted() {
+        let piece =
+            |start: u64, host| Piece { guest: start..start + 512, layer: 0, bytes: Bytes::Plain(HostOffset(host)) };
+        let pieces = vec![piece(0, 4096), piece(512, 4608), piece(5120, 5120)];
+        let place = |guest: u64| if guest < 1024 { guest } else { guest - 4096 };
+        let lengths =
+            |operations: Vec<Operation>| operations.iter().map(|one| (one.guest, one.length)).collect::<Vec<_>>();
+        assert_eq!(lengths(operations(pieces.clone(), place)), [(0, 1536)]);
+        assert_eq!(lengths(operations_apart(pieces, place)), [(0, 1024), (5120, 512)]);
+    }
 
     /// Pieces that do not overlap, at any places.
     fn pieces() -> impl Strategy<Value = Vec<Piece>> {
@@ -221,7 +256,20 @@ mod tests {
                 }
             }
             let mut found = Vec::new();
-            for operation in operations(pieces, packed(&clusters, HostOffset(4096), geometry)) {
+            let place = || packed(&clusters, HostOffset(4096), geometry);
+            let mut apart = Vec::new();
+            for operation in operations_apart(pieces.clone(), place()) {
+                let Origin::Plain(host) = operation.source else { panic!() };
+                prop_assert_eq!(host.0, 1 << 20 | operation.guest);
+                let part = operation.part(operation.length / 2, 1);
+                prop_assert_eq!((part.guest, part.source), (operation.guest + operation.length / 2, Origin::Plain(HostOffset(host.0 + operation.length / 2))));
+                for i in 0..operation.length {
+                    // where it is on the disk tells where it comes from
+                    apart.push((operation.layer, 1 << 20 | (operation.guest + i), operation.target + i));
+                }
+            }
+            prop_assert_eq!(&apart, &expected);
+            for operation in operations(pieces, place()) {
                 let Origin::Plain(host) = operation.source else { panic!() };
                 found.extend((0..operation.length).map(|i| (operation.layer, host.0 + i, operation.target + i)));
             }

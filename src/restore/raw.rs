@@ -3,20 +3,28 @@
 //! Data extents of the file, zeroes included, hide what is below; holes show it. The format cannot say more: where a
 //! guest's zeroes became a hole, the older bytes come back.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::qcow2::{Content, Extent, HostOffset};
-use crate::storage::{FileStorage, Storage};
+use crate::storage::Storage;
 
 /// A raw image and where its data is.
 ///
 /// File systems may answer differently when they are asked again, so they are asked once.
-#[derive(Debug)]
 pub(super) struct RawImage {
-    storage: Arc<FileStorage>,
+    storage: Arc<dyn Storage>,
     data: Vec<Range<u64>>,
+    /// The size of the disk: that of the file, or what it was before it was truncated.
+    size: u64,
+}
+
+impl fmt::Debug for RawImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawImage").field("length", &self.storage.length()).finish_non_exhaustive()
+    }
 }
 
 impl RawImage {
@@ -24,7 +32,7 @@ impl RawImage {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn open(storage: Arc<FileStorage>) -> io::Result<Self> {
+    pub(super) fn open(storage: Arc<dyn Storage>) -> io::Result<Self> {
         let mut data: Vec<Range<u64>> = Vec::new();
         let mut offset = 0;
         while let Some(range) = storage.next_data(offset)? {
@@ -34,15 +42,21 @@ impl RawImage {
                 _ => data.push(range),
             }
         }
-        Ok(Self { storage, data })
+        let size = storage.length();
+        Ok(Self { storage, data, size })
     }
 
-    pub(super) fn storage(&self) -> &FileStorage {
-        &self.storage
+    /// The image of a disk of at least this size, of which the end may be gone.
+    pub(super) fn with_size(self, size: u64) -> Self {
+        Self { size: self.size.max(size), ..self }
+    }
+
+    pub(super) fn storage(&self) -> &dyn Storage {
+        &*self.storage
     }
 
     pub(super) fn size(&self) -> u64 {
-        self.storage.length()
+        self.size
     }
 
     /// The data extents, in order.

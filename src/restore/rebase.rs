@@ -4,6 +4,7 @@
 //! touched. All is found to be possible before the first change. Each change is atomic, and the chain is right for
 //! [`Merge`](super::Merge) before, between and after them.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -172,7 +173,8 @@ impl Based {
         let in_folder = format!("./{name}");
         let named = inc.image().and_then(|image| image.header().backing.as_ref()).map(|backing| backing.name.as_str());
         let backing = if named == Some(&in_folder) { in_folder } else { relative_name(name) };
-        let file = inc.file().and_then(|file| file.metadata().ok()).map(|file| number(&file));
+        let file = inc.file().map(File::metadata).transpose();
+        let file = file.map_err(|source| Error::Open { path: path.to_owned(), source })?.as_ref().map(number);
         let mut based = Self { path: path.to_owned(), backing, done: true, unsettled: is_unsettled(path), file };
         if let Some(image) = inc.image() {
             let planned = qcow2::plan_backing(image.storage(), Some(&based.wanted()));

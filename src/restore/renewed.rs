@@ -80,6 +80,10 @@ impl Storage for Renewed {
         self.touched.next_data(offset)
     }
 
+    fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.touched.next_data_start(offset)
+    }
+
     fn as_file(&self) -> Option<&File> {
         self.touched.as_file()
     }

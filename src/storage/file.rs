@@ -73,18 +73,27 @@ impl Storage for FileStorage {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let length = self.length();
+        let Some(start) = self.next_data_start(offset)? else { return Ok(None) };
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(start)) {
+            Ok(end) => Ok(Some(start..end.min(length))),
+            // a block device or a file system that knows no holes
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(start..length)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        let length = self.length();
         if offset >= length {
             return Ok(None);
         }
-        let start = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(None),
-            // a block device or a file system that knows no holes
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset..length)),
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(start))?;
-        Ok((start < length).then(|| start..end.min(length)))
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(start) => Ok((start < length).then_some(start)),
+            Err(Errno::NXIO) => Ok(None),
+            // as above
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn as_file(&self) -> Option<&File> {

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, FileType};
+use rustix::fs::{Dir, FileType, OFlags};
 
 /// Lists a folder: names, and of what kind they are. Unlike that of the standard library, this does not panic where the
 /// folder cannot be closed.
@@ -15,7 +16,9 @@ use rustix::fs::{Dir, FileType};
 /// # Errors
 /// What the system says, also instead of an entry; nothing comes after that.
 pub(crate) fn read_folder(path: &Path) -> io::Result<impl Iterator<Item = io::Result<(OsString, FileType)>>> {
-    let entries = Dir::new(OwnedFd::from(File::open(path)?))?;
+    // what is no folder is refused at once, also where it would make us wait
+    let flags = i32::try_from((OFlags::DIRECTORY | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let entries = Dir::new(OwnedFd::from(File::options().read(true).custom_flags(flags).open(path)?))?;
     let folder: PathBuf = path.to_owned();
     let named = entries.map(move |entry| {
         let entry = entry?;

@@ -35,12 +35,16 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
 /// # Errors
 /// `PermissionDenied` where it is not so, else what the system says.
 pub(crate) fn check_inside(folder: &Path, below: &Path) -> io::Result<()> {
+    if !below.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(refused(&folder.join(below), "leads out of its folder"));
+    }
     let mut path = folder.to_owned();
-    let mut above = folder.metadata()?;
+    let mut above = match folder.metadata() {
+        // nothing is in it
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        folder => folder?,
+    };
     for part in below.components() {
-        if !matches!(part, Component::Normal(_)) {
-            return Err(refused(&path.join(below), "leads out of its folder"));
-        }
         path.push(part);
         let there = match path.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

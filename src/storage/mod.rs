@@ -26,7 +26,7 @@ pub use memory::MemoryStorage;
 pub use publish::{NewFile, Undurable};
 pub(crate) use publish::{parent, sync as sync_folder};
 pub use touched::Touched;
-pub(crate) use writeback::start_writeback;
+pub(crate) use writeback::{forget, start_writeback};
 
 /// A source of bytes with random access, shared by threads.
 pub trait Storage: Send + Sync {
@@ -47,6 +47,15 @@ pub trait Storage: Send + Sync {
     /// What the system says.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         Ok((offset < self.length()).then(|| offset..self.length()))
+    }
+
+    /// Where the first range of [`next_data`](Storage::next_data) begins. Its end is not looked for, which some file systems
+    /// do page by page.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(self.next_data(offset)?.map(|data| data.start))
     }
 
     /// The open file behind this storage, if there is one, for copies that stay in the kernel.
@@ -97,6 +106,10 @@ impl<S: Storage + ?Sized> Storage for &S {
         (**self).next_data(offset)
     }
 
+    fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        (**self).next_data_start(offset)
+    }
+
     fn as_file(&self) -> Option<&File> {
         (**self).as_file()
     }
@@ -113,6 +126,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.as_ref().next_data(offset)
+    }
+
+    fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.as_ref().next_data_start(offset)
     }
 
     fn as_file(&self) -> Option<&File> {

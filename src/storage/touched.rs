@@ -68,6 +68,10 @@ impl Storage for Touched {
         self.inner.next_data(offset)
     }
 
+    fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.inner.next_data_start(offset)
+    }
+
     fn as_file(&self) -> Option<&File> {
         self.inner.as_file()
     }

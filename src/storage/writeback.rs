@@ -13,3 +13,8 @@ pub(crate) fn start_writeback(file: &File, range: Range<u64>) {
     // advice that is not taken is no error
     let _ = rustix::fs::fadvise(file, range.start, length, Advice::DontNeed);
 }
+
+/// Asks the kernel to drop what it keeps of a file in memory, which is on stable storage: what is read next comes from there.
+pub(crate) fn forget(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+}

@@ -35,7 +35,7 @@ fn a_damaged_inc_is_refused_by_name_and_place_and_nothing_is_changed() {
     for command in ["commit", "snapshotrebase"] {
         let backup = known();
         flip(&backup.images[2], 12_000);
-        let says = format!("{}: is damaged: the block at offset 0x0 has the checksum", backup.name(2));
+        let says = format!("{}: the block at offset 0x0 does not fit its checksum", backup.name(2));
         backup.refuses(&[command], 4, &says);
         backup.refuses(&[command, "--until=INC-1793761200"], 4, "nothing was changed");
         // one before it is none of its business
@@ -46,7 +46,7 @@ fn a_damaged_inc_is_refused_by_name_and_place_and_nothing_is_changed() {
     let backup = known();
     let inc = fs::File::options().write(true).open(&backup.images[3]).unwrap();
     inc.set_len(inc.metadata().unwrap().len() + 1).unwrap();
-    backup.refuses(&["commit"], 4, "bytes, not ");
+    backup.refuses(&["commit"], 4, "bytes, but ");
     fs::write(Checksums::path(&backup.images[3]), "QMPBSUMS").unwrap();
     backup.refuses(&["commit"], 4, "nothing was changed");
 }
@@ -54,9 +54,11 @@ fn a_damaged_inc_is_refused_by_name_and_place_and_nothing_is_changed() {
 #[test]
 fn damage_that_was_there_before_is_still_seen_after_a_commit() {
     for command in ["commit", "snapshotrebase"] {
-        let backup = known();
+        let backup = Backup::new();
+        let full = fs::File::options().write(true).open(&backup.images[0]).unwrap();
+        full.set_len(8 << 20).unwrap();
+        backup.does(&["manifest"]).with(0);
         let before = fs::read(&backup.images[0]).unwrap();
-        backup.copied().does(&[command]).with(0);
         // a block that no INC writes to
         let other = backup.copied();
         other.does(&[command]).with(0);

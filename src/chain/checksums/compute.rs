@@ -55,7 +55,7 @@ fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8
     let start = blocks.start * BLOCK;
     let end = (blocks.end * BLOCK).min(image.length());
     buffer.resize(to_usize(end.saturating_sub(start)), 0);
-    if image.next_data(start)?.is_none_or(|data| data.start >= end) {
+    if image.next_data_start(start)?.is_none_or(|data| data >= end) {
         buffer.fill(0);
     } else {
         image.read_exact_at(buffer, start)?;

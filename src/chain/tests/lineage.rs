@@ -1,6 +1,6 @@
 //! Chains whose manifests say that an image is missing, foreign or out of order.
 
-use super::super::{Fault, FormatHint, Lineage, Manifest};
+use super::super::{Fault, FormatHint, Lineage, Manifest, Member, Phase, Unfinished, Work};
 use super::*;
 
 impl Tree {
@@ -151,4 +151,80 @@ fn a_manifest_that_cannot_be_read_is_told_and_says_nothing() {
     let inventory = tree.discover();
     assert!(inventory.notes[0].to_string().contains("INC-300-d.json is ignored"), "{:?}", inventory.notes);
     assert_eq!(points(&inventory.disks[0]), CHAIN);
+}
+
+/// What work on the FULL has left that takes these INCs and has not ended, as those see it who end it.
+fn unfinished(tree: &Tree, incs: &[&str], until: &str) -> Result<Vec<String>, String> {
+    let incs = incs.iter().map(|inc| (*inc).to_owned()).collect();
+    let full = CHAIN[0].to_owned();
+    let unfinished = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full, incs };
+    unfinished.write(&tree.path(CHAIN[0])).unwrap();
+    let point = tree.disk().select_in_place(&until.parse().unwrap(), &clock(), false);
+    point.map(|point| paths(&point)).map_err(|error| error.to_string())
+}
+
+#[test]
+fn work_that_was_broken_off_can_be_ended_whichever_manifests_and_images_it_has_removed() {
+    let incs = &CHAIN[1..3];
+    // nothing yet; the first INC's manifest, and the image before it, are gone
+    let tree = Tree::chain(&CHAIN);
+    assert_eq!(unfinished(&tree, incs, "latest").unwrap(), CHAIN);
+    tree.remove("INC-200-d");
+    assert_eq!(unfinished(&tree, incs, "latest").unwrap(), CHAIN, "it is seen, to be removed");
+    fs::remove_file(Manifest::path(&tree.path("INC-200-d"))).unwrap();
+    assert_eq!(unfinished(&tree, incs, "latest").unwrap(), [CHAIN[0], CHAIN[2], CHAIN[3]]);
+    // each follows the FULL before the one before it goes
+    let tree = Tree::chain(&CHAIN);
+    tree.made(CHAIN[2], "c", Some(CHAIN[0]));
+    assert_eq!(unfinished(&tree, incs, "latest").unwrap(), CHAIN);
+    tree.made(CHAIN[3], "c", Some(CHAIN[0]));
+    assert_eq!(unfinished(&tree, incs, "latest").unwrap(), CHAIN);
+    // what it does not take has nothing to do with that
+    let said = unfinished(&tree, &CHAIN[1..2], "latest").unwrap_err();
+    assert!(said.contains("INC-400-d builds on FULL-100-d, not on INC-300-d"), "{said}");
+    tree.remove("INC-300-d");
+    let said = unfinished(&tree, &CHAIN[1..2], "INC-300").unwrap_err();
+    assert!(said.contains("INC-300-d is missing"), "{said}");
+}
+
+/// What there is of a restore point, a name with `-` where it is missing.
+fn salvaged(disk: &Disk, when: &str) -> Vec<String> {
+    let found = disk.select_salvage(&when.parse().unwrap(), &clock()).unwrap();
+    let name = |path: &std::path::Path| text(path.file_name().unwrap());
+    let member = |member: &Member| match member {
+        Member::There(image) => image.display_name(),
+        Member::Missing { path, .. } => format!("-{}", name(path)),
+    };
+    assert!(found.point.members.iter().eq(found.members.iter().filter_map(Member::image)));
+    found.members.iter().map(member).collect()
+}
+
+#[test]
+fn what_is_there_of_a_broken_chain_is_found() {
+    let tree = Tree::chain(&CHAIN);
+    assert_eq!(salvaged(&tree.disk(), "latest"), CHAIN);
+    tree.remove("INC-300-d");
+    assert_eq!(salvaged(&tree.disk(), "latest"), ["FULL-100-d", "INC-200-d", "-INC-300-d", "INC-400-d"]);
+    assert_eq!(salvaged(&tree.disk(), "INC-300"), ["FULL-100-d", "INC-200-d", "-INC-300-d"]);
+    fs::remove_file(Manifest::path(&tree.path("INC-300-d"))).unwrap();
+    assert_eq!(salvaged(&tree.disk(), "latest"), ["FULL-100-d", "INC-200-d", "-INC-300-d", "INC-400-d"]);
+    tree.remove("FULL-100-d");
+    let disk = tree.disk();
+    assert_eq!(salvaged(&disk, "latest"), ["-FULL-100-d", "INC-200-d", "-INC-300-d", "INC-400-d"]);
+    assert_eq!(salvaged(&disk, "INC-200-d"), ["-FULL-100-d", "INC-200-d"]);
+}
+
+#[test]
+fn an_image_on_which_none_of_the_others_builds_is_left_out() {
+    let tree = Tree::chain(&CHAIN);
+    tree.made("INC-400-d", "c", Some("INC-200-d"));
+    assert_eq!(salvaged(&tree.disk(), "latest"), ["FULL-100-d", "INC-200-d", "INC-400-d"]);
+    assert_eq!(salvaged(&tree.disk(), "INC-300"), ["FULL-100-d", "INC-200-d", "INC-300-d"]);
+}
+
+#[test]
+fn without_manifests_and_without_a_full_the_incs_are_what_there_is() {
+    let disk = Tree::new(["v/INC-200-d", "v/INC-300-d"]).disk();
+    assert_eq!(salvaged(&disk, "latest"), ["-v", "INC-200-d", "INC-300-d"]);
+    assert_eq!(salvaged(&disk, "INC-200"), ["-v", "INC-200-d"]);
 }

@@ -12,7 +12,7 @@ use crate::cli::exit::Exit;
 use crate::cli::start::Global;
 use crate::cli::units;
 use crate::qcow2::{Codec, Repair};
-use crate::restore::Format;
+use crate::restore::{Format, Share};
 
 /// Restores disk images from backup folders
 ///
@@ -43,6 +43,7 @@ pub(super) enum Command {
     Snapshotrebase(Box<Commit>),
     List(List),
     Check(Check),
+    Verify(Box<Verify>),
     Rebase(Rebase),
     Manifest(Manifest),
 }
@@ -92,6 +93,18 @@ pub(super) struct Merge {
     /// Do not check the metadata of the images before they are read
     #[arg(long)]
     pub(super) skip_check: bool,
+    /// Check all that is read against the images' checksums, and the output by reading it again
+    ///
+    /// The exit code is 3 where some of it could not be checked: images have no checksums, or the output is stdout.
+    #[arg(long)]
+    pub(super) verify: bool,
+    /// Restore as much as can be read of a damaged chain, and list what cannot
+    ///
+    /// What an image does not hold any more comes from the images before it (stale), or is zeroes where there are none
+    /// (lost); blocks that do not fit their checksums are taken as they are (damaged). The exit code is 3 where there is
+    /// anything to list.
+    #[arg(long)]
+    pub(super) salvage: bool,
     /// Restore even where a failed backup run may have lost changes
     #[arg(long)]
     pub(super) allow_partial: bool,
@@ -170,6 +183,33 @@ pub(super) struct Check {
     /// clean, or in use, is not touched.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(super) repair: Option<RepairName>,
+    #[command(flatten)]
+    pub(super) progress: Progress,
+}
+
+/// Say whether backups are what they were when they were made
+///
+/// Compares all images with their checksums, checks their tables and their order, and names what is damaged, what of the
+/// disk is there, and which restore points suffer. The exit code is 0 where all is right, 3 where something could be
+/// checked in part only, 4 where there is damage. Nothing is changed; with --sample and --max-age, `.qmpbackup` remembers
+/// what was verified when.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(super) struct Verify {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// Only the images of this restore point: a time, or the name of an image or its beginning, as with merge
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = When::from_str)]
+    pub(super) until: Option<When>,
+    /// Compare only about this part of all bytes, such as 5%: what was verified longest ago, or never, first
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_share)]
+    pub(super) sample: Option<Share>,
+    /// Compare only what was not verified for so long: 90s, 30m, 6h, 30d, 4w
+    #[arg(long, value_name = "AGE", value_parser = units::parse_age)]
+    pub(super) max_age: Option<Duration>,
+    /// Threads to work with [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(super) progress: Progress,
 }

@@ -87,7 +87,7 @@ impl Verdict {
                 ErrorKind::Damaged => Exit::Damaged,
                 ErrorKind::Locked => Exit::Locked,
                 ErrorKind::Full => Exit::Full,
-                ErrorKind::Usage | ErrorKind::Cancelled | ErrorKind::Other => Exit::Error,
+                ErrorKind::ReadBack | ErrorKind::Usage | ErrorKind::Cancelled | ErrorKind::Other => Exit::Error,
             }),
             Ok(Checked::Qcow2(image)) => Self::of_report(&image.report),
             Ok(_) => Self::Raw,

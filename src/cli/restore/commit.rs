@@ -44,8 +44,13 @@ pub(in crate::cli) fn run(
     reporter.follow(|| {
         let commit = Commit::plan(&point, options, &reporter).map_err(Failure::Refused)?;
         // before they were locked, others may have changed the images
-        if !arguments.dry_run && select(&discover(&arguments.place.dir)?, arguments, &clock)? != point {
-            return Err(Failure::Refused(restore::Error::Changed));
+        if !arguments.dry_run {
+            let now = discover(&arguments.place.dir)?;
+            let new = now.notes.iter().filter(|note| !inventory.notes.contains(note));
+            new.for_each(|note| console.warning(&note.to_string()));
+            if select(&now, arguments, &clock)? != point {
+                return Err(Failure::Refused(restore::Error::Changed));
+            }
         }
         let summary = commit.summary().clone();
         plan(arguments, &point, &summary, console);

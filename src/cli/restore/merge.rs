@@ -14,13 +14,14 @@ use super::args::{self, FormatName};
 use super::by_hand::{self, ByHand};
 use super::place;
 use super::progress::Reporter;
-use crate::chain::{Clock, Image, ImageName, Inventory, RestorePoint, discover};
+use super::salvage;
+use crate::chain::{Clock, Disk, Image, ImageName, Inventory, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::{signals, units};
-use crate::restore::{self, Layer, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
+use crate::restore::{self, Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
@@ -33,14 +34,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
     refuse_backup(arguments, &inventory)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
-    let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
-    if let Some(doubt) = &point.doubt {
-        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
-    }
-    let sources: Vec<Source> =
-        point.members.iter().map(|image| place::source(image, arguments.source_format.map(Into::into))).collect();
-    let layers = Layers::open(&sources)?;
-    restore::check_current(&point)?;
+    let (point, layers) =
+        if arguments.salvage { salvage::open(arguments, disk, console)? } else { open(arguments, disk, console)? };
     if layers.has_raw_increments() {
         console.info(
             "NOTE: zeroes in raw INC images cannot be told from holes where a file was copied without them; what was \
@@ -50,23 +45,46 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     reporter.follow(|| {
         let merge = Merge::plan(layers, options(arguments, format)?, &reporter)?;
+        let merge = if arguments.verify { merge.read_back() } else { merge };
         let planned = Planned { arguments, format, point: &point, merge: &merge };
         planned.event(console)?;
-        if !arguments.skip_check {
+        if !arguments.skip_check && !arguments.salvage {
             merge.check(&reporter)?;
         }
         if arguments.dry_run {
-            return planned.print(console);
+            let losses = if arguments.salvage { merge.losses(&reporter)? } else { Losses::default() };
+            salvage::tell(&losses, merge.summary().size, console)?;
+            return planned.print(&losses, console);
         }
-        for (layer, image) in merge.layers().as_slice().iter().zip(&point.members) {
+        for (image, layer) in planned.members() {
             console.debug(&format!("reading {} ({})", layer.path().display(), image.level));
         }
         let stays = arguments.streams() || by_hand::is_block_device(&arguments.out);
-        let merged = merge.run(&reporter).map_err(if stays { Failure::Unfinished } else { Failure::Restore })?;
-        report(arguments, &point, merged, start, console);
+        let failed = if stays { Failure::Unfinished } else { Failure::Restore };
+        if arguments.salvage {
+            let (merged, losses) = merge.salvage(&reporter).map_err(failed)?;
+            salvage::tell(&losses, merged.size, console)?;
+            report(arguments, &point, merged, (start, &salvage::summary(&losses)), console);
+        } else {
+            let merged = merge.run(&reporter).map_err(failed)?;
+            report(arguments, &point, merged, (start, &[]), console);
+        }
         Ok(())
     })?;
     Ok(console.exit())
+}
+
+/// Finds the restore point and opens its images.
+fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
+    let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
+    if let Some(doubt) = &point.doubt {
+        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+    }
+    let sources: Vec<Source> =
+        point.members.iter().map(|image| place::source(image, arguments.source_format.map(Into::into))).collect();
+    let layers = if arguments.verify { Layers::open_verified(&sources)? } else { Layers::open(&sources)? };
+    restore::check_current(&point)?;
+    Ok((point, layers))
 }
 
 /// The output must not take the place of any image that was found, be it one that this merge reads or not, nor become
@@ -149,11 +167,17 @@ fn stdout() -> io::Result<File> {
 }
 
 /// The name of the restore point.
-fn name(point: &RestorePoint) -> String {
+pub(super) fn name(point: &RestorePoint) -> String {
     point.members.last().map(|image| image.display_name()).unwrap_or_default()
 }
 
-fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: Instant, console: &Console) {
+fn report(
+    arguments: &args::Merge,
+    point: &RestorePoint,
+    merged: Merged,
+    (start, more): (Instant, &[(&str, Value)]),
+    console: &Console,
+) {
     let Merged { size, bytes, length } = merged;
     let time = start.elapsed();
     let rate = units::rate(bytes, time);
@@ -167,18 +191,16 @@ fn report(arguments: &args::Merge, point: &RestorePoint, merged: Merged, start: 
         units::duration(time),
         units::size(rate),
     ));
-    console.event(
-        "done",
-        &[
-            ("output", arguments.out.to_string_lossy().into()),
-            ("size", size.into()),
-            ("bytes", bytes.into()),
-            ("length", length.into()),
-            ("seconds", time.as_secs_f64().into()),
-            ("rate", rate.into()),
-            ("exit_code", console.exit().code().into()),
-        ],
-    );
+    let fields = [
+        ("output", arguments.out.to_string_lossy().into()),
+        ("size", size.into()),
+        ("bytes", bytes.into()),
+        ("length", length.into()),
+        ("seconds", time.as_secs_f64().into()),
+        ("rate", rate.into()),
+        ("exit_code", console.exit().code().into()),
+    ];
+    console.event("done", &[&fields, more].concat());
 }
 
 /// A merge before it runs.
@@ -219,9 +241,10 @@ impl Planned<'_> {
         Ok(())
     }
 
-    fn print(&self, console: &Console) -> Result<(), Failure> {
+    fn print(&self, losses: &Losses, console: &Console) -> Result<(), Failure> {
         if console.is_json() {
-            console.done(&[]);
+            let summary = salvage::summary(losses);
+            console.done(if self.arguments.salvage { &summary } else { &[] });
             return Ok(());
         }
         let plan = self.merge.summary();
@@ -263,7 +286,9 @@ impl Planned<'_> {
         lines.push(format!("length         {at_most}{} ({length} bytes)", units::size(length)));
         lines.push(format!("data to move   {} ({} bytes)", units::size(plan.bytes), plan.bytes));
         let commands = self.commands();
-        lines.push(if commands.is_empty() {
+        lines.push(if self.arguments.salvage {
+            "qemu-img cannot read what is damaged".to_owned()
+        } else if commands.is_empty() {
             "qemu-img cannot merge raw INC images".to_owned()
         } else {
             "the same by hand".to_owned()
@@ -273,7 +298,13 @@ impl Planned<'_> {
     }
 
     fn members(&self) -> impl Iterator<Item = (&Image, &Layer)> {
-        self.point.members.iter().map(AsRef::as_ref).zip(self.merge.layers().as_slice())
+        // both are in the same order
+        let mut members = self.point.members.iter();
+        let layers = self.merge.layers().as_slice().iter().filter(|layer| !layer.is_absent());
+        layers.filter_map(move |layer| {
+            let image = members.find(|image| image.path == layer.path())?;
+            Some((image.as_ref(), layer))
+        })
     }
 
     /// Format, cluster size and codec of the output.
@@ -287,6 +318,9 @@ impl Planned<'_> {
     }
 
     fn commands(&self) -> Vec<String> {
+        if self.arguments.salvage {
+            return Vec::new();
+        }
         let layers = self.merge.layers().as_slice();
         let by_hand = ByHand {
             members: layers.iter().map(|layer| (layer.path(), layer.format())).collect(),

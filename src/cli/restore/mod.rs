@@ -10,6 +10,8 @@ mod merge;
 mod place;
 mod progress;
 mod rebase;
+mod salvage;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -45,6 +47,7 @@ impl Arguments {
             | Command::Snapshotrebase(_)
             | Command::List(_)
             | Command::Check(_)
+            | Command::Verify(_)
             | Command::Manifest(_) => false,
         };
         let wanted = Wanted { stdout_is_data, ..self.global.wanted() };
@@ -54,6 +57,7 @@ impl Arguments {
             Command::Snapshotrebase(arguments) => commit::command(arguments, Work::SnapshotRebase, console),
             Command::List(list) => list::run(list, console),
             Command::Check(images) => check::run(images, console),
+            Command::Verify(arguments) => verify::run(arguments, console),
             Command::Rebase(rebase) => rebase::run(rebase, console),
             Command::Manifest(arguments) => manifest::run(arguments, console),
         })

@@ -101,6 +101,10 @@ impl Observer for Reporter<'_> {
                 self.begin("summing", bytes);
                 "summing"
             }
+            Phase::Verifying { bytes } => {
+                self.begin("verifying", bytes);
+                "verifying"
+            }
             Phase::Planning => {
                 self.set(None);
                 "planning"
@@ -108,6 +112,10 @@ impl Observer for Reporter<'_> {
             Phase::Copying { bytes } => {
                 self.begin("copying", bytes);
                 "copying"
+            }
+            Phase::Comparing { bytes } => {
+                self.begin("comparing", bytes);
+                "comparing"
             }
             Phase::Syncing => {
                 self.set(None);

@@ -97,7 +97,7 @@ impl<'a> Maker<'a> {
     /// Fills the cluster buffer; what no piece covers is zero.
     fn read(&mut self, pieces: Vec<Piece>, start: u64) -> Result<()> {
         self.cluster.fill(0);
-        for operation in plan::operations(pieces, |guest| guest - start) {
+        for operation in self.work.operations(pieces, |guest| guest - start) {
             let Operation { target, length, .. } = operation;
             let place = self.cluster.get_mut(to_usize(target)..to_usize(target + length)).unwrap_or_default();
             self.reader.read(self.work.layers, &operation, 0, place)?;
@@ -127,6 +127,10 @@ impl<'a> Maker<'a> {
         let Some(piece) = pieces.get(first) else { return Ok(false) };
         let Some(layer) = self.work.layers.get(piece.layer) else { return Ok(false) };
         let Some(image) = layer.image() else { return Ok(false) };
+        // its bytes may have been replaced by older ones
+        if layer.tolerance().is_some() {
+            return Ok(false);
+        }
         let header = image.header();
         let fits = header.codec == self.codec
             && header.geometry.cluster_size() == self.layout.geometry().cluster_size()
@@ -144,7 +148,7 @@ impl<'a> Maker<'a> {
         let start = bytes.len();
         bytes.resize(start + to_usize(there), 0);
         let place = bytes.get_mut(start..).unwrap_or_default();
-        image.read_data(place, data.host).map_err(|source| Error::Image { path: layer.path().to_owned(), source })?;
+        image.read_data(place, data.host).map_err(|source| Error::image(layer.path(), source))?;
         Ok(true)
     }
 }

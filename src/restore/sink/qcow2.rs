@@ -37,7 +37,7 @@ pub(in crate::restore) fn write_qcow2(
         }
         write_tables(copier, layout, slice, &clusters)?;
         let first = layout.data_cluster(slice.first_cluster);
-        copier.copy(&plan::operations(pieces, plan::packed(&clusters, first, layout.geometry())))
+        copier.copy(&work.operations(pieces, plan::packed(&clusters, first, layout.geometry())))
     })?;
     Ok(layout.length())
 }

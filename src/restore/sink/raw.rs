@@ -10,7 +10,7 @@ use super::for_each_slice;
 use crate::qcow2::MapBuffer;
 use crate::restore::copier::{Copier, Work};
 use crate::restore::error::{Error, Result};
-use crate::restore::plan::{self, Plan};
+use crate::restore::plan::Plan;
 use crate::restore::pool;
 use crate::restore::resolve::{Piece, resolve};
 use crate::restore::slices::Slices;
@@ -22,7 +22,7 @@ pub(in crate::restore) fn write_raw(work: &Work<'_>, plan: &Plan, output: &Path,
     let copier = || Copier::new(work, output, file);
     for_each_slice(plan, copier, |copier, buffer, slice| {
         let pieces = resolve(work.layers, slice.guest.clone(), buffer)?;
-        copier.copy(&plan::operations(pieces, |guest| guest))
+        copier.copy(&work.operations(pieces, |guest| guest))
     })?;
     Ok(plan.size)
 }
@@ -36,7 +36,7 @@ pub(in crate::restore) fn write_device(work: &Work<'_>, plan: &Plan, output: &Pa
             work.pace(0)?;
             zero(copier, device, gap)?;
         }
-        copier.copy(&plan::operations(pieces, |guest| guest))
+        copier.copy(&work.operations(pieces, |guest| guest))
     })?;
     Ok(plan.size)
 }

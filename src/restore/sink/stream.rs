@@ -7,7 +7,7 @@ use super::PART;
 use crate::qcow2::MapBuffer;
 use crate::restore::copier::{LayerReader, Work};
 use crate::restore::error::{Error, Result};
-use crate::restore::plan::{self, Plan};
+use crate::restore::plan::Plan;
 use crate::restore::pool;
 use crate::restore::resolve::resolve;
 use crate::restore::slices;
@@ -28,7 +28,7 @@ pub(in crate::restore) fn write_stream(
         |(reader, buffer), guest| {
             let mut part = vec![0; to_usize(guest.end - guest.start)];
             let pieces = resolve(work.layers, guest.clone(), buffer)?;
-            for operation in plan::operations(pieces, |address| address - guest.start) {
+            for operation in work.operations(pieces, |address| address - guest.start) {
                 work.pace(operation.length)?;
                 let start = to_usize(operation.target);
                 let place = part.get_mut(start..start + to_usize(operation.length)).unwrap_or_default();

@@ -59,7 +59,8 @@ impl Case<'_> {
                 if ended.code == Some(0) { "harmless" } else { "warned" }
             }
             Some(1 | 2 | 4 | 6 | 7) => {
-                let unreadable = ended.stdout.to_lowercase().contains("unreadable");
+                let said = ended.stdout.to_lowercase();
+                let unreadable = ["unreadable", "failed"].iter().any(|word| said.contains(word));
                 assert!(unreadable || ended.stderr.contains("ERROR"), "no error is told");
                 let folder = self.scene.folder();
                 let names = [folder.to_str().unwrap(), "made: ", "old: ", "new: ", "new/folder: "];
@@ -204,6 +205,9 @@ disturbed! {
     a_rebase: Changes, false, [], ["rebase"];
     a_snapshotrebase: Changes, false, [], ["snapshotrebase"];
     a_snapshotrebase_of_a_rebased_chain: Changes, false, [["rebase"]], ["snapshotrebase"];
+    a_merge_that_verifies: Makes, false, [], ["merge", "--verify", "--out", "new/made"];
+    a_manifest: Changes, false, [], ["manifest"];
+    a_verify: Looks, false, [], ["verify"];
     a_check: Looks, false, [], ["check"];
     a_check_in_json: Looks, false, [], ["check", "--json"];
     a_list: Looks, false, [], ["list"];

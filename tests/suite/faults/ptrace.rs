@@ -70,7 +70,8 @@ pub(super) fn wait() -> io::Result<(Tid, Stop)> {
     } else if status >> 16 != 0 {
         Stop::Thread
     } else if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 {
-        side(tid)?
+        // one that was killed meanwhile has no side
+        side(tid).unwrap_or(Stop::Thread)
     } else {
         Stop::Signal(libc::WSTOPSIG(status))
     };

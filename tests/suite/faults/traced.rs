@@ -133,7 +133,7 @@ impl<'a> Tracer<'a> {
 
     fn exit(&mut self, tid: Tid) {
         if let Some((_, fault, before)) = self.pending.take_if(|(waiting, ..)| *waiting == tid) {
-            let after = ptrace::registers(tid).unwrap();
+            let Ok(after) = ptrace::registers(tid) else { return };
             ptrace::set_registers(tid, fault.end(&before, &after)).unwrap();
         }
     }

@@ -1,7 +1,7 @@
 //! The monitor says what QEMU never says: lines without end, no JSON, answers with anything in any place. The run ends in
 //! time with a code that the help text explains, in little memory, and makes no file but in its target.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -28,6 +28,11 @@ fn questions() -> [(&'static str, Value); 7] {
     ]
 }
 
+/// What nobody else calls a file.
+fn evil() -> String {
+    format!("evil-{}", std::process::id())
+}
+
 /// Names that lead elsewhere, and what is no name at all.
 fn odd(prng: &mut Prng) -> Value {
     let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
@@ -39,9 +44,9 @@ fn odd(prng: &mut Prng) -> Value {
         json!(1.5),
         json!(""),
         json!(".."),
-        json!("../../evil"),
-        json!("/tmp/qmpbackup-evil"),
-        json!("a/../../../evil"),
+        json!(format!("../../{}", evil())),
+        json!(format!("/tmp/{}", evil())),
+        json!(format!("a/../../../{}", evil())),
         json!("\u{0}\n\u{1b}[2J"),
         json!("x".repeat(5000)),
         json!("json:{\"driver\":\"file\",\"filename\":\"../../evil\"}"),
@@ -98,15 +103,16 @@ impl Machine {
         Self { vm, beside }
     }
 
-    /// A backup in which the answer to one command is another, each time or from the second time on.
-    fn run(&mut self, at: &str, again: bool, action: &Action, what: &str) -> Ended {
+    /// A backup in which the answers to some commands are others, each time or from the second time on.
+    fn run(&self, actions: &[(&str, Action)], again: bool, what: &str) -> Ended {
         let tool = Tool::of(Path::new("prlimit"));
-        let (asked, action) = (at.to_owned(), action.clone());
-        let mut count = 0;
+        let actions: BTreeMap<String, Action> =
+            actions.iter().map(|(at, action)| ((*at).to_owned(), action.clone())).collect();
+        let mut asked = BTreeSet::new();
         let hook = move |command: &Value, _| {
-            count += usize::from(command["execute"] == asked.as_str());
-            let is_it = command["execute"] == asked.as_str() && count > usize::from(again);
-            if is_it { action.clone() } else { Action::Forward }
+            let name = command["execute"].as_str().unwrap();
+            let is_first = asked.insert(name.to_owned());
+            actions.get(name).filter(|_| !(again && is_first)).cloned().unwrap_or(Action::Forward)
         };
         let proxy = Proxy::start(&self.vm.path("proxy"), &self.vm.socket(), &tool.victim, Box::new(hook));
         let program = Path::new(env!("CARGO_BIN_EXE_qmprestore")).with_file_name("qmpbackup");
@@ -130,7 +136,8 @@ impl Machine {
         assert!(ended.code == Some(0) || !ended.stderr.is_empty(), "{what}: {ended:#?}");
         let beside = names(&self.vm.path(""));
         assert!(beside.is_subset(&self.beside), "{what}: {beside:?}: {ended:#?}");
-        assert!(!self.vm.path("../evil").exists() && !Path::new("/tmp/qmpbackup-evil").exists(), "{what}");
+        let above = names(&self.vm.path(".."));
+        assert!(!above.iter().any(|name| name.to_string_lossy().contains(&evil())), "{what}: {ended:#?}");
         self.put_in_order();
         assert!(names(&self.vm.path("fleece")).is_empty(), "{what}: {ended:#?}");
         ended
@@ -147,7 +154,7 @@ impl Machine {
 
 #[test]
 fn what_is_no_answer_ends_the_run() {
-    let mut machine = Machine::start();
+    let machine = Machine::start();
     let cases = [
         ("a flood", Action::Flood),
         ("a deep one", Action::Say([b"{\"return\": ".to_vec(), b"[".repeat(1 << 20), b"\r\n".to_vec()].concat())),
@@ -158,7 +165,7 @@ fn what_is_no_answer_ends_the_run() {
     ];
     for (what, action) in cases {
         for at in ["qmp_capabilities", "query-block", "transaction"] {
-            machine.run(at, false, &action, &format!("{what} at {at}")).with(5);
+            machine.run(&[(at, action.clone())], false, &format!("{what} at {at}")).with(5);
         }
     }
 }
@@ -177,8 +184,30 @@ fn answers_with_something_odd_in_them_lead_nowhere_else() {
             change(&mut changed, prng);
         }
         let again = prng.one_in(3);
-        let ended = machine.run(name, again, &Action::Answer(changed), &format!("seed {seed}, {name}"));
+        let ended = machine.run(&[(name, Action::Answer(changed))], again, &format!("seed {seed}, {name}"));
         if ended.code == Some(0) { done += 1 } else { failed += 1 }
     }
     assert!(done > 0 && failed > 0, "{done} are done, {failed} failed");
+}
+
+#[test]
+fn a_disk_whose_names_lead_elsewhere_is_backed_up_nowhere_else() {
+    let mut machine = Machine::start();
+    let answers = questions().map(|(name, arguments)| (name, machine.vm.monitor.execute(name, &arguments).unwrap()));
+    let file = machine.vm.path("disk0.qcow2");
+    let node = answers[0].1[0]["inserted"]["node-name"].as_str().unwrap().to_owned();
+    for form in ["../../EVIL", "/tmp/EVIL", "../EVIL/..", "..", "a/../../../EVIL"] {
+        let evil = form.replace("EVIL", &evil());
+        for what in [&[node.as_str()][..], &[file.to_str().unwrap()], &[node.as_str(), file.to_str().unwrap()]] {
+            let renamed = answers.each_ref().map(|(name, answer)| {
+                let text = what
+                    .iter()
+                    .fold(answer.to_string(), |text, what| text.replace(&format!("{:?}", *what), &format!("{evil:?}")));
+                (*name, Action::Answer(serde_json::from_str(&text).unwrap()))
+            });
+            assert!(renamed[..2].iter().all(|(_, action)| format!("{action:?}").contains(&evil)), "{what:?}");
+            // with the schema and the rest as they are
+            machine.run(&renamed[..3], false, &format!("{what:?} is {evil}"));
+        }
+    }
 }

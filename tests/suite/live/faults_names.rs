@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use qmpbackup::chain::Manifest;
+use qmpbackup::chain::{Checksums, Manifest};
 
 use super::faults_scene::{Scene, Way, folders};
 use super::proxy::{Action, Hook};
@@ -64,7 +64,8 @@ fn when_one_image_has_its_name_the_other_gets_it_too() {
             let partials = whole(&scene, level, &[]);
             // in the order of the program: first what is known of it
             let partial = &partials[number / 2];
-            for partial in [Manifest::path(partial), partial.clone()] {
+            let all = [Checksums::path(partial), Manifest::path(partial), partial.clone()];
+            for partial in all.into_iter().take([3, 1, 2, 3][number]) {
                 let named = partial.to_str().unwrap().replace(".partial", "");
                 std::fs::rename(&partial, named).unwrap();
             }

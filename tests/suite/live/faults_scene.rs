@@ -22,6 +22,7 @@ use crate::oracle::convert;
 use crate::prng::Prng;
 use crate::program::Ended;
 use crate::sparse::{Fingerprint, fingerprints};
+use crate::sums::assert_fit;
 
 const SIZES: [u64; 2] = [2 << 20, (1 << 20) + 512];
 /// A chain that gets longer than this makes place for a new one.
@@ -196,6 +197,12 @@ impl Scene {
     #[track_caller]
     pub(super) fn assert_restorable(&mut self) {
         self.writer.lock().unwrap().hand.finish();
+        let known = assert_fit(&self.target);
+        let all = images(&self.target).into_keys().filter(|path| !path.contains(".qmpbackup/"));
+        // some are links
+        let mut all: Vec<PathBuf> = all.map(|path| self.target.join(path).canonicalize().unwrap()).collect();
+        all.sort();
+        assert_eq!(known, all, "checksums");
         let restored: Vec<Vec<u8>> =
             folders(&self.target).iter().map(|folder| restore(folder, &newest(folder))).collect();
         {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::field::Field;
 use crate::program::qmprestore;
+use crate::sums::assert_fit;
 use crate::tools;
 
 /// A restore point.
@@ -32,6 +33,7 @@ impl Field {
     /// The same for disks that have other names than the devices.
     #[track_caller]
     pub(crate) fn verify_as(&self, ids: &[(&str, &str)]) {
+        assert_fit(&self.target);
         let mut compared = 0;
         for (number, point) in self.points.iter().enumerate() {
             for image in &point.images {

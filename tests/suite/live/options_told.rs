@@ -10,7 +10,7 @@ use super::vm::fleeces;
 use crate::program::{Ended, event};
 
 /// The events that `src/cli/mod.rs` lists.
-const EVENTS: [&str; 18] = [
+const EVENTS: [&str; 20] = [
     "connected",
     "machine",
     "skipped",
@@ -19,6 +19,8 @@ const EVENTS: [&str; 18] = [
     "moment",
     "progress",
     "copied",
+    "sealing",
+    "sealed",
     "image",
     "recovered",
     "bitmap_removed",

@@ -159,7 +159,9 @@ fn look(folder: &Path, modes: &Modes) {
 fn looks(folders: [PathBuf; 2], modes: &Modes) -> Hook {
     let modes = Arc::clone(modes);
     Box::new(move |_: &Value, _| {
-        folders.iter().for_each(|folder| look(folder, &modes));
+        for folder in &folders {
+            look(folder, &modes);
+        }
         Action::Forward
     })
 }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use qmpbackup::chain::{Checksums, Manifest};
 use serde_json::json;
 
 use super::field::Field;
 use super::field_judge::Image;
 use super::field_setup::{Setup, releases};
+use crate::program::{Ended, qmprestore};
 use crate::tools;
 
 const UUID: &str = "0c2b7d0e-5a1e-4b6b-9c7f-2f6a3c1d9e77";
@@ -136,6 +138,26 @@ fn a_chain_of_the_python_tool_goes_on_when_its_inc_was_written_into_its_full() {
         let mut run = Run::of(release, NODE, layout("top", "-disk.qcow2"));
         run.field.commit(1);
         run.goes_on("");
+    }
+}
+
+#[test]
+fn a_chain_of_the_python_tool_gets_manifests_and_goes_on() {
+    for release in releases(&["5.2", "10.0"]) {
+        for (folder, words) in [("top", ""), ("", "--no-subdir")] {
+            let run = Run::of(release, NODE, layout(folder, "-disk.qcow2"));
+            let manifest = || Ended::of(qmprestore(["manifest", "--dir"]).arg(&run.field.target));
+            manifest().with(0).says("has got manifest and checksums");
+            for (level, parent) in [("FULL", None), ("INC", Some(format!("FULL-{FULL}-disk.qcow2")))] {
+                let image = run.image(level, if level == "FULL" { FULL } else { INC });
+                let known = Manifest::read(&image).unwrap().unwrap();
+                assert_eq!((known.chain.as_deref(), known.parent), (Some(UUID), parent));
+                assert!(Checksums::open(&image).unwrap().is_some());
+            }
+            Ended::of(qmprestore(["list", "--dir"]).arg(&run.field.target)).with(0);
+            manifest().with(0).says("has both already").says_not("has got");
+            run.goes_on(words);
+        }
     }
 }
 

@@ -1,0 +1,102 @@
+//! `qmprestore merge --salvage`: what is opened, and the list of what was lost.
+
+use serde_json::Value;
+
+use super::args;
+use super::place;
+use crate::chain::{Clock, Disk, Fault, Lineage, Member, RestorePoint};
+use crate::cli::console::Console;
+use crate::cli::failure::Failure;
+use crate::cli::table::{Align, table};
+use crate::restore::{self, Layers, Loss, Losses, Slot};
+
+/// Finds the restore point and opens what there is of it.
+pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
+    let found = disk.select_salvage(&arguments.until, &Clock::system())?;
+    let name = super::merge::name(&found.point);
+    if let Some(doubt) = &found.point.doubt {
+        console.warning(&format!("{name} may lack changes: {doubt}"));
+    }
+    // members that are missing are listed
+    let listed =
+        |fault: &&Fault| matches!(fault, Fault::NoFull | Fault::Lineage(Lineage::Gone(_) | Lineage::Missing { .. }));
+    if let Some(fault) = found.fault.as_ref().filter(|fault| !listed(fault)) {
+        console.warning(&format!("{name} may be wrong anywhere: {fault}"));
+    }
+    let slot = |member: &Member| match member {
+        Member::There(image) => Slot::Image {
+            source: place::source(image, arguments.source_format.map(Into::into)),
+            size: image.known().map(|known| known.virtual_size),
+        },
+        Member::Missing { path, size } => Slot::Missing { path: path.clone(), size: *size },
+    };
+    let slots: Vec<Slot> = found.members.iter().map(slot).collect();
+    let layers = Layers::open_salvage(&slots)?;
+    // a journal that cannot be read is the same at any time
+    if !matches!(found.fault, Some(Fault::Journal { .. })) {
+        restore::check_current(&found.point)?;
+    }
+    Ok((found.point, layers))
+}
+
+/// Lists what was lost, which is a warning.
+pub(super) fn tell(losses: &Losses, size: u64, console: &Console) -> Result<(), Failure> {
+    if losses.is_empty() {
+        return Ok(());
+    }
+    for loss in &losses.list {
+        console.event("loss", &fields(loss));
+    }
+    if !console.is_json() {
+        let columns = [
+            ("KIND", Align::Left),
+            ("START", Align::Right),
+            ("BYTES", Align::Right),
+            ("IMAGE", Align::Left),
+            ("CAUSE", Align::Left),
+        ];
+        let rows: Vec<Vec<String>> = losses.list.iter().map(row).collect();
+        let mut lines = table("", &columns, &rows);
+        if losses.unlisted > 0 {
+            lines.push(format!("and {} more", losses.unlisted));
+        }
+        console.result(&lines)?;
+    }
+    let Losses { lost, stale, damaged, .. } = losses;
+    console.warning(&format!(
+        "{lost} of {size} bytes are lost and zeroes now, {stale} may be stale, {damaged} may be damaged"
+    ));
+    Ok(())
+}
+
+/// What the last JSON line says of it.
+pub(super) fn summary(losses: &Losses) -> [(&'static str, Value); 4] {
+    let listed = losses.list.len() as u64;
+    [
+        ("losses", (listed + losses.unlisted).into()),
+        ("lost", losses.lost.into()),
+        ("stale", losses.stale.into()),
+        ("damaged", losses.damaged.into()),
+    ]
+}
+
+fn fields(loss: &Loss) -> [(&'static str, Value); 6] {
+    [
+        ("kind", loss.kind.as_str().into()),
+        ("start", loss.guest.start.into()),
+        ("bytes", (loss.guest.end - loss.guest.start).into()),
+        ("image", loss.image.to_string_lossy().into()),
+        ("cause", loss.cause.as_str().into()),
+        ("message", loss.cause.to_string().into()),
+    ]
+}
+
+fn row(loss: &Loss) -> Vec<String> {
+    vec![
+        loss.kind.to_string(),
+        format!("{:#x}", loss.guest.start),
+        (loss.guest.end - loss.guest.start).to_string(),
+        loss.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        loss.cause.to_string(),
+    ]
+}

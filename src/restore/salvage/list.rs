@@ -1,0 +1,157 @@
+//! The list of losses: all layers are asked for each range that the layers above do not hold, once more.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::layer::Note;
+use super::{Cause, Loss, LossKind, Losses};
+use crate::qcow2::{Image, MapBuffer};
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::Layer;
+use crate::restore::layers::Layers;
+use crate::restore::observer::Observer;
+use crate::restore::pool;
+use crate::restore::ranges::{joined, without};
+use crate::restore::resolve::Mapped;
+use crate::restore::slices::Slices;
+
+/// Losses that are listed; more are counted.
+const LISTED: usize = 10_000;
+
+/// What was lost in a range.
+#[derive(Debug, Default)]
+struct Part {
+    found: Vec<(usize, LossKind, Cause, Range<u64>)>,
+    /// Bytes of each kind.
+    lost: u64,
+    stale: u64,
+    damaged: u64,
+}
+
+/// Lists what the layers do not give, as far as that is known when their data was read.
+///
+/// # Errors
+/// [`Error::Cancelled`]; what is wrong with a layer that is not to be salvaged.
+pub(in crate::restore) fn list(layers: &Layers, observer: &dyn Observer) -> Result<Losses> {
+    let all = layers.as_slice();
+    let occupied = all.iter().flat_map(Layer::occupied);
+    let unmapped = all.iter().filter_map(Layer::image).flat_map(Image::unmapped);
+    let slices = Slices::new(layers.size(), occupied.chain(unmapped)).ranges();
+    let mut lister = Lister { layers: all, losses: Losses::default(), last: BTreeMap::new() };
+    pool::in_order(
+        with_gaps(slices, layers.size()),
+        MapBuffer::default,
+        |buffer, guest| {
+            if observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            examine(all, guest, buffer)
+        },
+        |part| {
+            lister.take(part);
+            Ok(())
+        },
+    )?;
+    Ok(lister.losses)
+}
+
+/// Slices, and what lies between them and behind the last.
+fn with_gaps(slices: impl Iterator<Item = Range<u64>>, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut end = 0;
+    let behind = std::iter::once(size..size);
+    slices.chain(behind).flat_map(move |slice| {
+        let gap = end..slice.start;
+        end = slice.end;
+        [gap, slice].into_iter().filter(|range| !range.is_empty())
+    })
+}
+
+fn examine(layers: &[Layer], guest: Range<u64>, buffer: &mut MapBuffer) -> Result<Part> {
+    let mut missing: Vec<(usize, Cause, Range<u64>)> = Vec::new();
+    let mut doubtful: Vec<(usize, Range<u64>)> = Vec::new();
+    let mut wanted = vec![guest];
+    for (number, layer) in layers.iter().enumerate().rev() {
+        let mut below = Vec::new();
+        for range in wanted {
+            let end = layer.size().clamp(range.start, range.end);
+            if range.start == end {
+                continue;
+            }
+            layer.examine(&(range.start..end), buffer, &mut below, &mut |range, note| match note {
+                Note::Missing(cause) => missing.push((number, cause, range)),
+                Note::Doubtful => doubtful.push((number, range)),
+            })?;
+        }
+        wanted = joined(below);
+        if wanted.is_empty() {
+            break;
+        }
+    }
+    Ok(Part::of(missing, doubtful))
+}
+
+impl Part {
+    fn of(missing: Vec<(usize, Cause, Range<u64>)>, doubtful: Vec<(usize, Range<u64>)>) -> Self {
+        let length = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+        let ranges = |wanted: &dyn Fn(usize) -> bool| {
+            let ranges = missing.iter().filter(|(number, ..)| wanted(*number)).map(|(.., range)| range.clone());
+            joined(ranges.collect())
+        };
+        // below the first image there is nothing
+        let (lost, all) = (ranges(&|number| number == 0), ranges(&|_| true));
+        let damaged = joined(doubtful.iter().map(|(_, range)| range.clone()).collect());
+        let only: Vec<Range<u64>> = damaged.into_iter().flat_map(|range| without(range, &all)).collect();
+        let mut part = Self {
+            found: Vec::new(),
+            lost: length(&lost),
+            stale: length(&all) - length(&lost),
+            damaged: length(&only),
+        };
+        for (number, cause, range) in missing {
+            let stale = without(range.clone(), &lost);
+            let zeroes = without(range, &stale);
+            part.found.extend(stale.into_iter().map(|range| (number, LossKind::Stale, cause.clone(), range)));
+            part.found.extend(zeroes.into_iter().map(|range| (number, LossKind::Lost, cause.clone(), range)));
+        }
+        let mut of_layer: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
+        for (number, range) in doubtful {
+            of_layer.entry(number).or_default().push(range);
+        }
+        for (number, ranges) in of_layer {
+            let ranges = joined(ranges).into_iter();
+            part.found.extend(ranges.map(|range| (number, LossKind::Damaged, Cause::Checksum, range)));
+        }
+        part.found.sort_by_key(|(number, kind, _, range)| (range.start, *number, *kind));
+        part
+    }
+}
+
+/// Puts the parts of the list together.
+struct Lister<'a> {
+    layers: &'a [Layer],
+    losses: Losses,
+    /// For each image and kind, the last in the list.
+    last: BTreeMap<(usize, LossKind), usize>,
+}
+
+impl Lister<'_> {
+    fn take(&mut self, part: Part) {
+        let losses = &mut self.losses;
+        losses.lost += part.lost;
+        losses.stale += part.stale;
+        losses.damaged += part.damaged;
+        for (number, kind, cause, guest) in part.found {
+            let listed = losses.list.len();
+            let last = self.last.get(&(number, kind)).and_then(|place| losses.list.get_mut(*place));
+            if let Some(last) = last.filter(|last| last.guest.end == guest.start && last.cause.is_like(&cause)) {
+                last.guest.end = guest.end;
+            } else if listed < LISTED {
+                self.last.insert((number, kind), listed);
+                let image = self.layers.get(number).map(|layer| layer.path().to_owned()).unwrap_or_default();
+                losses.list.push(Loss { image, kind, cause, guest });
+            } else {
+                losses.unlisted += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Salvage: as much of a disk as its images still hold, and a list of what they do not.
+//!
+//! What an image cannot tell or give comes from the images before it, and is zeroes where none is left: so all of it that can
+//! be had is had, and nothing is made up. A range that one entry of a table maps is the least that a damaged table costs, a
+//! page the least of a disk that cannot be read, and a cluster where it is compressed.
+//!
+//! Nothing is listed while bytes move: [`list`] asks all layers again at the end, and finds each range once.
+
+mod layer;
+mod list;
+mod loss;
+mod rescue;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(super) use layer::map;
+pub(super) use list::list;
+pub use loss::{Cause, Loss, LossKind, Losses};
+pub(super) use rescue::reason;
+
+use super::layers::Source;
+use super::ranges::Ranges;
+use super::verified::Verified;
+
+/// An image of a restore point, or the place of one that is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slot {
+    /// An image to open.
+    Image {
+        /// The image.
+        source: Source,
+        /// The size of its disk, where that is known.
+        size: Option<u64>,
+    },
+    /// An image that is missing.
+    Missing {
+        /// Where it should be.
+        path: std::path::PathBuf,
+        /// The size of its disk, where that is known.
+        size: Option<u64>,
+    },
+}
+
+/// What is known of an image of which a part may be lost.
+#[derive(Debug)]
+pub(super) struct Tolerance {
+    /// Why all of it is lost, if it is.
+    pub(super) absent: Option<Cause>,
+    /// The file, when it is one that checks what is read.
+    pub(super) file: Option<Arc<Verified>>,
+    /// Ranges of the disk that the image holds and does not give.
+    unreadable: Mutex<Ranges<Cause>>,
+}
+
+impl Tolerance {
+    /// Ranges that are remembered.
+    const MOST: usize = 1 << 20;
+
+    pub(super) fn of(file: Arc<Verified>) -> Self {
+        Self { absent: None, file: Some(file), unreadable: Mutex::new(Ranges::new(Self::MOST)) }
+    }
+
+    pub(super) fn absent(cause: Cause) -> Self {
+        Self { absent: Some(cause), file: None, unreadable: Mutex::new(Ranges::new(1)) }
+    }
+
+    fn unreadable(&self) -> MutexGuard<'_, Ranges<Cause>> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,64 @@
+//! Bytes in place of those that cannot be read.
+
+use super::Cause;
+use super::layer::told;
+use crate::qcow2::MapBuffer;
+use crate::restore::copier::LayerReader;
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::Layer;
+use crate::restore::plan::{Operation, Origin, operations_apart};
+use crate::restore::resolve::resolve;
+use crate::restore::verified::PIECE;
+use crate::storage::to_usize;
+
+impl LayerReader {
+    /// Fills `buffer` with what can be read of an operation, and for the rest with what the layers below have there. The
+    /// layers remember what they do not give.
+    pub(in crate::restore) fn rescue(
+        &mut self,
+        layers: &[Layer],
+        operation: &Operation,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        let mut scratch = MapBuffer::default();
+        // targets are places in the buffer
+        let mut wanted = vec![operation.clone()];
+        while let Some(next) = wanted.pop() {
+            let Operation { layer, target, length, guest, .. } = next;
+            let place = buffer.get_mut(to_usize(target)..to_usize(target + length)).unwrap_or_default();
+            let Err(error) = self.try_read(layers, &next, 0, place) else { continue };
+            if let Some(first) = next.first_half() {
+                let second = Operation { target: target + first, ..next.part(first, length - first) };
+                wanted.extend([second, Operation { length: first, ..next }]);
+                continue;
+            }
+            place.fill(0);
+            let range = guest..guest + length;
+            if let Some(tolerance) = layers.get(layer).and_then(Layer::tolerance) {
+                tolerance.unreadable().insert(range.clone(), Cause::Data(reason(&error)));
+            }
+            let below = layers.get(..layer).unwrap_or_default();
+            let pieces = resolve(below, range, &mut scratch)?;
+            wanted.extend(operations_apart(pieces, |address| target + (address - guest)));
+        }
+        Ok(())
+    }
+}
+
+impl Operation {
+    /// The length of its first half, if halves may be read where the whole cannot: each is one page or more.
+    fn first_half(&self) -> Option<u64> {
+        let Origin::Plain(host) = self.source else { return None };
+        let (first, last) = (host.0 / PIECE, (host.0 + self.length - 1) / PIECE);
+        (first < last).then(|| (first + (last - first).div_ceil(2)) * PIECE - host.0)
+    }
+}
+
+/// What is wrong, without the name of the image.
+pub(in crate::restore) fn reason(error: &Error) -> String {
+    match error {
+        Error::Image { source, .. } => told(source),
+        Error::Read { source, .. } | Error::Open { source, .. } => told(source),
+        error => told(error),
+    }
+}

@@ -1,0 +1,74 @@
+//! What names and manifests tell against restore points.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::VerifyTarget;
+use super::flaw::{Flaw, Flawed};
+use crate::chain::{Chain, Disk, Doubt, Fault, Image, Point, State};
+
+/// The faults of all chains, each once with the restore points that suffer. Where somebody writes to a FULL, that work in
+/// it was begun is none.
+pub(super) fn faults(targets: &[VerifyTarget<'_>], is_locked: impl Fn(&Path) -> bool) -> Vec<Flawed> {
+    let mut all = Vec::new();
+    for target in targets {
+        match target {
+            VerifyTarget::Disk(disk) => {
+                let points: BTreeMap<&Path, &Point> =
+                    disk.points().iter().map(|point| (point.image().path.as_path(), point)).collect();
+                for chain in disk.chains() {
+                    of_chain(disk, chain, &points, &is_locked, &mut all);
+                }
+            }
+            VerifyTarget::Point(disk, point) => {
+                let image = point.members.last();
+                if let Some((image, doubt)) = image.zip(point.doubt.clone()) {
+                    add(disk, image, Against::Doubt(doubt), &mut Vec::new(), &mut all);
+                }
+            }
+        }
+    }
+    all
+}
+
+#[derive(PartialEq)]
+enum Against {
+    Fault(Fault),
+    Doubt(Doubt),
+}
+
+fn of_chain(
+    disk: &Disk,
+    chain: &Chain,
+    points: &BTreeMap<&Path, &Point>,
+    is_locked: impl Fn(&Path) -> bool,
+    all: &mut Vec<Flawed>,
+) {
+    let mut seen = Vec::new();
+    let is_busy = chain.full().is_some_and(|full| is_locked(&full.path));
+    for image in chain.full().into_iter().chain(chain.incs()) {
+        let against = match points.get(image.path.as_path()).map(|point| point.state()) {
+            Some(State::Broken(Fault::Unfinished(_) | Fault::Journal { .. })) if is_busy => continue,
+            Some(State::Broken(fault)) => Against::Fault(fault.clone()),
+            Some(State::Doubtful(doubt)) => Against::Doubt(doubt.clone()),
+            Some(State::Sound) | None => continue,
+        };
+        add(disk, image, against, &mut seen, all);
+    }
+}
+
+/// Adds a restore point to what speaks against it; `seen` has what was added of its chain, and where.
+fn add(disk: &Disk, image: &Arc<Image>, against: Against, seen: &mut Vec<(Against, usize)>, all: &mut Vec<Flawed>) {
+    let known = seen.iter().find(|(known, _)| *known == against);
+    if let Some(flawed) = known.and_then(|(_, at)| all.get_mut(*at)) {
+        flawed.points.push(Arc::clone(image));
+        return;
+    }
+    let flaw = match &against {
+        Against::Fault(fault) => Flaw::Chain(fault.clone()),
+        Against::Doubt(doubt) => Flaw::Doubtful(doubt.clone()),
+    };
+    seen.push((against, all.len()));
+    all.push(Flawed { disk: disk.label().to_owned(), path: image.path.clone(), flaw, points: vec![Arc::clone(image)] });
+}

@@ -1,0 +1,169 @@
+//! `merge --verify` and `merge --salvage` from outside.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use qmpbackup::chain::{BLOCK, Checksums, create_checksums};
+use qmpbackup::qcow2::{Image, locate};
+use qmpbackup::storage::FileStorage;
+
+use crate::oracle::convert;
+use crate::program::{Backup, SIZE, event};
+use crate::{sparse, tools};
+
+fn with_checksums() -> Backup {
+    let backup = Backup::new();
+    backup.images.iter().for_each(|path| create_checksums(path, &FileStorage::open(path).unwrap()).unwrap());
+    backup
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_in_any_block_that_is_read_is_found_and_leaves_no_output() {
+    let backup = with_checksums();
+    let right = backup.path("right");
+    backup.merged(["--verify", "--format=raw", "--out=right"]).with(0);
+    sparse::assert_same(&right, &backup.expected(3), "a verified merge");
+    let (mut found, mut blocks) = (0, 0);
+    for image in &backup.images {
+        let length = image.metadata().unwrap().len();
+        for block in 0..length.div_ceil(BLOCK) {
+            let start = block * BLOCK;
+            let at = start + (length - start).min(BLOCK) * 2 / 3;
+            flip(image, at);
+            blocks += 1;
+            let out = backup.path("out");
+            let arguments = ["--verify", "--skip-check", "--out", "out", "--format", "raw", "--json"];
+            let ended = backup.merged(arguments);
+            if ended.code == Some(0) {
+                sparse::assert_same(&out, &right, "a damaged block that is not read");
+                std::fs::remove_file(&out).unwrap();
+            } else {
+                let ended = ended.with(4).says(&format!("the block at offset {start:#x} does not fit its checksum"));
+                assert!(ended.stdout.contains(image.file_name().unwrap().to_str().unwrap()), "{ended:#?}");
+                assert!(!out.exists());
+                found += 1;
+            }
+            flip(image, at);
+        }
+    }
+    // what newer images hide is not read, nor are refcounts
+    assert!(found > 10 && found < blocks, "{found} of {blocks}");
+    backup.merged(["--verify", "--out=again"]).with(0);
+}
+
+#[test]
+fn a_damaged_block_is_listed_with_what_it_holds_and_no_more() {
+    let backup = with_checksums();
+    backup.merged(["--format=raw", "--out=right"]).with(0);
+    let right = std::fs::read(backup.path("right")).unwrap();
+    let mut found = 0;
+    for image in &backup.images {
+        let length = image.metadata().unwrap().len();
+        for block in 0..length.div_ceil(BLOCK) {
+            let range = block * BLOCK..((block + 1) * BLOCK).min(length);
+            let held = |image: &Path| {
+                let image = Image::open_damaged(Arc::new(FileStorage::open(image).unwrap())).ok()?;
+                Some(locate(&image, std::slice::from_ref(&range)).unwrap().remove(0).guest)
+            };
+            let mut may_change = held(image).unwrap();
+            let at = range.start + (range.end - range.start) / 3;
+            flip(image, at);
+            may_change.extend(held(image).unwrap_or_default());
+            let verified = backup.merged(["--verify", "--skip-check", "--format=raw", "--out=verified", "--force"]);
+            let ended = backup.merged(["--salvage", "--format=raw", "--out=out", "--force", "--json"]);
+            let what = format!("{block} of {}: {ended:#?}", image.display());
+            assert_eq!(ended.code, Some(if verified.code == Some(0) { 0 } else { 3 }), "{what}");
+            found += u64::from(verified.code == Some(4));
+            let mut out = std::fs::read(backup.path("out")).unwrap();
+            for loss in ended.events().iter().filter(|event| event["event"] == "loss") {
+                let number = |key: &str| loss[key].as_u64().unwrap();
+                let (start, end) = (number("start"), number("start") + number("bytes"));
+                let touches = |range: &Range<u64>| range.start < end && start < range.end;
+                assert!(may_change.iter().any(touches), "{what}");
+                let bytes = start as usize..end as usize;
+                out[bytes.clone()].copy_from_slice(&right[bytes]);
+            }
+            assert!(out == right, "{what}");
+            let compressed = ["--salvage", "--compress", "--out=compressed", "--force"];
+            assert_eq!(backup.merged(compressed).code, ended.code, "{what}");
+            convert(&backup.path("compressed"), &backup.path("of compressed"));
+            sparse::assert_same(&backup.path("of compressed"), &backup.path("out"), &what);
+            flip(image, at);
+        }
+    }
+    assert!(found > 10, "{found}");
+}
+
+#[test]
+fn what_cannot_be_checked_is_a_warning() {
+    let backup = with_checksums();
+    std::fs::remove_file(Checksums::path(&backup.images[1])).unwrap();
+    flip(&Checksums::path(&backup.images[2]), 60);
+    let ended = backup.merged(["--verify", "--out=out"]).with(3);
+    let name = |number: usize| backup.images[number].file_name().unwrap().to_str().unwrap().to_owned();
+    let ended = ended.says(&format!("{}: is read without checksums: it has no checksums", name(1)));
+    ended.says(&format!("{}.crc32 is damaged", name(2))).says_not(&name(0));
+    assert!(backup.path("out").exists());
+
+    let output = tools::output(&mut with_checksums().merge(["--verify", "--out=-"]));
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(output.stdout.len() as u64, SIZE);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("a pipe cannot be read again"));
+}
+
+#[test]
+fn a_file_of_another_length_is_found() {
+    for change in [-1_i64, 1] {
+        let backup = with_checksums();
+        let file = File::options().write(true).open(&backup.images[1]).unwrap();
+        file.set_len(file.metadata().unwrap().len().checked_add_signed(change).unwrap()).unwrap();
+        backup.merged(["--verify", "--out=out"]).with(4).says("when its checksums were made");
+        assert!(!backup.path("out").exists());
+    }
+}
+
+#[test]
+fn what_was_lost_is_listed() {
+    let backup = with_checksums();
+    backup.merged(["--salvage", "--format=raw", "--out=whole"]).with(0).says_not("lost");
+    sparse::assert_same(&backup.path("whole"), &backup.expected(3), "nothing is damaged");
+
+    std::fs::write(&backup.images[0], "no image").unwrap();
+    let ended = backup.merged(["--salvage", "--out=out"]).with(3);
+    let header = ended.stdout.lines().next().unwrap();
+    assert_eq!(header.split_whitespace().collect::<Vec<_>>(), ["KIND", "START", "BYTES", "IMAGE", "CAUSE"]);
+    let ended = ended.says("lost").says("FULL-1793588400-disk.qcow2").says(&format!(" of {SIZE} bytes are lost"));
+    assert!(!ended.stdout.contains("stale"), "{ended:#?}");
+    tools::run(tools::qemu_img().args(["check", "-q", "-f", "qcow2"]).arg(backup.path("out")));
+
+    let ended = backup.merged(["--salvage", "--out=other", "--json", "--dry-run"]).with(3);
+    let events = ended.events();
+    assert_eq!(event(&events, "done")["stale"], 0);
+    assert!(events.iter().any(|event| event["event"] == "loss" && event["cause"] == "image"), "{events:#?}");
+}
+
+#[test]
+fn what_cannot_be_salvaged_is_refused() {
+    let backup = Backup::new();
+    backup.merged(["--salvage", "--out=out", "--until=FULL-9"]).with(2);
+    for image in &backup.images {
+        std::fs::write(image, "no image").unwrap();
+    }
+    backup.merged(["--salvage", "--out=out"]).with(4);
+    backup.merged(["--salvage", "--out=out", "--until=yesterday noon"]).with(2);
+
+    let backup = Backup::new();
+    backup.patch(0, 32, |bytes| bytes[3] = 1);
+    backup.merged(["--salvage", "--out=out"]).with(4).says("the image is encrypted");
+    assert!(!backup.path("out").exists());
+}
