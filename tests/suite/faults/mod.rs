@@ -30,6 +30,8 @@ enum Does {
     Looks,
     /// It makes what was not there, or replaces it, whole or not at all.
     Makes,
+    /// It makes that of what can be read, and lists what cannot.
+    Salvages,
     /// It changes images, and ends right when it is done again.
     Changes,
 }
@@ -75,7 +77,7 @@ impl Case<'_> {
                         self.judge_success(ended);
                         "done, with an error"
                     }
-                    Does::Looks | Does::Makes => self.judge_failure(),
+                    Does::Looks | Does::Makes | Does::Salvages => self.judge_failure(),
                     Does::Changes => self.judge_stop(ended),
                 }
             }
@@ -89,7 +91,16 @@ impl Case<'_> {
                 assert!(self.scene.tree() == self.scene.before, "something was changed");
                 assert!(ended.code == Some(3) || ended.stdout == self.scene.said, "something else was said");
             }
-            Does::Makes => assert!(self.scene.tree() == self.scene.after, "what was made is not right"),
+            Does::Salvages if ended.code == Some(3) && !self.fault.is_harmless() => {
+                let kinds = ["lost", "stale", "damaged", "manifest", "checksums"];
+                let said = format!("{}{}", ended.stdout, ended.stderr);
+                assert!(kinds.iter().any(|kind| said.contains(kind)), "no loss is told");
+                let (is, after) = (self.scene.tree(), &self.scene.after);
+                assert!(is.keys().eq(after.keys()), "{:?}", is.keys());
+            }
+            Does::Makes | Does::Salvages => {
+                assert!(self.scene.tree() == self.scene.after, "what was made is not right");
+            }
             Does::Changes => self.scene.assert_done(!self.fault.is_harmless()),
         }
     }
@@ -206,6 +217,9 @@ disturbed! {
     a_snapshotrebase: Changes, false, [], ["snapshotrebase"];
     a_snapshotrebase_of_a_rebased_chain: Changes, false, [["rebase"]], ["snapshotrebase"];
     a_merge_that_verifies: Makes, false, [], ["merge", "--verify", "--out", "new/made"];
+    a_merge_to_a_stream: Looks, false, [], ["merge", "--format", "raw", "--out", "-"];
+    a_salvage: Salvages, false, [], ["merge", "--salvage", "--out", "new/made"];
+    a_repair: Changes, false, [], ["check", "--repair", "all"];
     a_manifest: Changes, false, [], ["manifest"];
     a_verify: Looks, false, [], ["verify"];
     a_check: Looks, false, [], ["check"];
