@@ -71,8 +71,12 @@ impl Model {
         for (id, disk) in &self.snapshots {
             let storage = Arc::new((*self.storage).clone());
             let mut writer = Writer::open(storage.clone()).unwrap();
-            writer.apply_snapshot(id).unwrap();
-            writer.finish().unwrap();
+            match writer.apply_snapshot(id) {
+                Ok(()) => writer.finish().unwrap(),
+                // one owner more than refcounts can count
+                Err(Error::RefcountOverflow { bits, .. }) if bits < 16 => continue,
+                Err(error) => panic!("{error:?}"),
+            }
             assert!(writer_ops::read(&storage.to_vec()) == *disk, "snapshot {id} is another one");
         }
     }

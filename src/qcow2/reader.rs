@@ -30,6 +30,13 @@ impl ClusterReader {
         Ok(&self.cluster)
     }
 
+    /// The compressed bytes of the cluster that was [read](ClusterReader::read) last, with what follows them in their last
+    /// sector; zeroes behind the end of the file.
+    #[must_use]
+    pub fn stream(&self) -> &[u8] {
+        &self.input
+    }
+
     /// The bytes of the cluster that was [read](ClusterReader::read) last.
     #[must_use]
     pub fn last(&self) -> &[u8] {

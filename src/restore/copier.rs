@@ -1,7 +1,8 @@
-//! Moves bytes: in the kernel where it can, else by large reads gathered into large writes.
+//! Moves bytes: in the kernel where that gains something, else by large reads gathered into large writes.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::observer::Observer;
 use super::plan::{self, Operation, Origin};
 use super::resolve::Piece;
 use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
-use crate::storage::{WritableStorage, start_writeback, to_usize};
+use crate::storage::{WritableStorage, offload_min, start_writeback, to_usize};
 
 /// What all threads of a merge share.
 #[derive(Clone, Copy)]
@@ -141,19 +142,20 @@ pub(super) struct Copier<'a> {
     output: &'a Path,
     target: &'a dyn WritableStorage,
     reader: LayerReader,
+    /// Shorter copies are gathered; longer ones are left to the kernel, if any.
+    offload_min: Option<u64>,
     gathered: Vec<u8>,
     /// Where the gathered bytes go.
     start: u64,
 }
 
 impl<'a> Copier<'a> {
-    /// Bytes gathered into one write.
-    const GATHER: usize = 1 << 20;
-    /// Shorter copies are gathered; longer ones are left to the kernel.
-    const OFFLOAD_MIN: u64 = 128 << 10;
+    /// Bytes gathered into one write: they are in the processor's cache still when they are written.
+    const GATHER: usize = 256 << 10;
 
     pub(super) fn new(work: &'a Work<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
-        Self { work, output, target, reader: LayerReader::default(), gathered: Vec::new(), start: 0 }
+        let offload_min = target.as_file().and_then(offload_min);
+        Self { work, output, target, reader: LayerReader::default(), offload_min, gathered: Vec::new(), start: 0 }
     }
 
     /// Does the operations of a slice.
@@ -169,19 +171,26 @@ impl<'a> Copier<'a> {
             }
         }
         self.flush()?;
-        if let (Some(file), Some(first), Some(last)) = (self.target.as_file(), operations.first(), operations.last()) {
+        if let (Some(first), Some(last)) = (operations.first(), operations.last()) {
             let written = first.target..last.target + last.length;
             // in place, the last may lie before the first
             if !written.is_empty() {
-                start_writeback(file, written);
+                self.start_writeback(written);
             }
         }
         Ok(())
     }
 
+    /// Has the kernel begin to write what lies there.
+    pub(super) fn start_writeback(&self, written: Range<u64>) {
+        if let Some(file) = self.target.as_file() {
+            start_writeback(file, written);
+        }
+    }
+
     fn copy_part(&mut self, operation: &Operation, start: u64, length: u64) -> Result<()> {
         let mut done = 0;
-        if length >= Self::OFFLOAD_MIN {
+        if self.offload_min.is_some_and(|min| length >= min) {
             done = self.offload(operation, start, length)?;
         }
         while done < length {

@@ -57,7 +57,8 @@ pub enum OutputFormat {
     Qcow2 {
         /// The cluster size; that of the FULL by default.
         cluster_size: Option<u64>,
-        /// Compressed with this codec, or plain.
+        /// Compressed with this codec, or plain. Clusters that are compressed with it already, and of that size, are
+        /// passed through as they are.
         compression: Option<Codec>,
     },
     /// The disk's bytes.
@@ -73,6 +74,7 @@ pub struct Merge {
     plan: Plan,
     pool: rayon::ThreadPool,
     read_back: bool,
+    trusts_streams: bool,
 }
 
 /// What a merge has made.
@@ -109,7 +111,7 @@ impl Merge {
         layers.warnings().for_each(|warning| observer.warning(warning));
         observer.phase(Phase::Planning);
         let plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
-        let merge = Self { layers, options, geometry, plan, pool, read_back: false };
+        let merge = Self { layers, options, geometry, plan, pool, read_back: false, trusts_streams: false };
         merge.layout()?;
         Ok(merge)
     }
@@ -160,6 +162,13 @@ impl Merge {
         Self { read_back: true, ..self }
     }
 
+    /// Has compressed clusters that are [passed through](OutputFormat::Qcow2) not inflated to see whether they can be. Damage
+    /// in their streams is then in the output, too.
+    #[must_use]
+    pub fn trust_streams(self) -> Self {
+        Self { trusts_streams: true, ..self }
+    }
+
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
@@ -193,7 +202,7 @@ impl Merge {
         last: impl Fn(&Layers, &dyn Observer) -> Result<T> + Sync,
     ) -> Result<(Merged, T)> {
         let layout = self.layout()?;
-        let Self { layers, options, plan, pool, read_back, .. } = self;
+        let Self { layers, options, plan, pool, read_back, trusts_streams, .. } = self;
         let MergeOptions { output, format, rate_limit, replace, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
         let work = Work { layers: layers.as_slice(), limiter: limiter.as_ref(), observer };
@@ -210,7 +219,8 @@ impl Merge {
             }
             Output::File(path) => {
                 let destination = output::open(&path, replace, &layers)?;
-                let length = pool.install(|| write_file(&work, &plan, &layout, format, &path, &destination));
+                let length =
+                    pool.install(|| write_file(&work, &plan, &layout, (format, trusts_streams), &path, &destination));
                 let length = length.map_err(copied)?;
                 observer.phase(Phase::Syncing);
                 if read_back {
@@ -251,7 +261,7 @@ fn write_file(
     work: &Work<'_>,
     plan: &Plan,
     layout: &Layout,
-    format: OutputFormat,
+    (format, trusts_streams): (OutputFormat, bool),
     path: &Path,
     destination: &Destination,
 ) -> Result<u64> {
@@ -262,7 +272,7 @@ fn write_file(
             sink::write_qcow2(work, plan, layout, path, new.file())
         }
         (Destination::File(new), OutputFormat::Qcow2 { compression: Some(codec), .. }) => {
-            sink::write_compressed(work, plan, layout, codec, (path, new.file()))
+            sink::write_compressed(work, plan, layout, (codec, trusts_streams), (path, new.file()))
         }
     }
 }

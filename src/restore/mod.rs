@@ -63,6 +63,7 @@ mod in_place;
 mod layer;
 mod layers;
 mod limiter;
+mod line;
 mod manifests;
 mod merge;
 mod observer;

@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::line::{EndsAtPanic, Line, Step};
+
 /// Does `work` for each item, with scratch of each thread's own. The results come in the order of the items.
 ///
 /// After an error no further item is begun; of several errors, that of the first item is returned.
@@ -56,33 +58,37 @@ where
     all.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Makes parts on all threads and takes them in order on one, which works while the next parts are made.
+/// Makes parts on all threads and takes them in order, one at a time: whoever has made the next one takes it, and those
+/// behind it that are ready, while the others go on.
 pub(super) fn in_order<T, S, R, E>(
-    items: impl Iterator<Item = T>,
+    items: impl Iterator<Item = T> + Send,
     scratch: impl Fn() -> S + Sync,
     make: impl Fn(&mut S, T) -> Result<R, E> + Sync,
-    mut take: impl FnMut(R) -> Result<(), E> + Send,
+    take: impl FnMut(R) -> Result<(), E> + Send,
 ) -> Result<(), E>
 where
     T: Send,
     R: Send,
     E: Send,
 {
-    /// Parts made at once by each thread: enough that an uneven one does not leave the others idle.
-    const AHEAD: usize = 4;
-    let batch = rayon::current_num_threads() * AHEAD;
-    let mut items = items.fuse();
-    let mut ready: Vec<R> = Vec::new();
-    loop {
-        let next: Vec<T> = items.by_ref().take(batch).collect();
-        if next.is_empty() && ready.is_empty() {
-            return Ok(());
+    let threads = rayon::current_num_threads();
+    let line = Line::new(items, threads);
+    // whoever takes a part has this alone
+    let take = Mutex::new(take);
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        let mut scratch = scratch();
+        let _end = EndsAtPanic(&line);
+        while let Some(step) = line.step() {
+            match step {
+                Step::Make(number, item) => line.made(number, make(&mut scratch, item)),
+                Step::Take(part) => {
+                    let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
+                    line.took((*take)(part));
+                }
+            }
         }
-        let (before, now) =
-            rayon::join(|| ready.into_iter().try_for_each(&mut take), || for_each(next.into_iter(), &scratch, &make));
-        before?;
-        ready = now?;
-    }
+    });
+    line.end()
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ pub(super) struct Merge {
     /// Threads to work with [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
-    /// Do not check the metadata of the images before they are read
+    /// Do not check the metadata of the images before they are read, nor compressed clusters that are passed through
     #[arg(long)]
     pub(super) skip_check: bool,
     /// Check all that is read against the images' checksums, and the output by reading it again

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use libc::c_int;
@@ -50,6 +51,9 @@ pub(super) fn run(command: &mut Command, folder: &Path, plan: Plan) -> Traced {
     ptrace::trace(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     #[expect(clippy::zombie_processes, reason = "whoever traces it waits for it")]
     let mut child = command.spawn().unwrap_or_else(|error| panic!("this test has to trace a program: {error}"));
+    // what it says may be more than a pipe holds
+    let stdout = read_all(child.stdout.take().unwrap());
+    let stderr = read_all(child.stderr.take().unwrap());
     let tracer = Tracer::new(&child, folder, plan);
     let (ended, end) = mpsc::channel::<()>();
     let pid = Pid::from_child(&child);
@@ -60,14 +64,16 @@ pub(super) fn run(command: &mut Command, folder: &Path, plan: Plan) -> Traced {
     let (positions, status) = tracer.trace();
     drop(ended);
     watch.join().unwrap().unwrap();
-    let read = |pipe: &mut dyn Read| {
+    let [stdout, stderr] = [stdout, stderr].map(|said| said.join().unwrap());
+    Traced { positions, output: Output { status, stdout, stderr } }
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
         let mut all = Vec::new();
         pipe.read_to_end(&mut all).unwrap();
         all
-    };
-    let stdout = read(&mut child.stdout.take().unwrap());
-    let stderr = read(&mut child.stderr.take().unwrap());
-    Traced { positions, output: Output { status, stdout, stderr } }
+    })
 }
 
 struct Tracer<'a> {
