@@ -26,6 +26,7 @@
 mod decide;
 mod device;
 mod devices;
+mod early;
 mod error;
 mod event;
 mod file_name;

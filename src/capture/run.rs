@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::early::EarlySync;
 use super::error::{Error, reason};
 use super::event::{Event, Observer, Progress};
 use super::files;
@@ -174,6 +175,11 @@ async fn make(
     for command in &plan.start {
         machine.step(command).await?;
     }
+    let open = |target: &Target| {
+        let partial = files::partial(&target.image);
+        target::open(&partial).map(|image| (partial, image))
+    };
+    let early = EarlySync::begin(prepared.targets.iter().map(open).collect::<Result<_, _>>()?);
     let jobs = tokio::select! {
         jobs = follow(machine, &mut watch, request.progress_interval, prepared) => jobs?,
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
@@ -182,15 +188,12 @@ async fn make(
     machine.tell(&Event::Copied { bytes, elapsed: start.elapsed() });
     delay(machine, request.remove_delay).await?;
     // opened before QEMU closes it: what the kernel could not write then is told to each file that is open
-    let open = |target: &Target| {
-        let partial = files::partial(&target.image);
-        target::open(&partial).map(|image| (partial, image))
-    };
     let images = prepared.targets.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     machine.dismantle().await?;
     for (target, (partial, image)) in prepared.targets.iter().zip(&images) {
         target::verify(partial, image, target.size)?;
     }
+    early.end().await?;
     seal::seal(machine, images, request.progress_interval).await?;
     machine.go_on()?;
     let qemu = machine.monitor.version().to_string();
