@@ -1,6 +1,7 @@
 //! The parts of a merge, each by itself, and a whole one.
 //!
-//! `benches/compare` measures the merge beside `qemu-img convert`; this shows where its time goes.
+//! `benches/compare` measures the merge beside `qemu-img convert`; this shows where its time goes. Decode and lay out are
+//! the serial arithmetic, plan is decode and resolve of the real chain with all threads.
 
 #![expect(
     clippy::expect_used,
@@ -9,13 +10,16 @@
     reason = "a benchmark ends where its data is wrong"
 )]
 
+use std::convert::Infallible;
+use std::fs::File;
 use std::hint::black_box;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use qmpbackup::chain::{Clock, When, discover};
-use qmpbackup::qcow2::{Codec, Deflater, Geometry, Image, Inflater, Layout, MapBuffer};
+use qmpbackup::qcow2::{Codec, Deflater, Geometry, HostOffset, Image, Inflater, Layout, MapBuffer, RefcountWriter};
 use qmpbackup::restore::{Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source};
 use qmpbackup::storage::MemoryStorage;
 
@@ -72,6 +76,64 @@ fn cluster() -> Vec<u8> {
     bytes
 }
 
+/// Places for a disk of 1 TiB with 64 GiB of data, and its refcounts.
+fn lay_out(c: &mut Criterion) {
+    let geometry = Geometry::new(16, false).expect("a usual cluster size");
+    let clusters = 1 << 20;
+    let mut group = c.benchmark_group("lay out");
+    group.throughput(Throughput::Elements(clusters));
+    group.bench_function("64 GiB of data", |b| {
+        b.iter(|| {
+            let layout = Layout::new(geometry, 1 << 40, Codec::Deflate, 1 << 11, clusters).expect("a usual disk");
+            let mut write = |host: HostOffset, bytes: &[u8]| {
+                black_box((host, bytes));
+                Ok::<_, Infallible>(())
+            };
+            let mut refcounts = RefcountWriter::new(&layout, &mut write).expect("nothing fails");
+            refcounts.repeat(clusters, 1, &mut write).expect("nothing fails");
+            refcounts.finish(&mut write).expect("nothing fails");
+        });
+    });
+    group.finish();
+}
+
+/// What the copier chooses from, in memory where the disk adds no moods: see `storage::offload_min`.
+fn copies(c: &mut Criterion) {
+    const LENGTH: u64 = 64 << 20;
+    let folder = tempfile::tempdir_in("/dev/shm").expect("room in memory");
+    let make = |name: &str| {
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(folder.path().join(name));
+        let file = file.expect("a file");
+        file.write_all_at(&vec![0x5a; usize::try_from(LENGTH).expect("it fits")], 0).expect("room");
+        file
+    };
+    let (source, target) = (make("source"), make("target"));
+    let mut group = c.benchmark_group("copy");
+    group.throughput(Throughput::Bytes(LENGTH)).sample_size(20);
+    for size in [64 << 10, 256 << 10, 1 << 20, 4 << 20] {
+        let mut buffer = vec![0; size];
+        group.bench_function(format!("read and write {} KiB", size >> 10), |b| {
+            b.iter(|| {
+                for offset in (0..LENGTH).step_by(size) {
+                    source.read_exact_at(&mut buffer, offset).expect("it is there");
+                    target.write_all_at(&buffer, offset).expect("it is there");
+                }
+            });
+        });
+    }
+    group.bench_function("copy_file_range", |b| {
+        b.iter(|| {
+            let (mut from, mut to) = (0, 0);
+            while from < LENGTH {
+                let rest = usize::try_from(LENGTH - from).expect("it fits");
+                rustix::fs::copy_file_range(&source, Some(&mut from), &target, Some(&mut to), rest)
+                    .expect("it is there");
+            }
+        });
+    });
+    group.finish();
+}
+
 fn codecs(c: &mut Criterion) {
     let plain = cluster();
     let mut group = c.benchmark_group("codec");
@@ -84,6 +146,14 @@ fn codecs(c: &mut Criterion) {
         group.bench_function(format!("inflate {codec}"), |b| {
             b.iter(|| inflater.inflate(codec, black_box(&stream), &mut out).expect("a sound stream"));
         });
+        if codec == Codec::Deflate {
+            group.bench_function("inflate zlib with miniz_oxide", |b| {
+                let inflate = miniz_oxide::inflate::decompress_slice_iter_to_slice;
+                b.iter(|| {
+                    inflate(&mut out, std::iter::once(black_box(&stream[..])), false, true).expect("a sound stream")
+                });
+            });
+        }
         group.bench_function(format!("deflate {codec}"), |b| {
             b.iter(|| deflater.deflate(black_box(&plain)).map(<[u8]>::len));
         });
@@ -123,5 +193,5 @@ fn merge(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, codecs, merge);
+criterion_group!(benches, decode, lay_out, codecs, copies, merge);
 criterion_main!(benches);

@@ -1,4 +1,22 @@
 //! Moves bytes: in the kernel where that gains something, else by large reads gathered into large writes.
+//!
+//! What was tried, with 1.27 GB from one file to a new one on ext4 by two threads in slices of 8 MiB, all read before, time
+//! until it is synced and processor time, medians of five. The disk alone needs 0.63 s:
+//!
+//! | way | time | processor |
+//! |---|---|---|
+//! | reads and writes of 256 KiB | 0.65 s | 0.56 s |
+//! | of 64 KiB, of 1 MiB | 0.67 s, 1.04 s | 0.65 s, 1.24 s |
+//! | of 1 MiB by one thread | 0.68 s | 0.53 s |
+//! | of 1 MiB, one write at a time | 0.66 s | 0.52 s |
+//! | `copy_file_range`, by two threads or one | 0.67 s | 0.75 s, 0.42 s |
+//! | source mapped | 0.66 s | 0.73 s |
+//! | output mapped, both mapped | 0.85 s, 1.43 s | 1.01 s, 2.46 s |
+//! | `O_DIRECT` output, the same with `fallocate` before | 0.97 s, 0.69 s | 0.33 s, 0.24 s |
+//! | `fallocate` before, else as the third | 1.00 s | 1.12 s |
+//! | write-back begun by `sync_file_range`, or not before the sync | 1.04 s, 0.89 s | 1.32 s, 0.54 s |
+//!
+//! Mapped files are out in any case: one that is truncated meanwhile would kill the program.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::merge::Wanted;
 use crate::oracle::convert;
 use crate::prng::Prng;
+use crate::program::{Ended, qmprestore};
 use crate::{sparse, tools};
 
 /// A FULL with compressed clusters of noise, `noise` bytes of it in each, comes out whole.
@@ -44,4 +45,40 @@ fn clusters_that_hardly_shrink_keep_to_the_room_they_have() {
         hardly_compressible(512, 400, codec);
         hardly_compressible(1024, 900, codec);
     }
+}
+
+/// Clusters that are passed through are inflated all the same, unless nobody wants that.
+#[test]
+fn a_damaged_stream_is_not_passed_through_but_where_checks_are_skipped() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    let full = dir.join("FULL-1600000000-disk");
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(&full).arg("1M"));
+    let writes = ["-c", "write -c -P 1 0 64k", "-c", "write -c -P 2 64k 64k"];
+    tools::run(tools::qemu_io().args(["-f", "qcow2"]).args(writes).arg(&full));
+    let merge = |out: &Path, more: &[&str]| {
+        let mut command = qmprestore(["merge", "--compress", "--dir"]);
+        Ended::of(command.arg(&dir).arg("--out").arg(out).args(more))
+    };
+    let out = folder.path().join("out");
+    merge(&out, &[]).with(0);
+    let sound = std::fs::read(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    merge(&out, &["--skip-check"]).with(0);
+    assert!(std::fs::read(&out).unwrap() == sound, "another image");
+    std::fs::remove_file(&out).unwrap();
+
+    let mut bytes = std::fs::read(&full).unwrap();
+    // the L2 table is the fifth cluster of such an image, and the first stream is where its first entry says
+    let entry = u64::from_be_bytes(bytes[0x4_0000..0x4_0008].try_into().unwrap());
+    let stream = usize::try_from(entry & ((1 << 54) - 1)).unwrap();
+    bytes[stream..stream + 8].fill(0xff);
+    std::fs::write(&full, &bytes).unwrap();
+    let refused = merge(&out, &[]).with(4);
+    assert!(refused.stderr.contains("is damaged: not a deflate stream"), "{}", refused.stderr);
+    assert!(!out.exists());
+    merge(&out, &["--skip-check"]).with(0);
+    let passed = std::fs::read(&out).unwrap();
+    assert!(passed != sound && passed.len() == sound.len(), "not passed through");
 }
