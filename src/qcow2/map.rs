@@ -51,44 +51,81 @@ impl Image {
     /// # Errors
     /// What is wrong with an L2 table or one of its entries in this range.
     pub fn map(&self, guest: Range<u64>, buffer: &mut MapBuffer, each: impl FnMut(Extent)) -> Result<()> {
+        self.map_ranges(&[guest], buffer, each)
+    }
+
+    /// The same for several guest ranges, in order and apart. What they need of an L2 table is read once.
+    ///
+    /// # Errors
+    /// As with [`map`](Self::map).
+    pub(crate) fn map_ranges(
+        &self,
+        ranges: &[Range<u64>],
+        buffer: &mut MapBuffer,
+        each: impl FnMut(Extent),
+    ) -> Result<()> {
         let geometry = self.header().geometry;
-        let end = guest.end.min(self.size());
         let mut joined = Joined { pending: None, each };
-        let mut start = guest.start;
-        while start < end {
-            let index = geometry.l1_index(GuestOffset(start));
-            let stop = (index + 1).checked_mul(geometry.l2_coverage()).map_or(end, |next| next.min(end));
-            if let Some(error) = self.l1().damage(index) {
-                return Err(error);
+        let mut read = None;
+        for (number, guest) in ranges.iter().enumerate() {
+            let end = guest.end.min(self.size());
+            let mut start = guest.start;
+            while start < end {
+                let index = geometry.l1_index(GuestOffset(start));
+                let next =
+                    (index + 1).checked_mul(geometry.l2_coverage()).map_or(self.size(), |next| next.min(self.size()));
+                let stop = next.min(end);
+                if let Some(error) = self.l1().damage(index) {
+                    return Err(error);
+                }
+                if let Some(table) = self.l1().get(index) {
+                    let piece = if let Some(piece) = read.take().filter(|piece: &Piece| piece.index == index) {
+                        piece
+                    } else {
+                        let behind = ranges.iter().skip(number).take_while(|range| range.start < next);
+                        let last = behind.last().map_or(stop, |range| range.end.min(next));
+                        self.read_table(index, table, start..last, buffer)?
+                    };
+                    self.map_table(&piece, start..stop, buffer, &mut joined)?;
+                    read = Some(piece);
+                } else {
+                    joined.push(Extent { guest: start..stop, content: Content::Unallocated });
+                }
+                start = stop;
             }
-            match self.l1().get(index) {
-                Some(table) => self.map_table(table, start..stop, buffer, &mut joined)?,
-                None => joined.push(Extent { guest: start..stop, content: Content::Unallocated }),
-            }
-            start = stop;
+            joined.flush();
         }
-        joined.finish();
         Ok(())
+    }
+
+    /// Reads the entries for a guest range that lies in one L2 table.
+    fn read_table(&self, index: u64, table: HostOffset, guest: Range<u64>, buffer: &mut MapBuffer) -> Result<Piece> {
+        let geometry = self.header().geometry;
+        let first = geometry.l2_index(GuestOffset(guest.start));
+        let last = geometry.l2_index(GuestOffset(guest.end - 1));
+        let offset = HostOffset(table.0 + first * geometry.l2_entry_size());
+        let length = to_usize((last - first + 1) * geometry.l2_entry_size());
+        buffer.table.resize(buffer.table.len().max(length), 0);
+        let bytes = buffer.table.get_mut(..length).unwrap_or_default();
+        let io = |source| Error::Io { what: "an L2 table", offset, source };
+        self.storage().read_exact_at(bytes, offset.0).map_err(io)?;
+        Ok(Piece { index, offset, first, length })
     }
 
     fn map_table(
         &self,
-        table: HostOffset,
+        piece: &Piece,
         guest: Range<u64>,
-        buffer: &mut MapBuffer,
+        buffer: &MapBuffer,
         joined: &mut Joined<impl FnMut(Extent)>,
     ) -> Result<()> {
         let rules = self.rules();
         let geometry = rules.geometry;
         let entry_size = geometry.l2_entry_size();
-        let first = geometry.l2_index(GuestOffset(guest.start));
-        let last = geometry.l2_index(GuestOffset(guest.end - 1));
-        let offset = HostOffset(table.0 + first * entry_size);
-        let length = to_usize((last - first + 1) * entry_size);
-        buffer.table.resize(buffer.table.len().max(length), 0);
-        let bytes = buffer.table.get_mut(..length).unwrap_or_default();
-        let io = |source| Error::Io { what: "an L2 table", offset, source };
-        self.storage().read_exact_at(bytes, offset.0).map_err(io)?;
+        let entries = |address: u64| geometry.l2_index(GuestOffset(address)) - piece.first;
+        let skipped = entries(guest.start) * entry_size;
+        let end = to_usize((entries(guest.end - 1) + 1) * entry_size).min(piece.length);
+        let bytes = buffer.table.get(to_usize(skipped)..end).unwrap_or_default();
         let mut cluster = guest.start - geometry.offset_in_cluster(guest.start);
         for (index, entry) in (0..).zip(bytes.chunks_exact(to_usize(entry_size))) {
             let value = entry.get(..8).map_or(0, BigEndian::read_u64);
@@ -96,7 +133,7 @@ impl Image {
             let part = guest.start.max(cluster)..guest.end.min(cluster + geometry.cluster_size());
             self.map_entry((value, bitmap), rules, cluster, part, joined).map_err(|allowed| Invalid {
                 field: "L2 entry",
-                offset: HostOffset(offset.0 + index * entry_size),
+                offset: HostOffset(piece.offset.0 + skipped + index * entry_size),
                 value,
                 allowed,
             })?;
@@ -170,6 +207,17 @@ impl Image {
     }
 }
 
+/// A part of an L2 table that is in the buffer.
+struct Piece {
+    /// The L1 index of the table.
+    index: u64,
+    /// Where its first entry is in the file, and the number of that in the table.
+    offset: HostOffset,
+    first: u64,
+    /// Its bytes.
+    length: usize,
+}
+
 /// Joins neighbours of one kind.
 struct Joined<F> {
     pending: Option<Extent>,
@@ -195,10 +243,61 @@ impl<F: FnMut(Extent)> Joined<F> {
         }
     }
 
-    fn finish(self) {
-        let Self { pending, mut each } = self;
-        if let Some(last) = pending {
-            each(last);
+    fn flush(&mut self) {
+        if let Some(last) = self.pending.take() {
+            (self.each)(last);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::qcow2::{Codec, Geometry, Layout};
+    use crate::storage::MemoryStorage;
+
+    /// An image with four L2 tables of 64 clusters of 512 bytes, of which the third is not there.
+    fn image(held: &[bool]) -> Image {
+        let geometry = Geometry::new(9, false).unwrap();
+        let layout = Layout::new(geometry, 4 * geometry.l2_coverage() - 100, Codec::Deflate, 3, 256).unwrap();
+        let mut bytes = vec![0; to_usize(layout.length())];
+        let mut put = |offset: HostOffset, part: &[u8]| {
+            bytes[to_usize(offset.0)..to_usize(offset.0) + part.len()].copy_from_slice(part);
+        };
+        put(HostOffset(0), &layout.header());
+        for (table, index) in [0, 1, 3].into_iter().enumerate() {
+            let table = layout.l2_table(table as u64);
+            put(layout.l1_entry(index), &Layout::entry(table).to_be_bytes());
+            for entry in (0..64).filter(|entry| held[to_usize(index * 64 + entry)]) {
+                let place = layout.data_cluster(index * 64 + entry);
+                put(HostOffset(table.0 + entry * 8), &Layout::entry(place).to_be_bytes());
+            }
+        }
+        Image::open(Arc::new(MemoryStorage::new(bytes))).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn several_ranges_are_mapped_as_each_by_itself(
+            held in prop::collection::vec(any::<bool>(), 256),
+            mut ends in prop::collection::btree_set(0u64..4 * 64 * 512 - 100, 2..40),
+        ) {
+            if ends.len() % 2 == 1 {
+                ends.pop_last();
+            }
+            let ends: Vec<u64> = ends.into_iter().collect();
+            let ranges: Vec<Range<u64>> = ends.chunks(2).map(|pair| pair[0]..pair[1]).collect();
+            let image = image(&held);
+            let (mut together, mut apart) = (Vec::new(), Vec::new());
+            image.map_ranges(&ranges, &mut MapBuffer::default(), |extent| together.push(extent)).unwrap();
+            for range in ranges {
+                image.map(range, &mut MapBuffer::default(), |extent| apart.push(extent)).unwrap();
+            }
+            prop_assert_eq!(together, apart);
         }
     }
 }

@@ -175,6 +175,15 @@ impl Mapped for Layer {
         }
     }
 
+    fn map_all(&self, ranges: &[Range<u64>], scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
+        match &self.body {
+            Body::Qcow2(image) if self.tolerance.is_none() => {
+                image.map_ranges(ranges, scratch, each).map_err(|source| Error::image(&self.path, source))
+            }
+            _ => ranges.iter().try_for_each(|range| self.map(range.clone(), scratch, each)),
+        }
+    }
+
     fn map(&self, guest: Range<u64>, scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
         match &self.body {
             Body::Qcow2(image) if self.tolerance.is_some() => {

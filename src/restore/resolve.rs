@@ -20,6 +20,16 @@ pub(crate) trait Mapped {
         scratch: &mut Self::Scratch,
         each: &mut dyn FnMut(Extent),
     ) -> Result<(), Self::Error>;
+
+    /// The same for several ranges, in order and apart.
+    fn map_all(
+        &self,
+        ranges: &[Range<u64>],
+        scratch: &mut Self::Scratch,
+        each: &mut dyn FnMut(Extent),
+    ) -> Result<(), Self::Error> {
+        ranges.iter().try_for_each(|range| self.map(range.clone(), scratch, each))
+    }
 }
 
 /// A part of a guest range, and the layer that has it.
@@ -98,23 +108,23 @@ fn overlay<M: Mapped>(
     let mut wanted = vec![guest];
     let mut below = Vec::new();
     for (layer, mapped) in layers.iter().enumerate().rev() {
-        for range in wanted.drain(..) {
+        wanted.retain_mut(|range| {
             let end = mapped.size().clamp(range.start, range.end);
             if end < range.end {
                 each(end..range.end, None);
             }
-            if range.start == end {
-                continue;
+            range.end = end;
+            !range.is_empty()
+        });
+        mapped.map_all(&wanted, scratch, &mut |Extent { guest, content }| match content {
+            Content::Unallocated => push_joined(&mut below, guest),
+            Content::Zero => each(guest, None),
+            Content::Data(host) => each(guest, Some((layer, Bytes::Plain(host)))),
+            Content::Compressed { cluster, data } => {
+                each(guest, Some((layer, Bytes::Compressed { cluster, data })));
             }
-            mapped.map(range.start..end, scratch, &mut |Extent { guest, content }| match content {
-                Content::Unallocated => push_joined(&mut below, guest),
-                Content::Zero => each(guest, None),
-                Content::Data(host) => each(guest, Some((layer, Bytes::Plain(host)))),
-                Content::Compressed { cluster, data } => {
-                    each(guest, Some((layer, Bytes::Compressed { cluster, data })));
-                }
-            })?;
-        }
+        })?;
+        wanted.clear();
         std::mem::swap(&mut wanted, &mut below);
         if wanted.is_empty() {
             break;
