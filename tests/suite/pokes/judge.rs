@@ -63,7 +63,7 @@ impl<'a> Judge<'a> {
         }
         list_and_repair(image, read.as_ref().ok());
         write(image, read.as_ref().ok());
-        let merged = self.merge();
+        let merged = self.merge(image);
         let is = match (read, merged) {
             (Err(Error::NeedsBacking { .. }), Ok(merged)) if self.kind.has_backing => merged,
             (Ok(read), Ok(merged)) => {
@@ -79,7 +79,7 @@ impl<'a> Judge<'a> {
         // QEMU's disks are whole sectors: what is behind the last of them it does not show
         is.resized(is.size / 512 * 512).save(&self.kind.bench.path("ours"));
         let mut compare = tools::qemu_img();
-        compare.args(["compare", "-q", "-f", "qcow2", "-F", "raw", NAME, "ours"]);
+        compare.args(["compare", "-q"]).args(self.seen_by_qemu()).arg("ours");
         let output = tools::output(compare.current_dir(self.kind.bench.path("")));
         match output.status.code() {
             Some(0) => Verdict::Same,
@@ -88,11 +88,23 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// How QEMU opens the image: what lies below it, the chain says, and not the image.
+    fn seen_by_qemu(&self) -> [String; 5] {
+        let file = |name| format!(r#""driver":"qcow2","file":{{"driver":"file","filename":"{name}"}}"#);
+        let image = if self.kind.has_backing {
+            format!(r#"json:{{{},"backing":{{{}}}}}"#, file(NAME), file(BELOW))
+        } else {
+            NAME.to_owned()
+        };
+        ["-f", "qcow2", "-F", "raw", &image].map(String::from)
+    }
+
     /// The image and an INC that holds nothing, or the FULL below and the image, as raw bytes.
-    fn merge(&self) -> Result<Disk, restore::Error> {
+    fn merge(&self, image: &[u8]) -> Result<Disk, restore::Error> {
         let names = if self.kind.has_backing { [BELOW, NAME] } else { [NAME, "INC-1700000000-disk"] };
         let source = |name| Source { path: self.kind.bench.path(name), format: Some(Format::Qcow2) };
-        let bytes = Bytes { room: self.size.next_multiple_of(512) + (64 << 20), bytes: Arc::default() };
+        let room = self.size.next_multiple_of(512) + (64 << 20);
+        let bytes = Bytes { room, bytes: Arc::default() };
         let shared = Arc::clone(&bytes.bytes);
         let options = MergeOptions {
             output: Output::Stream(Box::new(bytes)),
@@ -109,7 +121,9 @@ impl<'a> Judge<'a> {
         match merged {
             Ok(_) => Ok(Disk::of_bytes(&shared.lock().unwrap())),
             Err(error) => {
-                assert!(error.to_string().contains(NAME) || error.source().is_none(), "{error:?}");
+                // the image itself is the last of the chain, and says how long the output is
+                let too_long = self.kind.has_backing && number(image, 24, 8) > room;
+                assert!(too_long || error.to_string().contains(NAME) || error.source().is_none(), "{error:?}");
                 Err(error)
             }
         }
