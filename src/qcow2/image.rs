@@ -94,8 +94,8 @@ impl Image {
 
     /// The file with the metadata.
     #[must_use]
-    pub fn storage(&self) -> &dyn Storage {
-        &*self.storage
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 
     /// The file with the guest's clusters: the same, or the external data file.

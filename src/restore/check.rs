@@ -12,8 +12,13 @@ use super::layers::{self, Source};
 use super::observer::{Observer, Phase};
 use super::pool;
 use super::renewed::Renewed;
+use super::resolve::Mapped;
+use super::slices::Slices;
 use crate::chain::{Checksums, FolderLock};
-use crate::qcow2::{self, Bitmap, CheckLimits, Header, Image, Progress, Repair, Report, Severity, Snapshot};
+use crate::qcow2::{
+    self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Severity,
+    Snapshot,
+};
 use crate::storage::{self, Storage, WritableStorage};
 
 /// An image that was checked.
@@ -161,6 +166,28 @@ pub(super) fn check_layers(layers: &[Layer], observer: &dyn Observer) -> Result<
         },
     )?;
     Ok(())
+}
+
+/// Whether the compressed clusters of an image can be inflated.
+pub(super) fn check_streams(layer: &Layer, observer: &dyn Observer) -> Result<()> {
+    let Some(image) = layer.image() else { return Ok(()) };
+    let scratch = || (MapBuffer::default(), ClusterReader::default());
+    pool::for_each(Slices::new(image.size(), image.occupied()).ranges(), scratch, |(map, clusters), slice| {
+        let mut streams = Vec::new();
+        layer.map(slice, map, &mut |extent| {
+            if let Content::Compressed { cluster, data } = extent.content {
+                streams.push((cluster, data));
+            }
+        })?;
+        for (cluster, data) in streams {
+            if observer.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            clusters.read(image, cluster, data).map_err(|source| image_error(layer.path(), source))?;
+        }
+        Ok(())
+    })
+    .map(drop)
 }
 
 /// Tells an observer how far one image is.

@@ -99,13 +99,19 @@ impl Describe {
         &self.images
     }
 
-    /// Checks the tables of all images, as [`Merge::check`](super::Merge::check) does.
+    /// Checks the tables of all images, as [`Merge::check`](super::Merge::check) does, and whether the compressed clusters of
+    /// those that are to get checksums can be inflated.
     ///
     /// # Errors
     /// [`Error::Damaged`], or what makes an image unreadable.
     pub fn check(&self, observer: &dyn Observer) -> Result<()> {
         let layers = self.layers.as_ref().map(Layers::as_slice).unwrap_or_default();
-        if layers.is_empty() { Ok(()) } else { check::check_layers(layers, observer) }
+        if layers.is_empty() {
+            return Ok(());
+        }
+        check::check_layers(layers, observer)?;
+        let unsummed = self.images.iter().zip(layers).filter(|(image, _)| image.checksums);
+        unsummed.map(|(_, layer)| layer).try_for_each(|layer| check::check_streams(layer, observer))
     }
 
     /// Makes what is lacking, oldest first, and calls `each` for every image that has all then.

@@ -162,8 +162,8 @@ impl Merge {
         Self { read_back: true, ..self }
     }
 
-    /// Has compressed clusters that are [passed through](OutputFormat::Qcow2) not inflated to see whether they can be. Damage
-    /// in their streams is then in the output, too.
+    /// Has compressed clusters that are [passed through](OutputFormat::Qcow2) neither held against the image's checksums nor
+    /// inflated to see whether they can be. Damage in their streams is then in the output, too.
     #[must_use]
     pub fn trust_streams(self) -> Self {
         Self { trusts_streams: true, ..self }

@@ -47,7 +47,7 @@ fn clusters_that_hardly_shrink_keep_to_the_room_they_have() {
     }
 }
 
-/// Clusters that are passed through are inflated all the same, unless nobody wants that.
+/// Clusters that are passed through are inflated all the same, or held against checksums, unless nobody wants that.
 #[test]
 fn a_damaged_stream_is_not_passed_through_but_where_checks_are_skipped() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,6 +69,19 @@ fn a_damaged_stream_is_not_passed_through_but_where_checks_are_skipped() {
     assert!(std::fs::read(&out).unwrap() == sound, "another image");
     std::fs::remove_file(&out).unwrap();
 
+    let summed = folder.path().join("summed");
+    std::fs::create_dir(&summed).unwrap();
+    std::fs::copy(&full, summed.join("FULL-1600000000-disk")).unwrap();
+    let make_manifest = |dir: &Path| Ended::of(qmprestore(["manifest", "--dir"]).arg(dir));
+    make_manifest(&summed).with(0);
+    let merge_summed = |more: &[&str]| {
+        let mut command = qmprestore(["merge", "--compress", "--dir"]);
+        Ended::of(command.arg(&summed).arg("--out").arg(&out).args(more))
+    };
+    merge_summed(&[]).with(0);
+    assert!(std::fs::read(&out).unwrap() == sound, "another image");
+    std::fs::remove_file(&out).unwrap();
+
     let mut bytes = std::fs::read(&full).unwrap();
     // the L2 table is the fifth cluster of such an image, and the first stream is where its first entry says
     let entry = u64::from_be_bytes(bytes[0x4_0000..0x4_0008].try_into().unwrap());
@@ -81,4 +94,17 @@ fn a_damaged_stream_is_not_passed_through_but_where_checks_are_skipped() {
     merge(&out, &["--skip-check"]).with(0);
     let passed = std::fs::read(&out).unwrap();
     assert!(passed != sound && passed.len() == sound.len(), "not passed through");
+    std::fs::remove_file(&out).unwrap();
+
+    // nobody vouches for what is damaged already
+    let refused = make_manifest(&dir).with(4);
+    assert!(refused.stderr.contains("is damaged: not a deflate stream"), "{}", refused.stderr);
+    // a bit that inflating need not notice
+    let full = summed.join("FULL-1600000000-disk");
+    let mut bytes = std::fs::read(&full).unwrap();
+    bytes[stream + 2] ^= 0x10;
+    std::fs::write(&full, &bytes).unwrap();
+    let refused = merge_summed(&[]).with(4);
+    assert!(refused.stderr.contains("does not fit its checksum"), "{}", refused.stderr);
+    assert!(!out.exists());
 }

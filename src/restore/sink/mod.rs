@@ -4,6 +4,7 @@ mod compressed;
 mod qcow2;
 mod raw;
 mod stream;
+mod streams;
 
 pub(super) use compressed::write_compressed;
 pub(super) use qcow2::write_qcow2;

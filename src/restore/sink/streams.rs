@@ -1,0 +1,59 @@
+//! How a compressed cluster of a layer is found to be whole where it is passed through.
+
+use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, Image};
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::Layer;
+use crate::restore::verified::{self, Verified};
+use crate::storage::{Storage, to_usize};
+
+/// What a stream is held against.
+pub(super) enum Streams {
+    /// Itself: it is inflated, which takes two thirds of the time of such a merge.
+    Inflated,
+    /// The image's checksums, which is ten times as fast.
+    Summed(Verified),
+    /// Nothing.
+    Trusted,
+}
+
+impl Streams {
+    /// What there is for the streams of a layer. Checksums count where they say something of all of the image.
+    pub(super) fn of(layer: &Layer) -> Self {
+        let (Some(image), (Some(sums), None)) = (layer.image(), verified::sums(layer.path())) else {
+            return Self::Inflated;
+        };
+        if sums.length() != image.storage().length() {
+            return Self::Inflated;
+        }
+        Self::Summed(Verified::new(image.storage().clone(), Some(sums), false))
+    }
+
+    /// Appends `length` bytes, which are the stream of a cluster and may be what follows it.
+    pub(super) fn read(
+        &self,
+        (layer, image): (&Layer, &Image),
+        (cluster, data, length): (GuestOffset, CompressedCluster, u64),
+        clusters: &mut ClusterReader,
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
+        let failed = |source| Error::image(layer.path(), source);
+        let start = bytes.len();
+        let end = start + to_usize(length);
+        match self {
+            Self::Inflated => {
+                clusters.read(image, cluster, data).map_err(failed)?;
+                bytes.extend_from_slice(clusters.stream().get(..to_usize(length)).unwrap_or_default());
+            }
+            Self::Summed(file) => {
+                bytes.resize(end, 0);
+                let read = file.read_exact_at(bytes.get_mut(start..).unwrap_or_default(), data.host.0);
+                read.map_err(|source| layer.read_error(data.host.0, source))?;
+            }
+            Self::Trusted => {
+                bytes.resize(end, 0);
+                image.read_data(bytes.get_mut(start..).unwrap_or_default(), data.host).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
