@@ -214,6 +214,10 @@ struct Planned<'a> {
 
 impl Planned<'_> {
     fn event(&self, console: &Console) -> Result<(), Failure> {
+        // with hundreds of images it takes long to put together
+        if !console.is_json() {
+            return Ok(());
+        }
         let plan = self.merge.summary();
         let (format, cluster_size, compression) = self.output();
         console.event(
