@@ -20,13 +20,20 @@ impl ClusterReader {
     /// The bytes of the compressed cluster of an image, whole.
     ///
     /// # Errors
-    /// [`Error::Compressed`] where the stream is damaged, [`Error::Io`].
+    /// [`Error::Compressed`] where the stream is damaged or ends with the file before it is whole, [`Error::Io`].
     pub fn read(&mut self, image: &Image, guest: GuestOffset, data: CompressedCluster) -> Result<&[u8]> {
         self.input.resize(to_usize(data.length), 0);
         read_to_end(image.storage(), &mut self.input, data.host, "a compressed cluster")?;
         self.cluster.resize(to_usize(image.header().geometry.cluster_size()), 0);
-        let damaged = |reason| Error::Compressed { host: data.host, guest, reason };
-        self.inflater.inflate(image.header().codec, &self.input, &mut self.cluster).map_err(damaged)?;
+        // zeroes behind the end would be a part of the stream
+        let there = image.storage().length().saturating_sub(data.host.0).min(data.length);
+        let stream = self.input.get(..to_usize(there)).unwrap_or_default();
+        self.inflater.inflate(image.header().codec, stream, &mut self.cluster).map_err(|mut reason| {
+            if there < data.length {
+                reason += ", and the file ends there";
+            }
+            Error::Compressed { host: data.host, guest, reason }
+        })?;
         Ok(&self.cluster)
     }
 

@@ -12,7 +12,7 @@ use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::salvage::{self, Cause, Slot, Tolerance};
-use super::verified::{self, Unchecked, Verified};
+use super::verified::{self, Unchecked, Unverified, Verified};
 use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint, Unfinished};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{Access, FileStorage, Storage};
@@ -138,11 +138,13 @@ impl Layers {
             .collect();
         let formats = format::decide(&evidence);
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
-        let (mut layers, mut files, mut first) = (Vec::new(), Vec::new(), None);
+        let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
         for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
             let (Slot::Image { size, .. } | Slot::Missing { size, .. }) = slot;
             let layer = file.and_then(|file| {
-                let layer = damaged(path, Arc::clone(&file), (format, *size)).map_err(Some);
+                let (sums, reason) = verified::sums(path);
+                unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
+                let layer = damaged(path, Arc::clone(&file), sums, (format, *size)).map_err(Some);
                 files.push(file);
                 layer
             });
@@ -167,7 +169,11 @@ impl Layers {
         if layers.iter().all(Layer::is_absent) {
             return Err(first.unwrap_or(Error::Empty));
         }
-        Ok(Self { layers, files, unchecked: Vec::new(), all_magic })
+        // images of a tool that makes no checksums are no surprise
+        if unchecked.len() == files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
+            unchecked.clear();
+        }
+        Ok(Self { layers, files, unchecked, all_magic })
     }
 
     /// Layers as they are.
@@ -257,8 +263,12 @@ fn allowed(image: &Metadata) -> u32 {
 }
 
 /// Opens an image of which parts may be lost.
-fn damaged(path: &Path, file: Arc<FileStorage>, (format, size): (Format, Option<u64>)) -> Result<Layer> {
-    let (sums, _) = verified::sums(path);
+fn damaged(
+    path: &Path,
+    file: Arc<FileStorage>,
+    sums: Option<Checksums>,
+    (format, size): (Format, Option<u64>),
+) -> Result<Layer> {
     let size = size.max(sums.as_ref().map(Checksums::length));
     let file = Arc::new(Verified::new(file, sums, true));
     Layer::damaged(path.to_owned(), file.clone(), (format, size), Tolerance::of(file))

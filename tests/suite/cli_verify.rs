@@ -114,6 +114,9 @@ fn what_cannot_be_checked_is_a_warning() {
     let ended = ended.says(&format!("{}: is read without checksums: it has no checksums", name(1)));
     ended.says(&format!("{}.crc32 is damaged", name(2))).says_not(&name(0));
     assert!(backup.path("out").exists());
+    let ended = backup.merged(["--salvage", "--out=salvaged"]).with(3);
+    let ended = ended.says(&format!("{}: is read without checksums: it has no checksums", name(1)));
+    ended.says(&format!("{}.crc32 is damaged", name(2))).says_not(&name(0));
 
     let output = tools::output(&mut with_checksums().merge(["--verify", "--out=-"]));
     assert_eq!(output.status.code(), Some(3));

@@ -1,5 +1,6 @@
 //! Compressed outputs that random chains do not make.
 
+use std::fs::File;
 use std::path::Path;
 
 use crate::merge::Wanted;
@@ -107,4 +108,44 @@ fn a_damaged_stream_is_not_passed_through_but_where_checks_are_skipped() {
     let refused = merge_summed(&[]).with(4);
     assert!(refused.stderr.contains("does not fit its checksum"), "{}", refused.stderr);
     assert!(!out.exists());
+}
+
+/// Zeroes behind the end of the file are no part of a stream, even where it could be inflated with them.
+#[test]
+fn a_stream_that_the_file_does_not_hold_to_its_end_is_refused() {
+    for codec in ["zlib", "zstd"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (raw, full) = (folder.path().join("raw"), folder.path().join("FULL-1600000000-disk"));
+        let mut disk = vec![b'Z'; 2 << 20];
+        disk[1 << 20..].copy_from_slice(&Prng::stream(0, 5).bytes(1 << 20));
+        std::fs::write(&raw, disk).unwrap();
+        let options = format!("cluster_size=2M,compression_type={codec}");
+        tools::run(tools::qemu_img().args(["convert", "-c", "-O", "qcow2", "-o", &options]).args([&raw, &full]));
+        let bytes = std::fs::read(&full).unwrap();
+        let word = |at: u64| {
+            let at = usize::try_from(at).unwrap();
+            u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+        };
+        let l2 = word(word(40)) & 0x00ff_ffff_ffff_fe00;
+        // at this cluster size, 13 bits of a descriptor count sectors
+        let (host, more) = (word(l2) & ((1 << 49) - 1), word(l2) >> 49 & 0x1fff);
+        let end = host / 512 * 512 + (more + 1) * 512;
+        let merge = |more: &[&str]| {
+            let mut command = qmprestore(["merge", "--force", "--dir"]);
+            Ended::of(command.arg(folder.path()).arg("--out").arg(folder.path().join("out")).args(more))
+        };
+        std::fs::write(&full, &bytes).unwrap();
+        merge(&["--format=raw"]).with(0);
+        std::fs::remove_file(folder.path().join("out")).unwrap();
+        for cut in [512, 1024, 4096] {
+            File::options().write(true).open(&full).unwrap().set_len(end - cut).unwrap();
+            let compress = format!("--compress={codec}");
+            for more in [["--format=raw", "--skip-check"], ["--cluster-size=2M", &compress]] {
+                merge(&more).with(4).says("the file ends there");
+                assert!(!folder.path().join("out").exists());
+            }
+            merge(&["--format=raw", "--salvage"]).with(3).says("lost");
+            std::fs::remove_file(folder.path().join("out")).unwrap();
+        }
+    }
 }
