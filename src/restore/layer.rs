@@ -19,6 +19,8 @@ pub struct Layer {
     body: Body,
     /// What goes on when a part of it cannot be read; `None` where that is an error.
     tolerance: Option<Tolerance>,
+    /// The size that the disk has at least, where what goes on knows it from elsewhere than from a header.
+    least: u64,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl Layer {
                 Err(source) => return Err(Error::image(&path, source)),
             },
         };
-        Ok(Self { path, body, tolerance: None })
+        Ok(Self { path, body, tolerance: None, least: 0 })
     }
 
     /// An image of which as much is read as can be.
@@ -64,12 +66,12 @@ impl Layer {
                 Err(source) => return Err(Error::image(&path, source)),
             },
         };
-        Ok(Self { path, body, tolerance: Some(tolerance) })
+        Ok(Self { path, body, tolerance: Some(tolerance), least: size.unwrap_or_default() })
     }
 
     /// An image of which nothing can be read, as the tolerance says.
     pub(super) fn absent(path: PathBuf, size: Option<u64>, tolerance: Tolerance) -> Self {
-        Self { path, body: Body::Absent(size), tolerance: Some(tolerance) }
+        Self { path, body: Body::Absent(size), tolerance: Some(tolerance), least: 0 }
     }
 
     fn raw(path: &Path, storage: Arc<dyn Storage>) -> Result<RawImage> {
@@ -89,6 +91,12 @@ impl Layer {
 
     pub(super) fn tolerance(&self) -> Option<&Tolerance> {
         self.tolerance.as_ref()
+    }
+
+    /// The part of a range that the image's own tables tell of, and the rest.
+    pub(super) fn split(&self, guest: &Range<u64>) -> (Range<u64>, Range<u64>) {
+        let end = self.image().map_or(u64::MAX, Image::size).clamp(guest.start, guest.end);
+        (guest.start..end, end..guest.end)
     }
 
     /// Where the image is.
@@ -168,7 +176,7 @@ impl Mapped for Layer {
 
     fn size(&self) -> u64 {
         match &self.body {
-            Body::Qcow2(image) => image.size(),
+            Body::Qcow2(image) => image.size().max(self.least),
             Body::Raw(image) => image.size(),
             // what ends nowhere hides nothing
             Body::Absent(size) => size.unwrap_or(u64::MAX),
@@ -187,7 +195,13 @@ impl Mapped for Layer {
     fn map(&self, guest: Range<u64>, scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
         match &self.body {
             Body::Qcow2(image) if self.tolerance.is_some() => {
-                salvage::map(image, guest, scratch, each, &mut |_, _| ());
+                let (known, behind) = self.split(&guest);
+                if !known.is_empty() {
+                    salvage::map(image, known, scratch, each, &mut |_, _| ());
+                }
+                if !behind.is_empty() {
+                    each(Extent { guest: behind, content: Content::Unallocated });
+                }
                 Ok(())
             }
             Body::Qcow2(image) => image.map(guest, scratch, each).map_err(|source| Error::image(&self.path, source)),

@@ -269,8 +269,13 @@ fn damaged(
     sums: Option<Checksums>,
     (format, size): (Format, Option<u64>),
 ) -> Result<Layer> {
-    let size = size.max(sums.as_ref().map(Checksums::length));
+    let length = sums.as_ref().filter(|_| format == Format::Raw).map(Checksums::length);
     let file = Arc::new(Verified::new(file, sums, true));
+    if format == Format::Raw {
+        // where the system cannot tell holes, they are read as all else
+        let _ = file.check_holes();
+    }
+    let size = size.max(length);
     Layer::damaged(path.to_owned(), file.clone(), (format, size), Tolerance::of(file))
 }
 

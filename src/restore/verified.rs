@@ -67,10 +67,11 @@ impl Verified {
         wrong.into_iter().map(|block| (block * BLOCK).max(range.start)..((block + 1) * BLOCK).min(range.end)).collect()
     }
 
-    /// Checks the blocks that no read will see: holes, which are zeroes.
+    /// Checks the blocks that no read will see: holes, which are zeroes. Where it is lenient, those that should be something
+    /// else are misfits from then on.
     ///
     /// # Errors
-    /// A block that should be something else, or what the system says.
+    /// A block that should be something else, unless it is lenient; what the system says.
     pub(super) fn check_holes(&self) -> io::Result<()> {
         /// Blocks whose sums are in memory at once.
         const BATCH: u64 = 1 << 14;
@@ -90,7 +91,12 @@ impl Verified {
                 let batch = first..(first + BATCH).min(hole_end);
                 for (block, sum) in batch.clone().zip(sums.read(batch.clone()).map_err(io::Error::other)?) {
                     let zero = if block == last { sum_of(block) } else { usual };
-                    if self.wants(block) && sum != zero {
+                    if !self.wants(block) || sum == zero {
+                        continue;
+                    }
+                    if self.lenient {
+                        self.misfits.set(block);
+                    } else {
                         return Err(io::Error::new(io::ErrorKind::InvalidData, Misfit { offset: block * BLOCK }));
                     }
                 }

@@ -11,7 +11,7 @@ use qmpbackup::qcow2::{Image, locate};
 use qmpbackup::storage::FileStorage;
 
 use crate::oracle::convert;
-use crate::program::{Backup, SIZE, event};
+use crate::program::{Backup, Ended, SIZE, event, qmprestore};
 use crate::{sparse, tools};
 
 fn with_checksums() -> Backup {
@@ -169,4 +169,60 @@ fn what_cannot_be_salvaged_is_refused() {
     backup.patch(0, 32, |bytes| bytes[3] = 1);
     backup.merged(["--salvage", "--out=out"]).with(4).says("the image is encrypted");
     assert!(!backup.path("out").exists());
+}
+
+/// Takes what is listed as lost from what is right; all else must be right already.
+fn assert_all_is_listed(ended: &Ended, out: &Path, right: &[u8]) {
+    let mut out = std::fs::read(out).unwrap();
+    assert_eq!(out.len(), right.len());
+    let events = ended.events();
+    let losses: Vec<_> = events.iter().filter(|event| event["event"] == "loss").collect();
+    assert!(!losses.is_empty(), "{ended:#?}");
+    for loss in losses {
+        let number = |key: &str| usize::try_from(loss[key].as_u64().unwrap()).unwrap();
+        let bytes = number("start")..number("start") + number("bytes");
+        out[bytes.clone()].copy_from_slice(&right[bytes]);
+    }
+    assert!(out == right, "{ended:#?}");
+}
+
+#[test]
+fn a_header_that_says_that_the_disk_is_smaller_hides_no_loss() {
+    let backup = Backup::new();
+    Ended::of(qmprestore(["manifest", "--dir"]).arg(&backup.dir)).with(0);
+    backup.merged(["--format=raw", "--out=right"]).with(0);
+    let right = std::fs::read(backup.path("right")).unwrap();
+    for image in &backup.images {
+        let file = File::options().write(true).open(image).unwrap();
+        file.write_all_at(&(SIZE / 4).to_be_bytes(), 24).unwrap();
+        let ended = backup.merged(["--salvage", "--format=raw", "--out=out", "--force", "--json"]).with(3);
+        assert_all_is_listed(&ended, &backup.path("out"), &right);
+        file.write_all_at(&SIZE.to_be_bytes(), 24).unwrap();
+    }
+}
+
+#[test]
+fn what_of_a_raw_image_became_a_hole_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["FULL-1600000000-disk.raw", "INC-1600000001-disk.raw"];
+    for (name, byte) in names.into_iter().zip([1, 2]) {
+        let image = folder.path().join(name);
+        std::fs::write(&image, vec![byte; 4 * BLOCK as usize]).unwrap();
+        create_checksums(&image, &FileStorage::open(&image).unwrap()).unwrap();
+    }
+    let out = folder.path().join("out");
+    let merge = || {
+        let mut command =
+            qmprestore(["merge", "--salvage", "--format=raw", "--source-format=raw", "--json", "--force"]);
+        Ended::of(command.arg("--dir").arg(folder.path()).arg("--out").arg(&out))
+    };
+    merge().with(0);
+    let right = std::fs::read(&out).unwrap();
+    let inc = File::options().write(true).open(folder.path().join(names[1])).unwrap();
+    inc.set_len(BLOCK).unwrap();
+    inc.set_len(2 * BLOCK).unwrap();
+    inc.write_all_at(&vec![2; 2 * BLOCK as usize], 2 * BLOCK).unwrap();
+    let ended = merge().with(3);
+    assert!(std::fs::read(&out).unwrap() != right, "the test itself punched no hole");
+    assert_all_is_listed(&ended, &out, &right);
 }

@@ -75,10 +75,17 @@ impl Layer {
             return Ok(());
         }
         let mut extents = Vec::new();
+        let (known, behind) = self.split(guest);
+        if !behind.is_empty() {
+            note(behind.clone(), Note::Missing(Cause::Tables("its header says that the disk ends before".to_owned())));
+            below.push(behind);
+        }
         if let Some(image) = self.image() {
-            map(image, guest.clone(), scratch, &mut |extent| extents.push(extent), &mut |range, error| {
-                note(range, Note::Missing(Cause::Tables(told(error))));
-            });
+            if !known.is_empty() {
+                map(image, known, scratch, &mut |extent| extents.push(extent), &mut |range, error| {
+                    note(range, Note::Missing(Cause::Tables(told(error))));
+                });
+            }
         } else {
             self.map(guest.clone(), scratch, &mut |extent| extents.push(extent))?;
             let behind = self.data().length().clamp(guest.start, guest.end)..guest.end;
@@ -99,7 +106,13 @@ impl Layer {
                     }
                 }
             }
-            let doubtful = tolerance.file.as_ref().map(|file| doubtful(file, extent)).unwrap_or_default();
+            let is_hole = self.image().is_none() && extent.content == Content::Unallocated;
+            // what became a hole shows the image below
+            let doubtful = tolerance
+                .file
+                .as_ref()
+                .map(|file| if is_hole { file.misfits(extent.guest.clone()) } else { doubtful(file, extent) });
+            let doubtful = doubtful.unwrap_or_default();
             for part in doubtful.into_iter().flat_map(|part| without(part, &ranges)) {
                 note(part, Note::Doubtful);
             }
