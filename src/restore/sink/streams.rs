@@ -8,9 +8,9 @@ use crate::storage::{Storage, to_usize};
 
 /// What a stream is held against.
 pub(super) enum Streams {
-    /// Itself: it is inflated, which takes two thirds of the time of such a merge.
+    /// Itself: it is inflated, which takes more than half of the time of such a merge with zlib.
     Inflated,
-    /// The image's checksums, which is ten times as fast.
+    /// The image's checksums: 0.23 s instead of 0.54 s for 600 MB, as fast as with nothing.
     Summed(Verified),
     /// Nothing.
     Trusted,
