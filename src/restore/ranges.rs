@@ -57,12 +57,13 @@ impl<T: Clone> Ranges<T> {
 }
 
 /// What of a range is in none of the others, which are in order and do not overlap.
-pub(super) fn without<'a>(range: Range<u64>, others: impl IntoIterator<Item = &'a Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let first = others.partition_point(|other| other.end <= range.start);
     let mut rest = Vec::new();
     let mut start = range.start;
-    for other in others {
-        if start < other.start.min(range.end) {
-            rest.push(start..other.start.min(range.end));
+    for other in others.iter().skip(first).take_while(|other| other.start < range.end) {
+        if start < other.start {
+            rest.push(start..other.start);
         }
         start = start.max(other.end);
     }

@@ -18,6 +18,9 @@ use crate::restore::slices::Slices;
 /// Losses that are listed; more are counted.
 const LISTED: usize = 10_000;
 
+/// Losses of all layers in a slice that are kept apart.
+const APART: usize = 1 << 13;
+
 /// What was lost in a range.
 #[derive(Debug, Default)]
 struct Part {
@@ -66,20 +69,39 @@ fn with_gaps(slices: impl Iterator<Item = Range<u64>>, size: u64) -> impl Iterat
     })
 }
 
+/// What was found out about a range of a layer, by its number.
+type Found = (usize, Cause, Range<u64>);
+
+/// Adds what was found of the layer that begins at `first`. Neighbours become one; where there are too many, together with
+/// what is between them, so that nothing is missing.
+fn keep(all: &mut Vec<Found>, (first, most): (usize, usize), (number, cause, range): Found) {
+    let is_full = all.len() - first >= most;
+    match all.get_mut(first..).and_then(<[_]>::last_mut) {
+        Some((_, known, last))
+            if known.is_like(&cause) && last.end <= range.start && (is_full || last.end == range.start) =>
+        {
+            last.end = range.end;
+        }
+        _ => all.push((number, cause, range)),
+    }
+}
+
 fn examine(layers: &[Layer], guest: Range<u64>, buffer: &mut MapBuffer) -> Result<Part> {
-    let mut missing: Vec<(usize, Cause, Range<u64>)> = Vec::new();
-    let mut doubtful: Vec<(usize, Range<u64>)> = Vec::new();
+    let most = (APART / layers.len().max(1)).max(64);
+    let mut missing: Vec<Found> = Vec::new();
+    let mut doubtful: Vec<Found> = Vec::new();
     let mut wanted = vec![guest];
     for (number, layer) in layers.iter().enumerate().rev() {
         let mut below = Vec::new();
+        let (first_missing, first_doubtful) = (missing.len(), doubtful.len());
         for range in wanted {
             let end = layer.size().clamp(range.start, range.end);
             if range.start == end {
                 continue;
             }
             layer.examine(&(range.start..end), buffer, &mut below, &mut |range, note| match note {
-                Note::Missing(cause) => missing.push((number, cause, range)),
-                Note::Doubtful => doubtful.push((number, range)),
+                Note::Missing(cause) => keep(&mut missing, (first_missing, most), (number, cause, range)),
+                Note::Doubtful => keep(&mut doubtful, (first_doubtful, most), (number, Cause::Checksum, range)),
             })?;
         }
         wanted = joined(below);
@@ -91,7 +113,7 @@ fn examine(layers: &[Layer], guest: Range<u64>, buffer: &mut MapBuffer) -> Resul
 }
 
 impl Part {
-    fn of(missing: Vec<(usize, Cause, Range<u64>)>, doubtful: Vec<(usize, Range<u64>)>) -> Self {
+    fn of(missing: Vec<Found>, doubtful: Vec<Found>) -> Self {
         let length = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
         let ranges = |wanted: &dyn Fn(usize) -> bool| {
             let ranges = missing.iter().filter(|(number, ..)| wanted(*number)).map(|(.., range)| range.clone());
@@ -99,7 +121,7 @@ impl Part {
         };
         // below the first image there is nothing
         let (lost, all) = (ranges(&|number| number == 0), ranges(&|_| true));
-        let damaged = joined(doubtful.iter().map(|(_, range)| range.clone()).collect());
+        let damaged = joined(doubtful.iter().map(|(.., range)| range.clone()).collect());
         let only: Vec<Range<u64>> = damaged.into_iter().flat_map(|range| without(range, &all)).collect();
         let mut part = Self {
             found: Vec::new(),
@@ -114,7 +136,7 @@ impl Part {
             part.found.extend(zeroes.into_iter().map(|range| (number, LossKind::Lost, cause.clone(), range)));
         }
         let mut of_layer: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
-        for (number, range) in doubtful {
+        for (number, _, range) in doubtful {
             of_layer.entry(number).or_default().push(range);
         }
         for (number, ranges) in of_layer {
@@ -151,6 +173,34 @@ impl Lister<'_> {
                 losses.list.push(Loss { image, kind, cause, guest });
             } else {
                 losses.unlisted += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Gaps and lengths become ranges; what is kept of them is little, and covers all.
+        #[test]
+        fn what_is_kept_is_bounded_and_misses_nothing(steps in prop::collection::vec((0_u64..3, 1_u64..4), 0..60), most in 1_usize..40) {
+            let (mut end, mut put, mut all) = (0, Vec::new(), vec![(9, Cause::Missing, 0..1)]);
+            for (gap, length) in steps {
+                let range = end + gap..end + gap + length;
+                end = range.end;
+                keep(&mut all, (1, most), (1, Cause::Checksum, range.clone()));
+                put.push(range);
+            }
+            let kept: Vec<Range<u64>> = all.drain(1..).map(|(.., range)| range).collect();
+            prop_assert!(kept.len() <= most);
+            prop_assert_eq!(&all, &[(9, Cause::Missing, 0..1)]);
+            prop_assert!(put.iter().all(|range| without(range.clone(), &kept).is_empty()));
+            let apart = joined(put);
+            if apart.len() <= most {
+                prop_assert_eq!(kept, apart);
             }
         }
     }
