@@ -84,28 +84,29 @@ impl Header {
         Self::parse(&cluster)
     }
 
-    /// Reads and checks the header of an image of which parts cannot be read: behind the first page, those are zeroes.
+    /// Reads the header of an image of which parts may be damaged, and tells what is wrong with it, if anything is. What cannot
+    /// be read behind the first page is zeroes. Where the size of the disk is known from elsewhere, that is taken; and where a
+    /// field is wrong that no read needs, it is as if the image had nothing of that kind.
     ///
     /// # Errors
-    /// As [`Header::read`].
-    pub(crate) fn read_damaged(storage: &dyn Storage) -> Result<Self> {
-        const PAGE: u64 = 4096;
-        let error = match Self::read(storage) {
-            Err(error @ Error::Io { .. }) if storage.length() > PAGE => error,
-            result => return result,
-        };
-        let mut cluster = vec![0; to_usize(PAGE)];
-        read(storage, &mut cluster)?;
-        let start = cluster.get(..size_of::<RawHeader>()).map(RawHeader::read_from_bytes);
-        let Some(Ok(raw)) = start else { return Err(error) };
-        let bits = raw.cluster_bits.get().clamp(*Geometry::CLUSTER_BITS.start(), *Geometry::CLUSTER_BITS.end());
-        cluster.resize(to_usize(storage.length().min(1 << bits)), 0);
-        for (page, offset) in cluster.chunks_mut(to_usize(PAGE)).zip((0..).step_by(to_usize(PAGE))).skip(1) {
-            if storage.read_exact_at(page, offset).is_err() {
-                page.fill(0);
+    /// As [`Header::read`], about what no read can do without.
+    pub(crate) fn read_damaged(storage: &dyn Storage, size: Option<u64>) -> Result<(Self, Option<String>)> {
+        let mut cluster = first_cluster(storage)?;
+        let wrong = match (Self::parse(&cluster), size) {
+            (Ok(header), Some(size)) if header.size != size => {
+                format!("its header says that the disk has {} bytes, but its manifest says {size}", header.size)
             }
+            (Ok(header), _) => return Ok((header, None)),
+            (Err(error), _) => error.to_string(),
+        };
+        if let Some(size) = size {
+            put(&mut cluster, 24, &size.to_be_bytes());
         }
-        Self::parse(&cluster)
+        let header = Self::parse(&cluster).or_else(|_| {
+            leave_out(&mut cluster, size);
+            Self::parse(&cluster)
+        })?;
+        Ok((header, Some(wrong)))
     }
 
     /// Checks the header in the first cluster of an image.
@@ -191,6 +192,50 @@ impl Header {
 fn read(storage: &dyn Storage, buffer: &mut [u8]) -> Result<()> {
     let io = |source| Error::Io { what: "the header", offset: HostOffset(0), source };
     storage.read_exact_at(buffer, 0).map_err(io)
+}
+
+/// The first cluster of an image; zeroes behind the first page where it cannot be read.
+fn first_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
+    const PAGE: usize = 4096;
+    let mut cluster = vec![0; PAGE.min(to_usize(storage.length().min(PAGE as u64)))];
+    read(storage, &mut cluster)?;
+    let bits = whole(&cluster).map_or(0, |raw| raw.cluster_bits.get());
+    let size = 1 << bits.clamp(*Geometry::CLUSTER_BITS.start(), *Geometry::CLUSTER_BITS.end());
+    cluster.resize(to_usize(storage.length().min(size)), 0);
+    for (page, offset) in cluster.chunks_mut(PAGE).zip((0..).step_by(PAGE)).skip(1) {
+        if storage.read_exact_at(page, offset).is_err() {
+            page.fill(0);
+        }
+    }
+    Ok(cluster)
+}
+
+fn put(cluster: &mut [u8], offset: usize, bytes: &[u8]) {
+    if let Some(place) = cluster.get_mut(offset..offset + bytes.len()) {
+        place.copy_from_slice(bytes);
+    }
+}
+
+/// Takes all out of a header that no read needs: backing name, refcounts, snapshots, extensions. The L1 table has the length
+/// that a disk of a known size needs.
+fn leave_out(cluster: &mut [u8], size: Option<u64>) {
+    let Ok(raw) = whole(cluster) else { return };
+    put(cluster, 8, &[0; 12]);
+    put(cluster, 48, &[0; 24]);
+    put(cluster, 56, &1_u32.to_be_bytes());
+    let mut behind = to_usize(wire::V2_HEADER_LENGTH);
+    if raw.version.get() > 2 {
+        let features = raw.incompatible_features.get();
+        let length = if features & Features::COMPRESSION_TYPE == 0 { 104_u32 } else { 112 };
+        put(cluster, 96, &[4, length].map(u32::to_be_bytes).concat());
+        behind = size_of::<RawHeader>().max(112);
+    }
+    cluster.get_mut(behind..).unwrap_or_default().fill(0);
+    let extended = raw.version.get() > 2 && raw.incompatible_features.get() & Features::EXTENDED_L2 != 0;
+    if let (Some(size), Some(geometry)) = (size, Geometry::new(raw.cluster_bits.get(), extended)) {
+        let entries = u32::try_from(geometry.l1_entries(size)).unwrap_or(u32::MAX);
+        put(cluster, 36, &entries.to_be_bytes());
+    }
 }
 
 fn truncated(length: u64, cluster: &[u8]) -> Error {

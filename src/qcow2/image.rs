@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::address::HostOffset;
 use super::entry::EntryRules;
 use super::error::{Error, Result};
-use super::header::Header;
-use super::l1::L1Table;
+use super::header::{Header, Table};
+use super::l1::{L1Table, read_table};
 use crate::storage::Storage;
 
 /// An image that was opened for reading.
@@ -17,6 +17,8 @@ pub struct Image {
     l1: L1Table,
     storage: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
+    /// What is wrong with the header, where that was allowed.
+    damage: Option<String>,
 }
 
 /// Who decides whether a file that an image names may be opened.
@@ -64,20 +66,42 @@ impl Image {
         let data_file = data_file(&header, gate)?;
         let needed = header.geometry.l1_entries(header.size);
         let l1 = L1Table::read(&*storage, header.l1_table, needed, header.geometry)?;
-        Ok(Self { header, l1, storage, data_file })
+        Ok(Self { header, l1, storage, data_file, damage: None })
     }
 
     /// Opens an image as [`Image::open`] does, whatever is wrong with its L1 table: to [map](Image::map) a range of which
-    /// that says nothing is an error.
+    /// that says nothing is an error. Nor need fields of the header be right that no read needs, nor the size of the disk,
+    /// where it is given.
     ///
     /// # Errors
-    /// What is wrong with the header; [`Error::DataFile`].
-    pub fn open_damaged(storage: Arc<dyn Storage>) -> Result<Self> {
-        let header = Header::read_damaged(&*storage)?;
+    /// What is wrong with the other fields of the header; [`Error::DataFile`].
+    pub fn open_damaged(storage: Arc<dyn Storage>, size: Option<u64>) -> Result<Self> {
+        let (header, damage) = Header::read_damaged(&*storage, size)?;
         let data_file = data_file(&header, &ClosedGate)?;
         let needed = header.geometry.l1_entries(header.size);
         let l1 = L1Table::read_damaged(&*storage, header.l1_table, needed, header.geometry);
-        Ok(Self { header, l1, storage, data_file })
+        Ok(Self { header, l1, storage, data_file, damage })
+    }
+
+    /// What is wrong with the header of an image that was [opened all the same](Image::open_damaged).
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
+    }
+
+    /// Where the tables of the disk and its refcounts lie, and the header: whole clusters. Of refcounts that are lost themselves
+    /// nothing is told.
+    pub(crate) fn metadata(&self) -> Vec<Range<u64>> {
+        let (header, cluster) = (&self.header, self.header.geometry.cluster_size());
+        let of = |table: Table| table.offset.0..table.offset.0.saturating_add(table.bytes());
+        let mut metadata = vec![0..cluster, of(header.l1_table), of(header.refcount_table)];
+        let block = |offset: u64| offset..offset.saturating_add(cluster);
+        metadata.extend(self.l1.indices().filter_map(|index| self.l1.get(index)).map(|table| block(table.0)));
+        let _ = read_table(&*self.storage, header.refcount_table, "the refcount table", |_, entry| {
+            metadata.push(block(entry / cluster * cluster));
+            Ok(())
+        });
+        metadata
     }
 
     /// The checked header.

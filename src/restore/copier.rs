@@ -100,12 +100,10 @@ struct Inflated {
 impl LayerReader {
     /// Fills `buffer` with the bytes of an operation from `done` on; with older ones where that is tolerated.
     pub(super) fn read(&mut self, layers: &[Layer], operation: &Operation, done: u64, buffer: &mut [u8]) -> Result<()> {
-        match self.try_read(layers, operation, done, buffer) {
-            Err(_) if layers.get(operation.layer).is_some_and(|layer| layer.tolerance().is_some()) => {
-                self.rescue(layers, &operation.part(done, buffer.len() as u64), buffer)
-            }
-            result => result,
+        if layers.get(operation.layer).is_some_and(|layer| layer.tolerance().is_some()) {
+            return self.rescue(layers, &operation.part(done, buffer.len() as u64), buffer);
         }
+        self.try_read(layers, operation, done, buffer)
     }
 
     /// Fills `buffer` with the bytes of an operation from `done` on.

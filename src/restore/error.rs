@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::verified::Misfit;
-use crate::chain::{self, ChecksumsError, ManifestError, Work};
+use crate::chain::{self, ChecksumsError, Manifest, ManifestError, Work};
 use crate::qcow2::{self, Finding, LayoutError};
 
 /// The result of everything in this layer.
@@ -60,6 +60,21 @@ pub enum Error {
         /// Its length.
         length: u64,
         /// What it was.
+        expected: u64,
+    },
+    /// The disk of an image has another size than its manifest says.
+    #[error(
+        "{}: says that the disk has {size} bytes, but its manifest says {expected}: it is damaged, and `merge --salvage` takes \
+         the size of the manifest; where it was resized on purpose, remove {} and run `qmprestore manifest`",
+        .path.display(),
+        Manifest::path(.path).display()
+    )]
+    DiskSize {
+        /// The image.
+        path: PathBuf,
+        /// The size in its header, or the length of a raw image.
+        size: u64,
+        /// What it should be.
         expected: u64,
     },
     /// The output, read again, is not what was written.
@@ -336,6 +351,7 @@ impl Error {
             | Self::MarkedCorrupt { .. }
             | Self::Checksum { .. }
             | Self::Length { .. }
+            | Self::DiskSize { .. }
             | Self::Backing { .. }
             | Self::Manifest(_)
             | Self::Checksums(_)

@@ -53,6 +53,10 @@ impl InPlace {
         let layers: Vec<_> = layers
             .map(|(source, storage)| Layer::new(source.path.clone(), storage.clone(), Format::Qcow2))
             .collect::<Result<_>>()?;
+        // work that was broken off may have resized the FULL before its manifest
+        if point.unfinished.is_none() {
+            sources.iter().zip(&layers).try_for_each(|(source, layer)| layers::check_size(source, layer))?;
+        }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         // an earlier run may have ended between naming the FULL in an INC and removing the one before it
         let named = point.unfinished.is_some().then_some(full.path.as_path());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::error::{Error, Result};
 use super::raw::RawImage;
 use super::resolve::Mapped;
-use super::salvage::{self, Tolerance};
+use super::salvage::Tolerance;
 use crate::qcow2::{Content, Extent, Image, MapBuffer};
 use crate::storage::Storage;
 
@@ -19,16 +19,16 @@ pub struct Layer {
     body: Body,
     /// What goes on when a part of it cannot be read; `None` where that is an error.
     tolerance: Option<Tolerance>,
-    /// The size that the disk has at least, where what goes on knows it from elsewhere than from a header.
-    least: u64,
+    /// The size of the disk, where it is known and no header tells it.
+    told: Option<u64>,
 }
 
 #[derive(Debug)]
 enum Body {
     Qcow2(Box<Image>),
     Raw(RawImage),
-    /// Nothing of it can be had, but for the size of its disk, maybe.
-    Absent(Option<u64>),
+    /// Nothing of it can be had.
+    Absent,
 }
 
 /// How the bytes of an image are to be understood.
@@ -49,7 +49,7 @@ impl Layer {
                 Err(source) => return Err(Error::image(&path, source)),
             },
         };
-        Ok(Self { path, body, tolerance: None, least: 0 })
+        Ok(Self { path, body, tolerance: None, told: None })
     }
 
     /// An image of which as much is read as can be.
@@ -60,18 +60,18 @@ impl Layer {
         tolerance: Tolerance,
     ) -> Result<Self> {
         let body = match format {
-            Format::Raw => Body::Raw(Self::raw(&path, storage)?.with_size(size.unwrap_or_default())),
-            Format::Qcow2 => match Image::open_damaged(storage) {
+            Format::Raw => Body::Raw(Self::raw(&path, storage)?),
+            Format::Qcow2 => match Image::open_damaged(storage, size) {
                 Ok(image) => Body::Qcow2(Box::new(image)),
                 Err(source) => return Err(Error::image(&path, source)),
             },
         };
-        Ok(Self { path, body, tolerance: Some(tolerance), least: size.unwrap_or_default() })
+        Ok(Self { path, body, tolerance: Some(tolerance), told: size })
     }
 
     /// An image of which nothing can be read, as the tolerance says.
     pub(super) fn absent(path: PathBuf, size: Option<u64>, tolerance: Tolerance) -> Self {
-        Self { path, body: Body::Absent(size), tolerance: Some(tolerance), least: 0 }
+        Self { path, body: Body::Absent, tolerance: Some(tolerance), told: size }
     }
 
     fn raw(path: &Path, storage: Arc<dyn Storage>) -> Result<RawImage> {
@@ -81,22 +81,16 @@ impl Layer {
     /// Whether nothing of the image can be had: see [`Layers::open_salvage`](super::Layers::open_salvage).
     #[must_use]
     pub fn is_absent(&self) -> bool {
-        matches!(self.body, Body::Absent(_))
+        matches!(self.body, Body::Absent)
     }
 
     /// The size of its disk, where that is known.
     pub(super) fn known_size(&self) -> Option<u64> {
-        if let Body::Absent(size) = self.body { size } else { Some(self.size()) }
+        if self.is_absent() { self.told } else { Some(self.size()) }
     }
 
     pub(super) fn tolerance(&self) -> Option<&Tolerance> {
         self.tolerance.as_ref()
-    }
-
-    /// The part of a range that the image's own tables tell of, and the rest.
-    pub(super) fn split(&self, guest: &Range<u64>) -> (Range<u64>, Range<u64>) {
-        let end = self.image().map_or(u64::MAX, Image::size).clamp(guest.start, guest.end);
-        (guest.start..end, end..guest.end)
     }
 
     /// Where the image is.
@@ -110,7 +104,7 @@ impl Layer {
     pub fn format(&self) -> Format {
         match &self.body {
             Body::Qcow2(_) => Format::Qcow2,
-            Body::Raw(_) | Body::Absent(_) => Format::Raw,
+            Body::Raw(_) | Body::Absent => Format::Raw,
         }
     }
 
@@ -119,7 +113,7 @@ impl Layer {
     pub fn image(&self) -> Option<&Image> {
         match &self.body {
             Body::Qcow2(image) => Some(image),
-            Body::Raw(_) | Body::Absent(_) => None,
+            Body::Raw(_) | Body::Absent => None,
         }
     }
 
@@ -134,7 +128,7 @@ impl Layer {
         match &self.body {
             Body::Qcow2(image) => image.data(),
             Body::Raw(image) => image.storage(),
-            Body::Absent(_) => &Nothing,
+            Body::Absent => &Nothing,
         }
     }
 
@@ -148,7 +142,7 @@ impl Layer {
         match &self.body {
             Body::Qcow2(image) => image.occupied(),
             Body::Raw(image) => image.occupied().to_vec(),
-            Body::Absent(_) => Vec::new(),
+            Body::Absent => Vec::new(),
         }
     }
 
@@ -176,10 +170,10 @@ impl Mapped for Layer {
 
     fn size(&self) -> u64 {
         match &self.body {
-            Body::Qcow2(image) => image.size().max(self.least),
-            Body::Raw(image) => image.size(),
+            Body::Qcow2(image) => image.size(),
+            Body::Raw(image) => self.told.unwrap_or(image.storage().length()),
             // what ends nowhere hides nothing
-            Body::Absent(size) => size.unwrap_or(u64::MAX),
+            Body::Absent => self.told.unwrap_or(u64::MAX),
         }
     }
 
@@ -193,23 +187,19 @@ impl Mapped for Layer {
     }
 
     fn map(&self, guest: Range<u64>, scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
-        match &self.body {
-            Body::Qcow2(image) if self.tolerance.is_some() => {
-                let (known, behind) = self.split(&guest);
-                if !known.is_empty() {
-                    salvage::map(image, known, scratch, each, &mut |_, _| ());
-                }
-                if !behind.is_empty() {
-                    each(Extent { guest: behind, content: Content::Unallocated });
-                }
+        match (&self.body, &self.tolerance) {
+            (Body::Qcow2(image), Some(tolerance)) => {
+                tolerance.map(image, guest, scratch, each, &mut |_, _| ());
                 Ok(())
             }
-            Body::Qcow2(image) => image.map(guest, scratch, each).map_err(|source| Error::image(&self.path, source)),
-            Body::Raw(image) => {
+            (Body::Qcow2(image), None) => {
+                image.map(guest, scratch, each).map_err(|source| Error::image(&self.path, source))
+            }
+            (Body::Raw(image), _) => {
                 image.map(guest, each);
                 Ok(())
             }
-            Body::Absent(_) => {
+            (Body::Absent, _) => {
                 each(Extent { guest, content: Content::Unallocated });
                 Ok(())
             }

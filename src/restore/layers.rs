@@ -11,6 +11,7 @@ use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
+use super::resolve::Mapped;
 use super::salvage::{self, Cause, Slot, Tolerance};
 use super::verified::{self, Unchecked, Unverified, Verified};
 use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint, Unfinished};
@@ -24,6 +25,8 @@ pub struct Source {
     pub path: PathBuf,
     /// The format, where somebody wrote it down or says it; else the image must tell.
     pub format: Option<Format>,
+    /// The size of its disk, where somebody wrote it down: the image must say the same.
+    pub size: Option<u64>,
 }
 
 impl From<&chain::Image> for Source {
@@ -33,7 +36,7 @@ impl From<&chain::Image> for Source {
             FormatHint::Raw => Some(Format::Raw),
             FormatHint::Unknown => None,
         };
-        Self { path: image.path.clone(), format }
+        Self { path: image.path.clone(), format, size: image.known().map(|known| known.virtual_size) }
     }
 }
 
@@ -93,7 +96,11 @@ impl Layers {
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
         let images = sources.iter().zip(&files).zip(formats);
         let layers: Vec<_> = images
-            .map(|((source, file), format)| Layer::new(source.path.clone(), wrap(source, file, format)?, format))
+            .map(|((source, file), format)| {
+                let layer = Layer::new(source.path.clone(), wrap(source, file, format)?, format)?;
+                check_size(source, &layer)?;
+                Ok(layer)
+            })
             .collect::<Result<_>>()?;
         if layers.is_empty() {
             return Err(Error::Empty);
@@ -116,7 +123,7 @@ impl Layers {
         let mut opened = Vec::new();
         for slot in slots {
             opened.push(match slot {
-                Slot::Image { source, .. } => match open_locked(source) {
+                Slot::Image(source) => match open_locked(source) {
                     Ok(file) => Ok(file),
                     Err(error @ Error::Locked { .. }) => return Err(error),
                     Err(error) => Err(Some(error)),
@@ -125,14 +132,13 @@ impl Layers {
             });
         }
         let path = |slot: &Slot| match slot {
-            Slot::Image { source, .. } => source.path.clone(),
-            Slot::Missing { path, .. } => path.clone(),
+            Slot::Image(Source { path, .. }) | Slot::Missing { path, .. } => path.clone(),
         };
         let paths: Vec<PathBuf> = slots.iter().map(path).collect();
         let evidence: Vec<Evidence<'_>> = (slots.iter().zip(&paths).zip(&opened))
             .map(|((slot, path), file)| Evidence {
                 path,
-                told: if let Slot::Image { source, .. } = slot { source.format } else { None },
+                told: if let Slot::Image(source) = slot { source.format } else { None },
                 start: file.as_ref().ok().and_then(|file| Start::read(&**file).ok()).unwrap_or(Start::Damaged),
             })
             .collect();
@@ -140,7 +146,7 @@ impl Layers {
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
         let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
         for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
-            let (Slot::Image { size, .. } | Slot::Missing { size, .. }) = slot;
+            let (Slot::Image(Source { size, .. }) | Slot::Missing { size, .. }) = slot;
             let layer = file.and_then(|file| {
                 let (sums, reason) = verified::sums(path);
                 unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
@@ -202,6 +208,11 @@ impl Layers {
         self.layers
     }
 
+    /// Whether they were opened so that as much is read as can be.
+    pub(super) fn are_tolerant(&self) -> bool {
+        self.layers.first().is_some_and(|layer| layer.tolerance().is_some())
+    }
+
     /// The size of the disk at the restore point.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -225,12 +236,22 @@ impl Layers {
     pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
         let corrupt = self.layers.iter().filter(|layer| layer.is_marked_corrupt());
         let corrupt = corrupt.map(|layer| Warning::MarkedCorrupt { path: layer.path().to_owned() });
+        let headers = self.layers.iter().filter_map(|layer| {
+            let reason = layer.image()?.damage()?.to_owned();
+            Some(Warning::DamagedHeader { path: layer.path().to_owned(), reason })
+        });
+        let guessed = self.layers.last().filter(|layer| layer.known_size().is_none());
+        let guessed = guessed.map(|layer| Warning::SizeGuessed { path: layer.path().to_owned(), size: self.size() });
         // a guest may write a header to a raw disk once, but hardly before each backup
         let doubtful = self.all_magic && self.has_raw_increments();
         let raw = self.layers.first().filter(|layer| doubtful && layer.image().is_none());
         let unchecked = self.unchecked.iter().cloned();
         let unchecked = unchecked.map(|Unchecked { path, reason }| Warning::Unchecked { path, reason });
-        corrupt.chain(unchecked).chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
+        corrupt
+            .chain(headers)
+            .chain(guessed)
+            .chain(unchecked)
+            .chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }
 
     /// Whether a file is, or may be, one of the images.
@@ -275,14 +296,14 @@ fn damaged(
         // where the system cannot tell holes, they are read as all else
         let _ = file.check_holes();
     }
-    let size = size.max(length);
+    let size = size.or(length);
     Layer::damaged(path.to_owned(), file.clone(), (format, size), Tolerance::of(file))
 }
 
 /// The layer for what is missing between two images, if the second names something else as its backing file.
 fn gap_before(before: Option<&Layer>, layer: &Layer) -> Option<Layer> {
-    // a gap that is known already is no other one
-    if before.is_some_and(Layer::is_absent) {
+    // of an image that is missing the name may be unknown: then it is this one
+    if before.is_some_and(|before| before.is_absent() && Some(before.path()) == layer.path().parent()) {
         return None;
     }
     let Err(Error::Backing { backing, .. }) = check_backing(before.map(Layer::path), layer) else { return None };
@@ -352,6 +373,15 @@ pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
 pub(super) fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
     let start = start(source, &**storage)?;
     Ok(Evidence { path: &source.path, told: source.format, start })
+}
+
+/// An image must have a disk of the size that was written down when it was made.
+pub(super) fn check_size(source: &Source, layer: &Layer) -> Result<()> {
+    let size = layer.size();
+    match source.size.filter(|expected| *expected != size) {
+        Some(expected) => Err(Error::DiskSize { path: source.path.clone(), size, expected }),
+        None => Ok(()),
+    }
 }
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it

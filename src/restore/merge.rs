@@ -18,6 +18,9 @@ use super::salvage::{self, Losses};
 use super::sink;
 use crate::qcow2::{Codec, Geometry, Layout};
 
+/// How often a salvage begins anew where tables could be read when it was planned, and then not.
+const ATTEMPTS: usize = 8;
+
 /// What to make of a restore point.
 #[derive(Debug)]
 pub struct MergeOptions {
@@ -201,8 +204,8 @@ impl Merge {
         observer: &dyn Observer,
         last: impl Fn(&Layers, &dyn Observer) -> Result<T> + Sync,
     ) -> Result<(Merged, T)> {
-        let layout = self.layout()?;
-        let Self { layers, options, plan, pool, read_back, trusts_streams, .. } = self;
+        let mut layout = self.layout()?;
+        let Self { layers, options, geometry, mut plan, pool, read_back, trusts_streams } = self;
         let MergeOptions { output, format, rate_limit, replace, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
         let work = Work { layers: layers.as_slice(), limiter: limiter.as_ref(), observer };
@@ -219,9 +222,20 @@ impl Merge {
             }
             Output::File(path) => {
                 let destination = output::open(&path, replace, &layers)?;
-                let length =
-                    pool.install(|| write_file(&work, &plan, &layout, (format, trusts_streams), &path, &destination));
-                let length = length.map_err(copied)?;
+                let mut attempts = 1;
+                let length = loop {
+                    let how = (format, trusts_streams);
+                    match pool.install(|| write_file(&work, &plan, &layout, how, &path, &destination)) {
+                        // a table could not be read any more, which is remembered
+                        Err(Error::Changed) if layers.are_tolerant() && attempts < ATTEMPTS => attempts += 1,
+                        length => break length.map_err(copied)?,
+                    }
+                    let emptied = destination.written(format).0.set_len(0);
+                    emptied.map_err(|source| Error::Write { path: path.clone(), source })?;
+                    plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
+                    layout = lay_out(format, geometry, &plan)?;
+                    observer.phase(Phase::Copying { bytes: plan.bytes });
+                };
                 observer.phase(Phase::Syncing);
                 if read_back {
                     let written = destination.written(format);
@@ -236,13 +250,16 @@ impl Merge {
     }
 
     fn layout(&self) -> Result<Layout> {
-        let codec = match self.options.format {
-            OutputFormat::Qcow2 { compression: Some(codec), .. } => codec,
-            _ => Codec::Deflate,
-        };
-        let Plan { size, l2_tables, clusters, .. } = self.plan;
-        Ok(Layout::new(self.geometry, size, codec, l2_tables, clusters)?)
+        lay_out(self.options.format, self.geometry, &self.plan)
     }
+}
+
+fn lay_out(format: OutputFormat, geometry: Geometry, plan: &Plan) -> Result<Layout> {
+    let codec = match format {
+        OutputFormat::Qcow2 { compression: Some(codec), .. } => codec,
+        _ => Codec::Deflate,
+    };
+    Ok(Layout::new(geometry, plan.size, codec, plan.l2_tables, plan.clusters)?)
 }
 
 pub(super) fn pool(threads: Option<NonZeroUsize>) -> Result<rayon::ThreadPool> {

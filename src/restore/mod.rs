@@ -54,6 +54,7 @@
 //! ```
 
 mod apply;
+mod bits;
 mod check;
 mod commit;
 mod copier;

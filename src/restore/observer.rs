@@ -91,6 +91,22 @@ pub enum Warning {
         /// The image.
         path: PathBuf,
     },
+    /// The header of an image that is salvaged is damaged.
+    #[error("{}: is read without what is damaged in its header: {reason}", .path.display())]
+    DamagedHeader {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The newest image that is salvaged does not tell the size of the disk, and nothing else does.
+    #[error("{}: the size of the disk is not known: {size} bytes, as an older image says, are a guess", .path.display())]
+    SizeGuessed {
+        /// The image, or where it should be.
+        path: PathBuf,
+        /// The size that is taken.
+        size: u64,
+    },
     /// What was verified when could not be written down: the same parts will be due next time.
     #[error("{}: what was verified cannot be remembered: {reason}", .path.display())]
     NotRemembered {

@@ -17,8 +17,6 @@ use crate::storage::Storage;
 pub(super) struct RawImage {
     storage: Arc<dyn Storage>,
     data: Vec<Range<u64>>,
-    /// The size of the disk: that of the file, or what it was before it was truncated.
-    size: u64,
 }
 
 impl fmt::Debug for RawImage {
@@ -42,21 +40,11 @@ impl RawImage {
                 _ => data.push(range),
             }
         }
-        let size = storage.length();
-        Ok(Self { storage, data, size })
-    }
-
-    /// The image of a disk of at least this size, of which the end may be gone.
-    pub(super) fn with_size(self, size: u64) -> Self {
-        Self { size: self.size.max(size), ..self }
+        Ok(Self { storage, data })
     }
 
     pub(super) fn storage(&self) -> &dyn Storage {
         &*self.storage
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.size
     }
 
     /// The data extents, in order.

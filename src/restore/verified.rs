@@ -8,9 +8,9 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::bits::Bits;
 use crate::chain::{BLOCK, Checksums};
 use crate::storage::{Storage, to_usize};
 
@@ -45,6 +45,8 @@ pub(super) struct Verified {
     misfits: Bits,
     /// Offsets of pieces that cannot be read. Disks may take seconds for each, and may change their mind.
     unreadable: Mutex<BTreeSet<u64>>,
+    /// Why checksums could not be read, where that is allowed.
+    unchecked: OnceLock<String>,
 }
 
 impl fmt::Debug for Verified {
@@ -56,8 +58,20 @@ impl fmt::Debug for Verified {
 impl Verified {
     pub(super) fn new(file: Arc<dyn Storage>, sums: Option<Checksums>, lenient: bool) -> Self {
         let blocks = sums.as_ref().map_or(0, Checksums::blocks);
-        let unreadable = Mutex::default();
-        Self { file, sums, lenient, checked: Bits::new(blocks), misfits: Bits::new(blocks), unreadable }
+        let (checked, misfits) = (Bits::new(blocks), Bits::new(blocks));
+        Self { file, sums, lenient, checked, misfits, unreadable: Mutex::default(), unchecked: OnceLock::new() }
+    }
+
+    /// Why some of what was read was not checked, though there are checksums.
+    pub(super) fn unchecked(&self) -> Option<&str> {
+        self.unchecked.get().map(String::as_str)
+    }
+
+    /// Whether all that was read is what it was when the image was made.
+    pub(super) fn is_as_made(&self) -> bool {
+        let Some(sums) = &self.sums else { return false };
+        let fits = sums.unsettled().is_empty() && self.unchecked().is_none() && self.unreadable().is_empty();
+        fits && self.misfits(0..sums.length()).is_empty() && self.file.length() == sums.length()
     }
 
     /// The parts of a range in blocks that were read and do not fit.
@@ -116,7 +130,15 @@ impl Verified {
     /// Compares whole blocks with their sums.
     fn compare(&self, sums: &Checksums, first: u64, bytes: &[u8]) -> io::Result<()> {
         let blocks = first..first + (bytes.len() as u64).div_ceil(BLOCK);
-        let expected = sums.read(blocks.clone()).map_err(io::Error::other)?;
+        let expected = match sums.read(blocks.clone()) {
+            Ok(expected) => expected,
+            Err(error) if self.lenient => {
+                let error = io::Error::other(error);
+                let _ = self.unchecked.set(format!("its checksums cannot be read: {error}"));
+                return Ok(());
+            }
+            Err(error) => return Err(io::Error::other(error)),
+        };
         for ((block, bytes), expected) in blocks.zip(bytes.chunks(to_usize(BLOCK))).zip(expected) {
             if !self.wants(block) {
                 continue;
@@ -192,17 +214,22 @@ impl Verified {
             return Err(io::Error::other("an earlier read failed"));
         }
         let Err(error) = self.file.read_exact_at(buffer, offset) else { return Ok(()) };
-        if error.kind() != io::ErrorKind::UnexpectedEof {
-            let mut page = vec![0; to_usize(PIECE)];
-            for piece in pieces {
-                let length = self.file.length().saturating_sub(piece * PIECE).min(PIECE);
-                let page = page.get_mut(..to_usize(length)).unwrap_or_default();
-                if self.file.read_exact_at(page, piece * PIECE).is_err() && self.unreadable().len() < PIECES_MOST {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return Err(error);
+        }
+        let mut page = vec![0; to_usize(PIECE)];
+        let mut is_lasting = false;
+        for piece in pieces {
+            let length = self.file.length().saturating_sub(piece * PIECE).min(PIECE);
+            let page = page.get_mut(..to_usize(length)).unwrap_or_default();
+            if self.file.read_exact_at(page, piece * PIECE).is_err() {
+                is_lasting = true;
+                if self.unreadable().len() < PIECES_MOST {
                     self.unreadable().insert(piece);
                 }
             }
         }
-        Err(error)
+        if is_lasting { Err(error) } else { self.file.read_exact_at(buffer, offset) }
     }
 
     fn unreadable(&self) -> MutexGuard<'_, BTreeSet<u64>> {
@@ -224,35 +251,6 @@ impl Storage for Verified {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.file.next_data(offset)
-    }
-}
-
-/// A bit for each block, set by many threads.
-struct Bits(Vec<AtomicU64>);
-
-impl Bits {
-    fn new(blocks: u64) -> Self {
-        Self(std::iter::repeat_with(AtomicU64::default).take(to_usize(blocks.div_ceil(64))).collect())
-    }
-
-    fn get(&self, block: u64) -> bool {
-        self.0.get(to_usize(block / 64)).is_some_and(|word| word.load(Ordering::Relaxed) >> (block % 64) & 1 == 1)
-    }
-
-    fn set(&self, block: u64) {
-        if let Some(word) = self.0.get(to_usize(block / 64)) {
-            word.fetch_or(1 << (block % 64), Ordering::Relaxed);
-        }
-    }
-
-    /// The blocks of a range that are set.
-    fn within(&self, blocks: Range<u64>) -> Vec<u64> {
-        let words = to_usize(blocks.start / 64)..self.0.len().min(to_usize(blocks.end.div_ceil(64)));
-        let words = self.0.get(words.start.min(words.end)..words.end).unwrap_or_default().iter();
-        let numbered = (blocks.start / 64 * 64..).step_by(64).zip(words);
-        let set =
-            numbered.filter(|(_, word)| word.load(Ordering::Relaxed) != 0).flat_map(|(first, _)| first..first + 64);
-        set.filter(|block| blocks.contains(block) && self.get(*block)).collect()
     }
 }
 

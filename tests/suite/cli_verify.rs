@@ -72,7 +72,7 @@ fn a_damaged_block_is_listed_with_what_it_holds_and_no_more() {
         for block in 0..length.div_ceil(BLOCK) {
             let range = block * BLOCK..((block + 1) * BLOCK).min(length);
             let held = |image: &Path| {
-                let image = Image::open_damaged(Arc::new(FileStorage::open(image).unwrap())).ok()?;
+                let image = Image::open_damaged(Arc::new(FileStorage::open(image).unwrap()), None).ok()?;
                 Some(locate(&image, std::slice::from_ref(&range)).unwrap().remove(0).guest)
             };
             let mut may_change = held(image).unwrap();
@@ -187,7 +187,7 @@ fn assert_all_is_listed(ended: &Ended, out: &Path, right: &[u8]) {
 }
 
 #[test]
-fn a_header_that_says_that_the_disk_is_smaller_hides_no_loss() {
+fn a_header_that_says_that_the_disk_is_smaller_costs_nothing() {
     let backup = Backup::new();
     Ended::of(qmprestore(["manifest", "--dir"]).arg(&backup.dir)).with(0);
     backup.merged(["--format=raw", "--out=right"]).with(0);
@@ -196,7 +196,7 @@ fn a_header_that_says_that_the_disk_is_smaller_hides_no_loss() {
         let file = File::options().write(true).open(image).unwrap();
         file.write_all_at(&(SIZE / 4).to_be_bytes(), 24).unwrap();
         let ended = backup.merged(["--salvage", "--format=raw", "--out=out", "--force", "--json"]).with(3);
-        assert_all_is_listed(&ended, &backup.path("out"), &right);
+        assert!(std::fs::read(backup.path("out")).unwrap() == right, "{ended:#?}");
         file.write_all_at(&SIZE.to_be_bytes(), 24).unwrap();
     }
 }

@@ -61,7 +61,8 @@ impl Work {
     }
 
     fn layers(&self, numbers: std::ops::RangeInclusive<usize>) -> Layers {
-        let source = |layer: &crate::layer::Layer| Source { path: self.chain.dir.join(&layer.name), format: None };
+        let source =
+            |layer: &crate::layer::Layer| Source { path: self.chain.dir.join(&layer.name), format: None, size: None };
         Layers::open(&self.chain.layers[numbers].iter().map(source).collect::<Vec<_>>()).unwrap()
     }
 
@@ -110,8 +111,10 @@ impl Work {
         for number in std::iter::once(self.until).chain(behind) {
             let incs = &self.chain.layers[self.full + 1..=number];
             let incs = incs.iter().map(|layer| self.chain.dir.join(&layer.name));
-            let sources: Vec<Source> =
-                std::iter::once(path.clone()).chain(incs).map(|path| Source { path, format: None }).collect();
+            let sources: Vec<Source> = std::iter::once(path.clone())
+                .chain(incs)
+                .map(|path| Source { path, format: None, size: None })
+                .collect();
             let out = path.with_file_name("merged.raw");
             let options = MergeOptions {
                 output: Output::File(out.clone()),
@@ -288,7 +291,7 @@ fn any_number_of_threads_makes_the_same_image() {
         bench.io(name, &writes.iter().map(String::as_str).collect::<Vec<_>>());
     }
     bench.io("inc", &["write -q -z 1G 64M"]);
-    let layers = Layers::open(&[Source { path: bench.path("inc"), format: None }]).unwrap();
+    let layers = Layers::open(&[Source { path: bench.path("inc"), format: None, size: None }]).unwrap();
     let images = [1, 4].map(|threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let storage = memory(&bench.load("full"));

@@ -34,6 +34,7 @@ mod cli_manifest;
 mod cli_merge;
 mod cli_qmprebase;
 mod cli_rebase;
+mod cli_salvage;
 mod cli_signals;
 mod cli_snapshotrebase;
 mod cli_stdout;

@@ -82,7 +82,7 @@ fn merge(dir: &Path, point: &str, out: &Path, arguments: &[&str]) -> Ended {
 }
 
 fn opens(path: &Path) -> bool {
-    FileStorage::open(path).is_ok_and(|file| Image::open_damaged(Arc::new(file)).is_ok())
+    FileStorage::open(path).is_ok_and(|file| Image::open_damaged(Arc::new(file), None).is_ok())
 }
 
 /// The ranges that are listed, each once.
@@ -145,7 +145,8 @@ fn damage(prng: &mut Prng, members: &[PathBuf], checked: bool) -> Damage {
     let path = prng.pick(members);
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
     let whole = |what: String| Damage { what, most: None };
-    let Some(image) = FileStorage::open(path).ok().and_then(|file| Image::open_damaged(Arc::new(file)).ok()) else {
+    let Some(image) = FileStorage::open(path).ok().and_then(|file| Image::open_damaged(Arc::new(file), None).ok())
+    else {
         return whole(format!("{name} is damaged already"));
     };
     let file = File::options().read(true).write(true).open(path).unwrap();

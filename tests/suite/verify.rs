@@ -100,8 +100,10 @@ impl Write for Memory {
 
 /// The disk as these images make it; `None` where they make none.
 fn merged(images: &[PathBuf]) -> Option<Vec<u8>> {
-    let sources: Vec<Source> =
-        images.iter().map(|path| Source { path: path.clone(), format: Some(restore::Format::Qcow2) }).collect();
+    let sources: Vec<Source> = images
+        .iter()
+        .map(|path| Source { path: path.clone(), format: Some(restore::Format::Qcow2), size: None })
+        .collect();
     let memory = Memory::default();
     let options = MergeOptions {
         output: Output::Stream(Box::new(memory.clone())),

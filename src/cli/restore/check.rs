@@ -39,7 +39,8 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
 /// What is to be checked. Images that are named belong to no chain.
 fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>, Failure> {
     let Some(dir) = &arguments.dir else {
-        let alone = |path: &std::path::PathBuf| vec![Source { path: path.clone(), format: Some(Format::Qcow2) }];
+        let alone =
+            |path: &std::path::PathBuf| vec![Source { path: path.clone(), format: Some(Format::Qcow2), size: None }];
         return Ok(arguments.images.iter().map(alone).collect());
     };
     let inventory = discover(dir)?;

@@ -9,7 +9,9 @@ use crate::restore::{Format, Source};
 /// An image of a chain as something to open.
 pub(super) fn source(image: &Image, format: Option<Format>) -> Source {
     let source = Source::from(image);
-    Source { format: format.or(source.format), ..source }
+    // what is known of one format says nothing of another
+    let size = source.size.filter(|_| format.is_none() || format == source.format);
+    Source { format: format.or(source.format), size, ..source }
 }
 
 /// A restore point's time in the local zone.

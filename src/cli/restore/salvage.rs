@@ -24,10 +24,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
         console.warning(&format!("{name} may be wrong anywhere: {fault}"));
     }
     let slot = |member: &Member| match member {
-        Member::There(image) => Slot::Image {
-            source: place::source(image, arguments.source_format.map(Into::into)),
-            size: image.known().map(|known| known.virtual_size),
-        },
+        Member::There(image) => Slot::Image(place::source(image, arguments.source_format.map(Into::into))),
         Member::Missing { path, size } => Slot::Missing { path: path.clone(), size: *size },
     };
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::ops::Range;
 
-use super::Cause;
+use super::{Cause, Tolerance};
 use crate::qcow2::{self, Content, Extent, Image, MapBuffer};
 use crate::restore::layer::Layer;
 use crate::restore::ranges::without;
@@ -16,11 +16,45 @@ pub(super) enum Note {
     /// The layer cannot give it.
     Missing(Cause),
     /// The layer gives something, or nothing, and may be wrong.
-    Doubtful,
+    Doubtful(Cause),
+}
+
+impl Tolerance {
+    /// Maps a range as [`Image::map`] does. What cannot be mapped, or could not be before, is told to `bad`, as small as it is,
+    /// and taken for unallocated.
+    pub(in crate::restore) fn map(
+        &self,
+        image: &Image,
+        guest: Range<u64>,
+        scratch: &mut MapBuffer,
+        each: &mut dyn FnMut(Extent),
+        bad: &mut dyn FnMut(Range<u64>, Cause),
+    ) {
+        let unmapped = self.unmapped().within(&guest);
+        let ranges: Vec<Range<u64>> = unmapped.iter().map(|(range, _)| range.clone()).collect();
+        let known = without(guest, &ranges).into_iter().map(|range| (range, None));
+        let mut parts: Vec<_> = unmapped.into_iter().map(|(range, cause)| (range, Some(cause))).chain(known).collect();
+        parts.sort_unstable_by_key(|(range, _)| range.start);
+        for (range, cause) in parts {
+            if let Some(cause) = cause {
+                bad(range.clone(), cause);
+                each(Extent { guest: range, content: Content::Unallocated });
+                continue;
+            }
+            map(image, range, scratch, each, &mut |range, error| {
+                let cause = Cause::Tables(told(error));
+                // what the tables say is always the same
+                if matches!(error, qcow2::Error::Io { .. }) {
+                    self.unmapped().insert(range.clone(), cause.clone());
+                }
+                bad(range, cause);
+            });
+        }
+    }
 }
 
 /// Maps a range as [`Image::map`] does. What cannot be mapped is told to `bad`, as small as it is, and taken for unallocated.
-pub(in crate::restore) fn map(
+fn map(
     image: &Image,
     guest: Range<u64>,
     scratch: &mut MapBuffer,
@@ -75,16 +109,12 @@ impl Layer {
             return Ok(());
         }
         let mut extents = Vec::new();
-        let (known, behind) = self.split(guest);
-        if !behind.is_empty() {
-            note(behind.clone(), Note::Missing(Cause::Tables("its header says that the disk ends before".to_owned())));
-            below.push(behind);
-        }
         if let Some(image) = self.image() {
-            if !known.is_empty() {
-                map(image, known, scratch, &mut |extent| extents.push(extent), &mut |range, error| {
-                    note(range, Note::Missing(Cause::Tables(told(error))));
-                });
+            tolerance.map(image, guest.clone(), scratch, &mut |extent| extents.push(extent), &mut |range, cause| {
+                note(range, Note::Missing(cause));
+            });
+            for (range, ()) in tolerance.shared().within(guest) {
+                note(range, Note::Doubtful(Cause::Shared));
             }
         } else {
             self.map(guest.clone(), scratch, &mut |extent| extents.push(extent))?;
@@ -114,14 +144,14 @@ impl Layer {
                 .map(|file| if is_hole { file.misfits(extent.guest.clone()) } else { doubtful(file, extent) });
             let doubtful = doubtful.unwrap_or_default();
             for part in doubtful.into_iter().flat_map(|part| without(part, &ranges)) {
-                note(part, Note::Doubtful);
+                note(part, Note::Doubtful(Cause::Checksum));
             }
         }
         if let (Some(image), Some(file)) = (self.image(), &tolerance.file) {
             let header = file.misfits(0..image.header().header_length);
             let all = (!header.is_empty()).then(|| guest.clone());
             let entries = image.mapped_from(guest, &|range| file.misfits(range));
-            all.into_iter().chain(entries).for_each(|range| note(range, Note::Doubtful));
+            all.into_iter().chain(entries).for_each(|range| note(range, Note::Doubtful(Cause::Checksum)));
         }
         Ok(())
     }

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::layer::Note;
-use super::{Cause, Loss, LossKind, Losses};
+use super::{Cause, Loss, LossKind, Losses, Tolerance, shared};
 use crate::qcow2::{Image, MapBuffer};
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
 use crate::restore::layers::Layers;
-use crate::restore::observer::Observer;
+use crate::restore::observer::{Observer, Warning};
 use crate::restore::pool;
 use crate::restore::ranges::{joined, without};
 use crate::restore::resolve::Mapped;
 use crate::restore::slices::Slices;
+use crate::restore::verified::Unverified;
 
 /// Losses that are listed; more are counted.
 const LISTED: usize = 10_000;
@@ -37,6 +38,13 @@ struct Part {
 /// [`Error::Cancelled`]; what is wrong with a layer that is not to be salvaged.
 pub(in crate::restore) fn list(layers: &Layers, observer: &dyn Observer) -> Result<Losses> {
     let all = layers.as_slice();
+    for layer in all {
+        shared::find(layer, observer)?;
+        if let Some(reason) = layer.tolerance().and_then(Tolerance::unchecked) {
+            let reason = Unverified::Unusable(reason.to_owned());
+            observer.warning(Warning::Unchecked { path: layer.path().to_owned(), reason });
+        }
+    }
     let occupied = all.iter().flat_map(Layer::occupied);
     let unmapped = all.iter().filter_map(Layer::image).flat_map(Image::unmapped);
     let slices = Slices::new(layers.size(), occupied.chain(unmapped)).ranges();
@@ -101,7 +109,7 @@ fn examine(layers: &[Layer], guest: Range<u64>, buffer: &mut MapBuffer) -> Resul
             }
             layer.examine(&(range.start..end), buffer, &mut below, &mut |range, note| match note {
                 Note::Missing(cause) => keep(&mut missing, (first_missing, most), (number, cause, range)),
-                Note::Doubtful => keep(&mut doubtful, (first_doubtful, most), (number, Cause::Checksum, range)),
+                Note::Doubtful(cause) => keep(&mut doubtful, (first_doubtful, most), (number, cause, range)),
             })?;
         }
         wanted = joined(below);
@@ -135,13 +143,14 @@ impl Part {
             part.found.extend(stale.into_iter().map(|range| (number, LossKind::Stale, cause.clone(), range)));
             part.found.extend(zeroes.into_iter().map(|range| (number, LossKind::Lost, cause.clone(), range)));
         }
-        let mut of_layer: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
-        for (number, _, range) in doubtful {
-            of_layer.entry(number).or_default().push(range);
+        let mut of_layer: BTreeMap<(usize, &str), Vec<Found>> = BTreeMap::new();
+        for found in doubtful {
+            of_layer.entry((found.0, found.1.as_str())).or_default().push(found);
         }
-        for (number, ranges) in of_layer {
-            let ranges = joined(ranges).into_iter();
-            part.found.extend(ranges.map(|range| (number, LossKind::Damaged, Cause::Checksum, range)));
+        for found in of_layer.into_values() {
+            let Some((number, cause, _)) = found.first().cloned() else { continue };
+            let ranges = joined(found.into_iter().map(|(.., range)| range).collect()).into_iter();
+            part.found.extend(ranges.map(|range| (number, LossKind::Damaged, cause.clone(), range)));
         }
         part.found.sort_by_key(|(number, kind, _, range)| (range.start, *number, *kind));
         part

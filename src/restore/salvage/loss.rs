@@ -25,7 +25,7 @@ pub enum LossKind {
     Lost,
     /// What the images before that one hold: what it may have changed is missing.
     Stale,
-    /// What the image holds, though its checksum does not fit.
+    /// What the image holds, though its checksum does not fit or its tables cannot be right.
     Damaged,
 }
 
@@ -63,6 +63,8 @@ pub enum Cause {
     Checksum,
     /// The file ends before the disk does.
     Truncated,
+    /// Something else is in the same place of the file, too: another range of the disk, or a table.
+    Shared,
 }
 
 impl Cause {
@@ -81,6 +83,7 @@ impl Cause {
             Self::Data(_) => "data",
             Self::Checksum => "checksum",
             Self::Truncated => "truncated",
+            Self::Shared => "shared",
         }
     }
 }
@@ -92,6 +95,7 @@ impl fmt::Display for Cause {
             Self::Image(reason) | Self::Tables(reason) | Self::Data(reason) => f.write_str(reason),
             Self::Checksum => f.write_str("a checksum does not fit"),
             Self::Truncated => f.write_str("the file was truncated"),
+            Self::Shared => f.write_str("its place in the file is that of something else, too"),
         }
     }
 }

@@ -10,12 +10,13 @@ mod layer;
 mod list;
 mod loss;
 mod rescue;
+mod shared;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(super) use layer::map;
 pub(super) use list::list;
 pub use loss::{Cause, Loss, LossKind, Losses};
 pub(super) use rescue::reason;
@@ -28,12 +29,7 @@ use super::verified::Verified;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slot {
     /// An image to open.
-    Image {
-        /// The image.
-        source: Source,
-        /// The size of its disk, where that is known.
-        size: Option<u64>,
-    },
+    Image(Source),
     /// An image that is missing.
     Missing {
         /// Where it should be.
@@ -50,23 +46,54 @@ pub(super) struct Tolerance {
     pub(super) absent: Option<Cause>,
     /// The file, when it is one that checks what is read.
     pub(super) file: Option<Arc<Verified>>,
+    /// Ranges of the disk of which the tables could not be read: they stay unknown, so that plan, output and list are of one
+    /// disk.
+    unmapped: Mutex<Ranges<Cause>>,
     /// Ranges of the disk that the image holds and does not give.
     unreadable: Mutex<Ranges<Cause>>,
+    /// Ranges of the disk whose places in the file are those of something else, too.
+    shared: Mutex<Ranges<()>>,
 }
 
 impl Tolerance {
     /// Ranges that are remembered.
     const MOST: usize = 1 << 20;
+    /// Ranges of which it is remembered that they share their places.
+    const MOST_SHARED: usize = 1 << 16;
 
     pub(super) fn of(file: Arc<Verified>) -> Self {
-        Self { absent: None, file: Some(file), unreadable: Mutex::new(Ranges::new(Self::MOST)) }
+        let ranges = || Mutex::new(Ranges::new(Self::MOST));
+        Self { absent: None, file: Some(file), unmapped: ranges(), unreadable: ranges(), shared: Self::none() }
     }
 
     pub(super) fn absent(cause: Cause) -> Self {
-        Self { absent: Some(cause), file: None, unreadable: Mutex::new(Ranges::new(1)) }
+        let ranges = || Mutex::new(Ranges::new(1));
+        Self { absent: Some(cause), file: None, unmapped: ranges(), unreadable: ranges(), shared: Self::none() }
+    }
+
+    fn none() -> Mutex<Ranges<()>> {
+        Mutex::new(Ranges::new(Self::MOST_SHARED))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Ranges<()>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why what is read later is not checked, though there are checksums.
+    fn unchecked(&self) -> Option<&str> {
+        self.file.as_ref()?.unchecked()
+    }
+
+    fn unmapped(&self) -> MutexGuard<'_, Ranges<Cause>> {
+        self.unmapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unreadable(&self) -> MutexGuard<'_, Ranges<Cause>> {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether all of a range is known to be unreadable.
+    fn is_unreadable(&self, range: &Range<u64>) -> bool {
+        matches!(self.unreadable().within(range).as_slice(), [(all, _)] if all == range)
     }
 }

@@ -1,5 +1,7 @@
 //! Bytes in place of those that cannot be read.
 
+use std::ops::Range;
+
 use super::Cause;
 use super::layer::told;
 use crate::qcow2::MapBuffer;
@@ -26,22 +28,37 @@ impl LayerReader {
         while let Some(next) = wanted.pop() {
             let Operation { layer, target, length, guest, .. } = next;
             let place = buffer.get_mut(to_usize(target)..to_usize(target + length)).unwrap_or_default();
-            let Err(error) = self.try_read(layers, &next, 0, place) else { continue };
-            if let Some(first) = next.first_half() {
-                let second = Operation { target: target + first, ..next.part(first, length - first) };
-                wanted.extend([second, Operation { length: first, ..next }]);
-                continue;
+            let range = guest..guest + length;
+            let tolerance = layers.get(layer).and_then(Layer::tolerance);
+            if !tolerance.is_some_and(|tolerance| tolerance.is_unreadable(&range)) {
+                let Err(error) = self.try_read(layers, &next, 0, place) else { continue };
+                if let Some(first) = next.first_half() {
+                    let second = Operation { target: target + first, ..next.part(first, length - first) };
+                    wanted.extend([second, Operation { length: first, ..next }]);
+                    continue;
+                }
+                if let Some(tolerance) = tolerance {
+                    tolerance.unreadable().insert(lost_with(layers, &next), Cause::Data(reason(&error)));
+                }
             }
             place.fill(0);
-            let range = guest..guest + length;
-            if let Some(tolerance) = layers.get(layer).and_then(Layer::tolerance) {
-                tolerance.unreadable().insert(range.clone(), Cause::Data(reason(&error)));
-            }
             let below = layers.get(..layer).unwrap_or_default();
             let pieces = resolve(below, range, &mut scratch)?;
             wanted.extend(operations_apart(pieces, |address| target + (address - guest)));
         }
         Ok(())
+    }
+}
+
+/// The range of the disk that cannot be had where the smallest part of an operation cannot: all of a compressed cluster, which
+/// need not be inflated again then for its other parts.
+fn lost_with(layers: &[Layer], operation: &Operation) -> Range<u64> {
+    let Operation { layer, guest, length, source, .. } = operation;
+    match (source, layers.get(*layer).and_then(Layer::image)) {
+        (Origin::Compressed { cluster, .. }, Some(image)) => {
+            cluster.0..(cluster.0 + image.header().geometry.cluster_size()).min(image.size())
+        }
+        _ => *guest..guest + length,
     }
 }
 

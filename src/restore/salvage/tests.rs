@@ -2,23 +2,28 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::qcow2::{Image, MapBuffer, locate};
 use crate::restore::copier::{LayerReader, Work};
 use crate::restore::layer::{Format, Layer};
 use crate::restore::layers::Layers;
+use crate::restore::merge::{Merge, MergeOptions, Output, OutputFormat};
 use crate::restore::observer::Silent;
 use crate::restore::resolve::resolve;
-use crate::storage::{MemoryStorage, Storage};
+use crate::storage::{MemoryStorage, Storage, to_usize};
 
 /// The first cluster of the recorded images.
 const HEADER: u64 = 1 << 16;
 
-/// An image on a disk with pages that cannot be read.
+/// An image on a disk with pages that cannot be read, or not each time.
 struct Faulty {
     bytes: MemoryStorage,
     bad: Vec<Range<u64>>,
+    /// Whether a read of these pages fails, by its number.
+    fails: Box<dyn Fn(usize) -> bool + Send + Sync>,
+    reads: AtomicUsize,
 }
 
 impl Storage for Faulty {
@@ -28,7 +33,8 @@ impl Storage for Faulty {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset + buffer.len() as u64;
-        if self.bad.iter().any(|bad| bad.start < end && offset < bad.end) {
+        let is_bad = self.bad.iter().any(|bad| bad.start < end && offset < bad.end);
+        if is_bad && (self.fails)(self.reads.fetch_add(1, Ordering::Relaxed)) {
             return Err(io::Error::from_raw_os_error(5));
         }
         self.bytes.read_exact_at(buffer, offset)
@@ -44,8 +50,16 @@ fn recorded() -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 fn layers(bad: impl Fn(usize) -> Vec<Range<u64>>) -> io::Result<Layers> {
+    layers_that(bad, |_| true)
+}
+
+fn layers_that(
+    bad: impl Fn(usize) -> Vec<Range<u64>>,
+    fails: impl Fn(usize) -> bool + Clone + Send + Sync + 'static,
+) -> io::Result<Layers> {
     let layer = |(number, (path, bytes)): (usize, (PathBuf, Vec<u8>))| {
-        let file = Arc::new(Faulty { bytes: MemoryStorage::new(bytes), bad: bad(number) });
+        let (bytes, fails) = (MemoryStorage::new(bytes), Box::new(fails.clone()));
+        let file = Arc::new(Faulty { bytes, bad: bad(number), fails, reads: AtomicUsize::new(0) });
         let file = Arc::new(Verified::new(file, None, true));
         Layer::damaged(path, file.clone(), (Format::Qcow2, None), Tolerance::of(file)).map_err(io::Error::other)
     };
@@ -103,6 +117,63 @@ fn a_page_that_cannot_be_read_costs_what_it_holds() {
         }
     }
     assert_eq!(kinds.len(), 4, "{kinds:?}");
+}
+
+/// The page with the L2 entries of an image that are used first.
+fn table_page(bytes: &[u8]) -> Range<u64> {
+    let word = |at: u64| u64::from_be_bytes(bytes[to_usize(at)..to_usize(at) + 8].try_into().unwrap());
+    let table = word(word(40)) & 0x00ff_ffff_ffff_fe00;
+    table..table + 4096
+}
+
+/// What a salvage makes of it, with the list.
+fn salvaged(layers: Layers, format: OutputFormat) -> (Vec<u8>, Losses) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let threads = std::num::NonZeroUsize::new(1);
+    let output = Output::File(path.clone());
+    let options = MergeOptions { output, format, threads, rate_limit: None, replace: false };
+    let (_, losses) = Merge::plan(layers, options, &Silent).unwrap().salvage(&Silent).unwrap();
+    let storage = Arc::new(crate::storage::FileStorage::open(&path).unwrap());
+    let format = if format == OutputFormat::Raw { Format::Raw } else { Format::Qcow2 };
+    (disk(&Layers::of(vec![Layer::new(path, storage, format).unwrap()])), losses)
+}
+
+fn assert_others_are(right: &[u8], found: &[u8], losses: &Losses, what: &str) {
+    assert_eq!(found.len(), right.len(), "{what}");
+    let mut found = found.to_vec();
+    for loss in &losses.list {
+        let bytes = to_usize(loss.guest.start)..to_usize(loss.guest.end);
+        found[bytes.clone()].copy_from_slice(&right[bytes]);
+    }
+    let at = found.iter().zip(right).position(|(is, should)| is != should);
+    assert_eq!(at, None, "{what}: another byte, and not listed: {losses:?}");
+}
+
+/// A read that fails now and then, or from some moment on, at any of the times when tables are read.
+#[test]
+fn a_table_that_cannot_be_read_at_times_costs_nothing_that_is_not_listed() {
+    let right = disk(&layers(|_| Vec::new()).unwrap());
+    let qcow2 = |compression| OutputFormat::Qcow2 { cluster_size: None, compression };
+    let (mut lost, mut kept) = (0, 0);
+    for format in [OutputFormat::Raw, qcow2(None), qcow2(Some(crate::qcow2::Codec::Deflate))] {
+        for number in [0, 3] {
+            let page = table_page(&recorded()[number].1);
+            let bad = |layer| if layer == number { vec![page.clone()] } else { Vec::new() };
+            for count in 0..4 {
+                let what = format!("{format:?} {number} {count}");
+                for salvaged in [
+                    salvaged(layers_that(bad, move |read| read >= count).unwrap(), format),
+                    salvaged(layers_that(bad, move |read| read == count).unwrap(), format),
+                    salvaged(layers_that(bad, move |read| read < 4 * count && read % 2 == 0).unwrap(), format),
+                ] {
+                    assert_others_are(&right, &salvaged.0, &salvaged.1, &what);
+                    *(if salvaged.1.is_empty() { &mut kept } else { &mut lost }) += 1;
+                }
+            }
+        }
+    }
+    assert!(lost > 10 && kept > 10, "{lost} {kept}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub(super) enum Streams {
     /// Itself: it is inflated, which takes more than half of the time of such a merge with zlib.
     Inflated,
     /// The image's checksums: 0.23 s instead of 0.54 s for 600 MB, as fast as with nothing.
-    Summed(Verified),
+    Summed(Box<Verified>),
     /// Nothing.
     Trusted,
 }
@@ -25,7 +25,7 @@ impl Streams {
         if sums.length() != image.storage().length() {
             return Self::Inflated;
         }
-        Self::Summed(Verified::new(image.storage().clone(), Some(sums), false))
+        Self::Summed(Box::new(Verified::new(image.storage().clone(), Some(sums), false)))
     }
 
     /// Appends `length` bytes, which are the stream of a cluster and may be what follows it.
