@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 
 use super::address::{GuestOffset, HostOffset};
+use super::wire::{FLAG_COMPRESSED, OFFSET_MASK};
 
 /// The result of everything that reads an image.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -261,6 +262,19 @@ pub enum Allowed {
 }
 
 impl std::error::Error for Invalid {}
+
+impl Invalid {
+    /// How much of a plain cluster is in the file, in whole sectors, where this is an L2 entry that is wrong because the file
+    /// ends before the cluster does.
+    pub(crate) fn held(&self) -> Option<u64> {
+        match self.allowed {
+            Allowed::BeforeEnd(end) if self.value & FLAG_COMPRESSED == 0 => {
+                (end / 512 * 512).checked_sub(self.value & OFFSET_MASK)
+            }
+            _ => None,
+        }
+    }
+}
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -35,7 +35,7 @@ impl L1Table {
             let offset = HostOffset(table.offset.0 + index * 8);
             let invalid = |allowed| Invalid { field: "L1 entry", offset, value, allowed };
             if let Some(entry) = L1Entry::decode(value, geometry).map_err(invalid)? {
-                check_inside(entry.table, storage, geometry).map_err(invalid)?;
+                check_inside(entry.table, storage, geometry, geometry.cluster_size()).map_err(invalid)?;
                 entries.push((index, entry.table));
             }
             Ok(())
@@ -78,7 +78,8 @@ impl L1Table {
     fn judge(&mut self, storage: &dyn Storage, (table, index, value): (Table, u64, u64), geometry: Geometry) {
         let offset = HostOffset(table.offset.0 + index * 8);
         let entry = L1Entry::decode(value, geometry).and_then(|entry| match entry {
-            Some(entry) => check_inside(entry.table, storage, geometry).map(|()| Some(entry)),
+            // what is left of a table that was cut off can be read
+            Some(entry) => check_inside(entry.table, storage, geometry, 1).map(|()| Some(entry)),
             None => Ok(None),
         });
         match entry {
@@ -147,11 +148,12 @@ impl L1Table {
     }
 }
 
-fn check_inside(table: HostOffset, storage: &dyn Storage, geometry: Geometry) -> Result<(), Allowed> {
+/// At least so many bytes of an L2 table must be in the file.
+fn check_inside(table: HostOffset, storage: &dyn Storage, geometry: Geometry, bytes: u64) -> Result<(), Allowed> {
     if table.0 < geometry.cluster_size() {
         return Err(Allowed::BehindHeader(geometry.cluster_size()));
     }
-    let last = storage.length().checked_sub(geometry.cluster_size());
+    let last = storage.length().checked_sub(bytes);
     if last.is_none_or(|last| table.0 > last) { Err(Allowed::BeforeEnd(storage.length())) } else { Ok(()) }
 }
 

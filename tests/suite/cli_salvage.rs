@@ -252,3 +252,47 @@ fn hostile_images_take_little_time_and_memory() {
     build(&inc, (9, size), |number, _| number % 2, &[]);
     salvage("damaged streams");
 }
+
+/// What a file that ends within a cluster, or within an L2 table, still holds is salvaged.
+#[test]
+fn what_lies_before_the_end_of_a_truncated_file_is_not_lost() {
+    let backup = Backup::new();
+    let (image, point) = (&backup.images[0], backup.images[0].file_name().unwrap().to_str().unwrap());
+    let full = |words: &[&str]| {
+        let words = [&["--until", point, "--format=raw", "--force", "--json"], words].concat();
+        (backup.merged(&words), std::fs::read(backup.path("out")).unwrap())
+    };
+    let (_, right) = full(&["--out=out"]);
+    let cluster_size = 1 << (word(image, 16) & 63);
+    let whole = std::fs::read(image).unwrap();
+    let entries = data_entries(image, cluster_size);
+    let (at, cluster) = *entries.iter().max_by_key(|(at, _)| word(image, *at) & 0x00ff_ffff_ffff_fe00).unwrap();
+    let host = word(image, at) & 0x00ff_ffff_ffff_fe00;
+    for held in [1000, 4096, cluster_size - 600] {
+        File::options().write(true).open(image).unwrap().set_len(host + held).unwrap();
+        let (ended, salvaged) = full(&["--salvage", "--out=out"]);
+        let losses = listed(&ended.with(3), "lost");
+        let start = cluster * cluster_size;
+        let cut = start + held / 512 * 512;
+        assert!(losses.contains(&(cut..start + cluster_size)), "{held}: {losses:?}");
+        let mut right = right.clone();
+        for loss in losses {
+            right[usize::try_from(loss.start).unwrap()..usize::try_from(loss.end).unwrap()].fill(0);
+        }
+        assert!(salvaged == right, "{held}");
+        std::fs::write(image, &whole).unwrap();
+    }
+
+    let l1 = word(image, 40);
+    let table = word(image, l1) & 0x00ff_ffff_ffff_fe00;
+    let end = (whole.len() as u64).next_multiple_of(cluster_size);
+    let split = entries[entries.len() / 2].1;
+    let kept = usize::try_from(table).unwrap()..usize::try_from(table + split * 8 + 3).unwrap();
+    File::options().write(true).open(image).unwrap().write_all_at(&whole[kept], end).unwrap();
+    put(image, l1, 1 << 63 | end);
+    let (ended, salvaged) = full(&["--salvage", "--out=out"]);
+    let cut = split * cluster_size;
+    assert_eq!(listed(&ended.with(3), "lost"), vec![cut..SIZE.min(cluster_size / 8 * cluster_size)]);
+    let cut = usize::try_from(cut).unwrap();
+    assert!(salvaged[..cut] == right[..cut] && salvaged[..cut].iter().any(|byte| *byte != 0));
+}

@@ -88,7 +88,12 @@ fn middle(image: &Image, range: &Range<u64>, error: &qcow2::Error) -> Option<u64
         (units > 0).then(|| (range.start / unit + units.div_ceil(2)) * unit)
     };
     let of_one_table = matches!(error, qcow2::Error::DamagedL1 { .. });
-    cut(geometry.l2_coverage()).or_else(|| if of_one_table { None } else { cut(geometry.cluster_size()) })
+    let cut = cut(geometry.l2_coverage()).or_else(|| if of_one_table { None } else { cut(geometry.cluster_size()) });
+    cut.or_else(|| {
+        let qcow2::Error::Invalid(invalid) = error else { return None };
+        let cluster = range.start - geometry.offset_in_cluster(range.start);
+        invalid.held().map(|held| cluster + held).filter(|end| range.start < *end && *end < range.end)
+    })
 }
 
 impl Layer {
