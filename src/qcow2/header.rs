@@ -34,7 +34,7 @@ pub struct Header {
     pub refcount_order: u32,
     /// Internal snapshots.
     pub nb_snapshots: u32,
-    /// Where the snapshot table starts.
+    /// Where the snapshot table starts; 0 where there is none.
     pub snapshots_offset: HostOffset,
     /// Where header extensions start.
     pub header_length: u64,
@@ -158,7 +158,7 @@ impl Header {
             refcount_table: refcount_table(&raw, geometry)?,
             refcount_order: raw.refcount_order.get(),
             nb_snapshots: nb_snapshots(&raw, geometry)?,
-            snapshots_offset: HostOffset(raw.snapshots_offset.get()),
+            snapshots_offset: HostOffset(if raw.nb_snapshots.get() > 0 { raw.snapshots_offset.get() } else { 0 }),
             header_length,
             extensions,
         })

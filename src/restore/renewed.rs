@@ -109,11 +109,12 @@ impl WritableStorage for Renewed {
     }
 }
 
-/// Refuses an image whose manifest or checksums a later version of this program has made: they could not be renewed.
+/// Refuses an image whose manifest or checksums could not be renewed: a later version of this program has made them, or they
+/// cannot be read.
 pub(super) fn check_versions(image: &Path) -> Result<()> {
     match (Manifest::read(image), Checksums::open(image)) {
-        (Err(error @ ManifestError::Version { .. }), _) => Err(error.into()),
-        (_, Err(error @ ChecksumsError::Version { .. })) => Err(error.into()),
+        (Err(error @ (ManifestError::Version { .. } | ManifestError::Io { .. })), _) => Err(error.into()),
+        (_, Err(error @ (ChecksumsError::Version { .. } | ChecksumsError::Io { .. }))) => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -158,3 +158,37 @@ fn a_full_that_was_not_closed_is_repaired_first() {
     backup.assert_holds(3, &expected);
     crate::in_place::assert_sound(&backup.images[0], false);
 }
+
+/// Where each compressed cluster of an image starts.
+fn streams(image: &[u8]) -> Vec<usize> {
+    let number = |at: usize| u64::from_be_bytes(*image[at..].first_chunk().unwrap());
+    let index = |value: u64| usize::try_from(value).unwrap();
+    let cluster = index(1 << image[23]);
+    let tables = number(36) >> 32;
+    let l1 = index(number(40));
+    let tables =
+        (0..index(tables)).map(|at| index(number(l1 + at * 8) & 0x00ff_ffff_ffff_fe00)).filter(|table| *table > 0);
+    let entries = tables.flat_map(|table| (table..table + cluster).step_by(8)).map(number);
+    let offset = (1 << (62 - (image[23] - 8))) - 1;
+    entries.filter(|entry| entry & 1 << 62 != 0).map(|entry| index(entry & offset)).collect()
+}
+
+/// Halfway it would be too late: then the FULL is a mixture that nothing could end.
+#[test]
+fn a_compressed_cluster_that_cannot_be_inflated_is_found_before() {
+    let backup = Backup::new();
+    let compressed = backup.path("compressed");
+    tools::run(tools::qemu_img().args(["convert", "-c", "-O", "qcow2"]).arg(&backup.images[2]).arg(&compressed));
+    let mut image = fs::read(&compressed).unwrap();
+    let first = *streams(&image).first().unwrap();
+    image[first..first + 8].fill(0xff);
+    fs::write(&backup.images[2], image).unwrap();
+    fs::remove_file(&compressed).unwrap();
+    for command in ["commit", "snapshotrebase"] {
+        backup.refuses(&[command], 4, &format!("{}: the compressed cluster at offset {first:#x}", backup.name(2)));
+        backup.refuses(&[command], 4, "nothing was changed");
+    }
+    let expected = backup.expected(1);
+    backup.does(&["commit", "--until=INC-1793674800"]).with(0);
+    backup.assert_holds(1, &expected);
+}

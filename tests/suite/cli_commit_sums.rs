@@ -199,3 +199,33 @@ fn a_snapshotrebase_whose_last_inc_was_gone_when_it_was_killed_settles_the_full(
     backup.does(&["snapshotrebase", "--until=INC-1793674800"]).with(0);
     assert_eq!(assert_fit(&backup.dir).len(), 3);
 }
+
+/// What is left of them says nothing of the image, and does not end the work halfway either.
+#[test]
+fn checksums_that_were_cut_off_keep_nobody_from_a_commit() {
+    for (command, length) in [("commit", 0), ("commit", 30), ("commit", 47), ("snapshotrebase", 5), ("rebase", 5)] {
+        let backup = known();
+        let image = if command == "rebase" { &backup.images[3] } else { &backup.images[0] };
+        let sums = fs::File::options().write(true).open(Checksums::path(image)).unwrap();
+        sums.set_len(length).unwrap();
+        backup.does(&[command]).with(0);
+        assert!(!Unfinished::path(&backup.images[0]).exists());
+    }
+}
+
+#[test]
+fn what_cannot_be_read_beside_an_image_is_found_before_it_is_changed() {
+    for command in ["commit", "snapshotrebase", "rebase"] {
+        for path in [Checksums::path, Manifest::path] {
+            for at in [0, 3] {
+                let backup = known();
+                let path = path(&backup.images[at]);
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+                let ended = backup.does(&[command]);
+                assert!(ended.code == Some(0) || ended.stderr.contains("nothing was changed"), "{ended:?}");
+                assert!(!Unfinished::path(&backup.images[0]).exists());
+            }
+        }
+    }
+}

@@ -410,3 +410,23 @@ fn check_repairs_what_it_is_told_to_and_says_what_is_left() {
     Ended::run(["check", &name, "--repair", "all"]).with(6).says("UNREADABLE");
     drop(busy);
 }
+
+/// A header without snapshots may hold anything where their table would be.
+#[test]
+fn where_no_snapshot_is_a_repair_does_not_look_for_their_table() {
+    for garbage in [1, 1 << 40, 1 << 62, i64::MAX as u64, u64::MAX - 511, u64::MAX] {
+        let folder = folder();
+        let disk = Disk::create(folder.path(), "dirty", 20 * MIB, "lazy_refcounts=on");
+        let writes = ["-f", "qcow2", "-c", "write -P 2 10M 3M", "-c", "flush", "-c", "abort"];
+        tools::output(tools::qemu_io().args(writes).arg(&disk.path));
+        let mut image = disk.bytes();
+        image[64..72].copy_from_slice(&u64::to_be_bytes(garbage));
+        let path = folder.path().join("garbage");
+        std::fs::write(&path, &image).unwrap();
+        Ended::run(["check", "--repair", "all", path.to_str().unwrap()]).with(0);
+        let after = std::fs::read(&path).unwrap();
+        assert!(after.len() < image.len() * 2 && content(&after) == content(&image), "{garbage:#x}");
+        let judgement = judge(&path);
+        assert!(judgement.opened && judgement.corruptions + judgement.leaks == 0, "{garbage:#x}: {}", judgement.words);
+    }
+}

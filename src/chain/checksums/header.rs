@@ -49,6 +49,16 @@ impl Header {
     /// Reads and checks it.
     pub(super) fn read(file: &dyn Storage, path: &Path) -> Result<Self, ChecksumsError> {
         let mut bytes = [0; size_of::<Wire>()];
+        if file.length() < Self::BYTES {
+            let (path, field) = (path.to_owned(), "the length of the file");
+            return Err(ChecksumsError::Damaged {
+                path,
+                field,
+                offset: 0,
+                value: file.length(),
+                expected: Self::BYTES,
+            });
+        }
         let read = file.read_exact_at(&mut bytes, 0);
         read.map_err(|source| ChecksumsError::Io { path: path.to_owned(), source })?;
         Self::parse(&bytes, path)

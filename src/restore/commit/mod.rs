@@ -20,7 +20,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::{self, Image, RestorePoint, Unfinished};
+use crate::chain::{self, Checksums, Image, RestorePoint, Unfinished};
 use crate::qcow2::Writer;
 use crate::restore::apply;
 use crate::restore::check;
@@ -160,14 +160,17 @@ impl Commit {
     }
 
     /// Checks the tables of all images as `qemu-img check` does, and the checksums of the INCs that have some: all that is
-    /// read of them. What the FULL holds, of which this changes only a part, is not compared with its checksums.
+    /// read of them. Of those that have none the compressed clusters are inflated: what cannot be read must be found before
+    /// the FULL is a mixture. What the FULL holds, of which this changes only a part, is not compared with its checksums.
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Checksum`], [`Error::Length`], or what makes an image or its checksums unreadable.
     pub fn check(&self, observer: &dyn Observer) -> Result<()> {
         self.pool.install(|| {
             check::check_layers(self.chain.layers(), observer)?;
-            sums::verify(self.chain.incs(), observer)
+            sums::verify(self.chain.incs(), observer)?;
+            let mut unsummed = self.chain.incs().iter().filter(|inc| !Checksums::path(inc.path()).exists());
+            unsummed.try_for_each(|inc| check::check_streams(inc, observer))
         })
     }
 
