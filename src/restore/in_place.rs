@@ -16,7 +16,7 @@ use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::Observer;
 use super::rebase;
-use super::renewed::{Renewed, check_versions};
+use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
 use crate::chain::{Checksums, FolderLock, FormatHint, Image, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
@@ -38,7 +38,7 @@ impl InPlace {
     /// of their folders; there are none where they are only to be looked at.
     pub(super) fn open(images: &[Arc<Image>], point: &RestorePoint, folders: Vec<FolderLock>) -> Result<Self> {
         let Some(full) = images.first() else { return Err(Error::Empty) };
-        images.iter().chain(point.later.first()).try_for_each(|image| check_versions(&image.path))?;
+        images.iter().chain(point.later.first()).try_for_each(|image| check_renewable(&image.path))?;
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;

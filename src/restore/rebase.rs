@@ -15,7 +15,7 @@ use super::in_place::{number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::{self, Layers};
 use super::observer::Observer;
-use super::renewed::{Renewed, check_versions, is_unsettled};
+use super::renewed::{Renewed, check_renewable, is_unsettled};
 use crate::qcow2::{self, Backing};
 use crate::storage::{self, FileStorage};
 
@@ -169,7 +169,7 @@ impl Based {
         let Some(name) = before.file_name().and_then(|name| name.to_str()) else {
             return Err(refused(path, "would have to name an image whose name is not UTF-8"));
         };
-        check_versions(path)?;
+        check_renewable(path)?;
         let in_folder = format!("./{name}");
         let named = inc.image().and_then(|image| image.header().backing.as_ref()).map(|backing| backing.name.as_str());
         let backing = if named == Some(&in_folder) { in_folder } else { relative_name(name) };

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::check::check_streams;
 use super::error::{Error, Result};
 use super::layer::Layer;
 use super::observer::{Observer, Phase};
@@ -11,18 +12,26 @@ use crate::storage::to_usize;
 /// Blocks between two looks at the observer.
 const BATCH: u64 = 1 << 10;
 
-/// Compares images with their checksums, where they have some.
+/// Compares images with their checksums. The compressed clusters of those that have none are inflated.
 ///
 /// # Errors
-/// [`Error::Checksum`] of the first block that is another, [`Error::Length`], or why checksums cannot be used.
+/// [`Error::Checksum`] of the first block that is another, [`Error::Length`], why checksums cannot be used, or what cannot
+/// be inflated.
 pub(super) fn verify(layers: &[Layer], observer: &dyn Observer) -> Result<()> {
-    let mut known = Vec::new();
+    let (mut known, mut unsummed) = (Vec::new(), Vec::new());
     for layer in layers {
-        known.extend(Checksums::open(layer.path())?.map(|sums| (layer, sums)));
+        match Checksums::open(layer.path())? {
+            Some(sums) => known.push((layer, sums)),
+            None => unsummed.push(layer),
+        }
     }
-    if known.is_empty() {
-        return Ok(());
+    if !known.is_empty() {
+        compare_all(known, observer)?;
     }
+    unsummed.into_iter().try_for_each(|layer| check_streams(layer, observer))
+}
+
+fn compare_all(known: Vec<(&Layer, Checksums)>, observer: &dyn Observer) -> Result<()> {
     observer.phase(Phase::Checking { bytes: known.iter().map(|(layer, _)| layer.data().length()).sum() });
     for (layer, sums) in known {
         let (length, expected) = (layer.data().length(), sums.length());

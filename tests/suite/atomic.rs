@@ -12,7 +12,6 @@ use crate::prng::Prng;
 use crate::recorder::Recorder;
 use crate::repair::content;
 use crate::seeds::are_many;
-use crate::tools;
 
 const MIB: u64 = 1 << 20;
 
@@ -104,8 +103,7 @@ fn a_crash_leaves_a_repair_or_none() {
     let folder = folder();
     let mut disk = Disk::create(folder.path(), "dirty", 2 * MIB, "lazy_refcounts=on,cluster_size=4096");
     disk.io("write -P 1", 8, 100 << 10).snapshot("-c", "one");
-    let writes = ["-f", "qcow2", "-c", "write -P 2 1M 300k", "-c", "flush", "-c", "abort"];
-    tools::output(tools::qemu_io().args(writes).arg(&disk.path));
+    disk.write_unclosed("write -P 2 1M 300k");
     crash("repair", &disk.bytes(), false, |storage| {
         repair(&storage, Repair::All, &mut |_| ControlFlow::Continue(())).unwrap();
     });

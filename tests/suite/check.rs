@@ -58,6 +58,11 @@ impl Disk {
         Self { path, size, numbers: Numbers(seed) }
     }
 
+    /// Writes as a program does that ends before it closes the image.
+    pub(crate) fn write_unclosed(&self, write: &str) {
+        run("qemu-io", &["-f", "qcow2", "-c", write, "-c", "flush", "-c", "abort", self.name()]);
+    }
+
     pub(crate) fn name(&self) -> &str {
         self.path.to_str().unwrap()
     }
@@ -355,8 +360,7 @@ fn dirty_images_have_wrong_refcounts_but_are_not_corrupt() {
     let mut disk = Disk::create(folder.path(), "dirty", 200 * MIB, "lazy_refcounts=on");
     disk.io("write -P 1", 5, 200 << 10);
     assert_clean(&disk);
-    let writes = ["-c", "write -P 2 100M 3M", "-c", "flush", "-c", "abort"];
-    run("qemu-io", &[&["-f", "qcow2"][..], &writes, &[disk.name()]].concat());
+    disk.write_unclosed("write -P 2 100M 3M");
     let report = assert_agree(&disk);
     assert!(report.dirty && report.refcount_errors > 0);
     assert!(!report.is_corrupt(), "{:#?}", report.findings);

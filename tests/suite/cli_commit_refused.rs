@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use crate::check::{Map, number, put};
 use crate::program::{Backup, TIMES, rude_name};
 use crate::tools;
 
@@ -159,20 +160,6 @@ fn a_full_that_was_not_closed_is_repaired_first() {
     crate::in_place::assert_sound(&backup.images[0], false);
 }
 
-/// Where each compressed cluster of an image starts.
-fn streams(image: &[u8]) -> Vec<usize> {
-    let number = |at: usize| u64::from_be_bytes(*image[at..].first_chunk().unwrap());
-    let index = |value: u64| usize::try_from(value).unwrap();
-    let cluster = index(1 << image[23]);
-    let tables = number(36) >> 32;
-    let l1 = index(number(40));
-    let tables =
-        (0..index(tables)).map(|at| index(number(l1 + at * 8) & 0x00ff_ffff_ffff_fe00)).filter(|table| *table > 0);
-    let entries = tables.flat_map(|table| (table..table + cluster).step_by(8)).map(number);
-    let offset = (1 << (62 - (image[23] - 8))) - 1;
-    entries.filter(|entry| entry & 1 << 62 != 0).map(|entry| index(entry & offset)).collect()
-}
-
 /// Halfway it would be too late: then the FULL is a mixture that nothing could end.
 #[test]
 fn a_compressed_cluster_that_cannot_be_inflated_is_found_before() {
@@ -180,8 +167,10 @@ fn a_compressed_cluster_that_cannot_be_inflated_is_found_before() {
     let compressed = backup.path("compressed");
     tools::run(tools::qemu_img().args(["convert", "-c", "-O", "qcow2"]).arg(&backup.images[2]).arg(&compressed));
     let mut image = fs::read(&compressed).unwrap();
-    let first = *streams(&image).first().unwrap();
-    image[first..first + 8].fill(0xff);
+    let entries = Map::of(&image).l2.into_iter().map(|place| number(&image, place));
+    // at this cluster size, 54 bits of a descriptor say where the stream starts
+    let first = entries.filter(|entry| entry & 1 << 62 != 0).map(|entry| entry & ((1 << 54) - 1)).next().unwrap();
+    put(&mut image, first, u64::MAX);
     fs::write(&backup.images[2], image).unwrap();
     fs::remove_file(&compressed).unwrap();
     for command in ["commit", "snapshotrebase"] {

@@ -13,7 +13,6 @@ use qmpbackup::storage::{MemoryStorage, Storage, WritableStorage};
 use crate::check::{Disk, Map, Numbers, folder, judge, number, put};
 use crate::program::{Ended, event};
 use crate::seeds::are_many;
-use crate::tools;
 
 const MIB: u64 = 1 << 20;
 
@@ -167,8 +166,7 @@ fn a_refcount_block_that_is_data_too_is_left_to_the_data() {
 fn dirty(folder: &Path) -> Disk {
     let mut disk = Disk::create(folder, "dirty", 20 * MIB, "lazy_refcounts=on");
     disk.io("write -P 1", 5, 200 << 10).snapshot("-c", "one");
-    let writes = ["-f", "qcow2", "-c", "write -P 2 10M 3M", "-c", "flush", "-c", "abort"];
-    tools::output(tools::qemu_io().args(writes).arg(&disk.path));
+    disk.write_unclosed("write -P 2 10M 3M");
     disk
 }
 
@@ -417,8 +415,7 @@ fn where_no_snapshot_is_a_repair_does_not_look_for_their_table() {
     for garbage in [1, 1 << 40, 1 << 62, i64::MAX as u64, u64::MAX - 511, u64::MAX] {
         let folder = folder();
         let disk = Disk::create(folder.path(), "dirty", 20 * MIB, "lazy_refcounts=on");
-        let writes = ["-f", "qcow2", "-c", "write -P 2 10M 3M", "-c", "flush", "-c", "abort"];
-        tools::output(tools::qemu_io().args(writes).arg(&disk.path));
+        disk.write_unclosed("write -P 2 10M 3M");
         let mut image = disk.bytes();
         image[64..72].copy_from_slice(&u64::to_be_bytes(garbage));
         let path = folder.path().join("garbage");

@@ -49,15 +49,9 @@ impl Header {
     /// Reads and checks it.
     pub(super) fn read(file: &dyn Storage, path: &Path) -> Result<Self, ChecksumsError> {
         let mut bytes = [0; size_of::<Wire>()];
-        if file.length() < Self::BYTES {
-            let (path, field) = (path.to_owned(), "the length of the file");
-            return Err(ChecksumsError::Damaged {
-                path,
-                field,
-                offset: 0,
-                value: file.length(),
-                expected: Self::BYTES,
-            });
+        let length = file.length();
+        if length < Self::BYTES {
+            return Err(ChecksumsError::damaged(path, "the length of the file", 0, length, Self::BYTES));
         }
         let read = file.read_exact_at(&mut bytes, 0);
         read.map_err(|source| ChecksumsError::Io { path: path.to_owned(), source })?;
@@ -66,9 +60,8 @@ impl Header {
 
     fn parse(bytes: &[u8; size_of::<Wire>()], path: &Path) -> Result<Self, ChecksumsError> {
         let wire: Wire = zerocopy::transmute!(*bytes);
-        let damaged = |field, offset, value, expected| {
-            Err(ChecksumsError::Damaged { path: path.to_owned(), field, offset, value, expected })
-        };
+        let damaged =
+            |field, offset, value, expected| Err(ChecksumsError::damaged(path, field, offset, value, expected));
         if wire.magic != MAGIC {
             return damaged("the magic", 0, u64::from_be_bytes(wire.magic), u64::from_be_bytes(MAGIC));
         }

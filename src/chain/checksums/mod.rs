@@ -96,6 +96,12 @@ pub enum ChecksumsError {
     },
 }
 
+impl ChecksumsError {
+    fn damaged(path: &Path, field: &'static str, offset: u64, value: u64, expected: u64) -> Self {
+        Self::Damaged { path: path.to_owned(), field, offset, value, expected }
+    }
+}
+
 impl Checksums {
     /// Where the checksums of an image are, if it has some.
     #[must_use]
@@ -162,9 +168,8 @@ impl Checksums {
 
     /// Whether the list is what was written.
     fn check_list(&self) -> Result<(), ChecksumsError> {
-        let damaged = |field, offset, value, expected| {
-            Err(ChecksumsError::Damaged { path: self.path.clone(), field, offset, value, expected })
-        };
+        let damaged =
+            |field, offset, value, expected| Err(ChecksumsError::damaged(&self.path, field, offset, value, expected));
         let expected = Header::BYTES.saturating_add(self.blocks().saturating_mul(SUM));
         if self.file.length() != expected {
             return damaged("the length of the file", 0, self.file.length(), expected);
