@@ -218,12 +218,14 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Monitor(error) if error.refused().is_none() => ErrorKind::Unreachable,
-            Self::Io { source, .. } | Self::Fleece { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Self::Io { source, .. } | Self::Fleece { source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
                 ErrorKind::Full
             }
             Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
-            Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
+            Self::NoDisk | Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
             Self::Broken { .. } => ErrorKind::Broken,
             Self::Chain(error) => match error.kind() {
                 chain::ErrorKind::Usage => ErrorKind::Usage,
@@ -244,7 +246,6 @@ impl Error {
             | Self::State { .. }
             | Self::Changed { .. }
             | Self::Exchanged { .. }
-            | Self::NoDisk
             | Self::NoFull { .. }
             | Self::Replaces { .. }
             | Self::Job { .. }

@@ -87,6 +87,11 @@ pub enum Event {
         /// The one that counts.
         chain: String,
     },
+    /// The newest image is of a time that has not come yet, and what is made now gets a later one.
+    ClockBehind {
+        /// Of the new images, seconds since 1970.
+        time: i64,
+    },
     /// What a disk gets.
     Level {
         /// The disk.
@@ -204,7 +209,7 @@ impl Event {
             | Self::OtherUuid { .. }
             | Self::NoFleece { .. } => Severity::Notice,
             Self::Level { severity, .. } => *severity,
-            Self::NotFrozen { .. } | Self::Trouble { .. } => Severity::Warning,
+            Self::ClockBehind { .. } | Self::NotFrozen { .. } | Self::Trouble { .. } => Severity::Warning,
         }
     }
 }
@@ -235,6 +240,11 @@ impl fmt::Display for Event {
             Self::OtherUuid { wanted, chain } => {
                 write!(f, "the folder holds the chain {chain}, which goes on; the id {wanted} is not used")
             }
+            Self::ClockBehind { time } => write!(
+                f,
+                "the newest image is of a time that has not come yet: the new ones are of {time}, after it; look at the \
+                 clock, and for `--until` at the times of `qmprestore list`"
+            ),
             Self::Level { disk, level, reason, changed: Some(changed), .. } => {
                 write!(f, "{disk}: {level} {reason}, {changed} bytes have changed")
             }

@@ -88,7 +88,7 @@ impl Prepared {
             histories.push(History::read(&place.folder, &place.base)?);
         }
         let chain = chain(machine, request, folder)?;
-        let time = time(&histories);
+        let time = time(machine, &histories);
         let fleece = Fleecing::new(machine, request, folder);
         let mut targets = Vec::new();
         for ((device, place), history) in own().zip(&histories) {
@@ -325,11 +325,17 @@ fn chain(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Opti
 }
 
 /// Now, or a second after the newest image, whatever the clock says.
-fn time(histories: &[History]) -> i64 {
+fn time(machine: &Machine<'_>, histories: &[History]) -> i64 {
+    /// Runs that follow each other within a second are ahead of the clock, too.
+    const USUAL: i64 = 3600;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let latest = histories.iter().filter_map(|history| history.latest).max();
-    latest.map_or(now, |latest| now.max(latest.saturating_add(1)))
+    let time = latest.map_or(now, |latest| now.max(latest.saturating_add(1)));
+    if time.saturating_sub(now) > USUAL {
+        machine.tell(&Event::ClockBehind { time });
+    }
+    time
 }
 
 /// The bitmap of the newest image, where somebody has stopped it: a FULL that fails must not let it go on.

@@ -193,8 +193,7 @@ async fn make(
     for (target, (partial, image)) in prepared.targets.iter().zip(&images) {
         target::verify(partial, image, target.size)?;
     }
-    early.end().await?;
-    seal::seal(machine, images, request.progress_interval).await?;
+    seal::seal(machine, early, images, request.progress_interval).await?;
     machine.go_on()?;
     let qemu = machine.monitor.version().to_string();
     for target in &prepared.targets {
@@ -251,7 +250,10 @@ async fn follow(
 fn explain(disk: String, reason: &str, target: Option<&Target>) -> Error {
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
     match target {
-        Some(target) if reason.contains("No space left") => Error::TargetFull { disk, folder: folder(&target.image) },
+        // as strerror has it
+        Some(target) if ["No space left", "Disk quota exceeded"].iter().any(|full| reason.contains(full)) => {
+            Error::TargetFull { disk, folder: folder(&target.image) }
+        }
         // the snapshot was broken, so that the guest could go on
         Some(Target { way: Way::Fleece { file, .. }, .. }) if reason.contains("Permission denied") => {
             Error::FleeceFull { disk, folder: folder(file) }

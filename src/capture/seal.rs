@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, spawn_blocking};
 
+use super::early::EarlySync;
 use super::error::Error;
 use super::event::Event;
 use super::machine::Machine;
@@ -22,8 +23,14 @@ use crate::storage::FileStorage;
 /// Time between two looks at whether the run shall end.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Brings images to stable storage that were opened before QEMU closed them, and writes their checksums.
-pub(super) async fn seal(machine: &Machine<'_>, images: Vec<(PathBuf, File)>, interval: Duration) -> Result<(), Error> {
+/// Brings images to stable storage that were opened before QEMU closed them, which ends the syncs of before, and writes
+/// their checksums.
+pub(super) async fn seal(
+    machine: &Machine<'_>,
+    early: EarlySync,
+    images: Vec<(PathBuf, File)>,
+    interval: Duration,
+) -> Result<(), Error> {
     let start = Instant::now();
     let total = images.iter().filter_map(|(_, image)| image.metadata().ok()).fold(0, |sum, file| sum + file.len());
     let sums = Waiting::default();
@@ -31,7 +38,13 @@ pub(super) async fn seal(machine: &Machine<'_>, images: Vec<(PathBuf, File)>, in
         let (sums, paths) = (Arc::clone(&sums.0), images.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>());
         spawn_blocking(move || paths.iter().try_for_each(|path| sums.of(path)))
     };
-    let synced = spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(path, &image)));
+    let synced = async {
+        let synced = sync_all(early, images).await;
+        if synced.is_err() {
+            sums.stop();
+        }
+        synced
+    };
     let both = async { tokio::join!(summed, synced) };
     tokio::pin!(both);
     let mut told = start;
@@ -48,7 +61,7 @@ pub(super) async fn seal(machine: &Machine<'_>, images: Vec<(PathBuf, File)>, in
         }
     };
     machine.go_on()?;
-    ended(synced)?;
+    synced?;
     ended(summed)?;
     machine.tell(&Event::Sealed { bytes: total, elapsed: start.elapsed() });
     Ok(())
@@ -56,6 +69,11 @@ pub(super) async fn seal(machine: &Machine<'_>, images: Vec<(PathBuf, File)>, in
 
 fn ended(result: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
     result.unwrap_or_else(|error| Err(Error::Io { path: PathBuf::new(), source: io::Error::other(error) }))
+}
+
+async fn sync_all(early: EarlySync, images: Vec<(PathBuf, File)>) -> Result<(), Error> {
+    early.end().await?;
+    ended(spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(path, &image))).await)
 }
 
 fn sync(path: PathBuf, image: &File) -> Result<(), Error> {

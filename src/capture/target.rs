@@ -3,10 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::error::Error;
 use super::files;
@@ -70,11 +67,8 @@ pub(super) fn write_chain(folder: &Path, chain: &str) -> Result<(), Error> {
 
 /// Opens an image that QEMU still writes to: the file that was made for it, not what a link in its place leads to.
 pub(super) fn open(partial: &Path) -> Result<File, Error> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
-    let failed = |source| Error::Io { path: partial.to_owned(), source };
-    let file = File::options().read(true).custom_flags(flags).open(partial).map_err(failed)?;
-    let is_file = file.metadata().map_err(failed)?.is_file();
-    if is_file { Ok(file) } else { Err(failed(io::Error::other("is no regular file"))) }
+    let file = storage::open_unlinked(File::options().read(true), partial);
+    file.map_err(|source| Error::Io { path: partial.to_owned(), source })
 }
 
 /// Whether QEMU has made what it says: an image of the right size.

@@ -4,16 +4,16 @@
 //! that of its target; who changes images that are there already has those of their folder and of all targets above it.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{BOOKKEEPING, Error, MAX_DEPTH};
-use crate::storage;
+use crate::storage::{self, open_unlinked};
 
 /// The file with the id of the chain that a folder is the target of.
 pub const UUID: &str = "uuid";
@@ -50,7 +50,8 @@ impl FolderLock {
         });
         made.map_err(|source| Error::Lock { path: bookkeeping, source })?;
         // QEMU reads it, which may be another user
-        let file = open(File::options().read(true).write(true).create(true).truncate(false).mode(0o644), &path);
+        let file =
+            open_unlinked(File::options().read(true).write(true).create(true).truncate(false).mode(0o644), &path);
         let file = file.map_err(|source| Error::Lock { path: path.clone(), source })?;
         Self::hold(file, path)
     }
@@ -95,7 +96,7 @@ impl FolderLock {
     /// As [`FolderLock::take`].
     pub fn take_over(path: &Path, own: Option<&Self>) -> Result<Option<Self>, Error> {
         let failed = |source| Error::Lock { path: path.to_owned(), source };
-        let file = match open(File::options().read(true), path) {
+        let file = match open_unlinked(File::options().read(true), path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             // who has it may be at work
@@ -139,17 +140,6 @@ impl FolderLock {
     pub fn folder(&self) -> &Path {
         self.path.parent().and_then(Path::parent).unwrap_or(Path::new("/"))
     }
-}
-
-/// Opens a lock, which is no link to another file, nor a FIFO that makes us wait.
-fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
-    let file = options.custom_flags(flags).open(path);
-    let file = file.map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::LOOP) => io::Error::new(io::ErrorKind::PermissionDenied, "is a link, and may lead anywhere"),
-        _ => error,
-    })?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("is no regular file")) }
 }
 
 /// Whether a file is there, as far as we may look.

@@ -103,5 +103,5 @@ pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
 pub use name::{ImageName, Level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use salvage::{Member, SalvagePoint};
-pub use verified::{Verifications, segments};
+pub use verified::{SegmentTimes, Verifications, segments};
 pub use when::{Clock, WHEN_FORMS, When};

@@ -5,7 +5,8 @@
 //! images    for each image, by its name:
 //!   sums      8 digits: the CRC-32 of its list of checksums; an image that was renewed was never verified
 //!   length    bytes of its file
-//!   times     for each of its segments when it was verified, in seconds since 1970, or `-`; `TIME*N` for N of them
+//!   times     for each of its segments when it was found right last, in seconds since 1970, or `-`; `TIME*N` for N of them
+//!   tried     the same for when it was to be verified last, whatever came of it; where it is absent, that is as `times`
 //! crc32     8 digits, as in a manifest
 //! ```
 //!
@@ -39,12 +40,21 @@ pub struct Verifications {
     images: BTreeMap<String, Entry>,
 }
 
+/// When a segment was verified, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SegmentTimes {
+    /// When it was found right last.
+    pub right: Option<i64>,
+    /// When it was to be verified last, whatever came of it.
+    pub tried: Option<i64>,
+}
+
 /// What is remembered of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     sums: u32,
     length: u64,
-    times: Vec<Option<i64>>,
+    times: Vec<SegmentTimes>,
 }
 
 /// The segments of an image of this length, as ranges of blocks.
@@ -70,13 +80,14 @@ impl Verifications {
 
     /// When each segment of an image was verified. The CRC-32 of its checksums and its length say which content is meant.
     #[must_use]
-    pub fn times(&self, name: &str, sums: u32, length: u64) -> Vec<Option<i64>> {
+    pub fn times(&self, name: &str, sums: u32, length: u64) -> Vec<SegmentTimes> {
         let known = self.images.get(name).filter(|entry| (entry.sums, entry.length) == (sums, length));
-        known.map_or_else(|| segments(length).map(|_| None).collect(), |entry| entry.times.clone())
+        let never = || segments(length).map(|_| SegmentTimes::default()).collect();
+        known.map_or_else(never, |entry| entry.times.clone())
     }
 
     /// Remembers when each segment of an image was verified.
-    pub fn set(&mut self, name: &str, sums: u32, length: u64, times: Vec<Option<i64>>) {
+    pub fn set(&mut self, name: &str, sums: u32, length: u64, times: Vec<SegmentTimes>) {
         self.images.insert(name.to_owned(), Entry { sums, length, times });
     }
 
@@ -93,12 +104,14 @@ impl Verifications {
         let mut images = Map::new();
         let mut left = LIMIT;
         for (name, entry) in &self.images {
-            let times = packed(&entry.times);
+            let times = packed(entry.times.iter().map(|times| times.right));
+            let tried = packed(entry.times.iter().map(|times| times.tried));
             // names may have to be escaped, and lines are indented
-            left = left.saturating_sub((name.len() * 6 + times.len() + 200) as u64);
+            left = left.saturating_sub((name.len() * 6 + times.len() + tried.len() + 200) as u64);
             if left > 0 {
                 let sums = format!("{:08x}", entry.sums);
-                images.insert(name.clone(), json!({ "sums": sums, "length": entry.length, "times": times }));
+                let entry = json!({ "sums": sums, "length": entry.length, "times": times, "tried": tried });
+                images.insert(name.clone(), entry);
             }
         }
         let mut keys = Map::from_iter([("version".to_owned(), VERSION.into()), ("images".to_owned(), images.into())]);
@@ -122,14 +135,20 @@ impl Entry {
     fn parse(value: &Value) -> Option<Self> {
         let sums = u32::from_str_radix(value.get("sums")?.as_str()?, 16).ok()?;
         let length = value.get("length")?.as_u64()?;
-        let times = unpacked(value.get("times")?.as_str()?)?;
-        (times.len() == segments(length).count()).then_some(Self { sums, length, times })
+        let right = unpacked(value.get("times")?.as_str()?)?;
+        let tried = value.get("tried").map_or_else(|| Some(right.clone()), |tried| unpacked(tried.as_str()?))?;
+        if [right.len(), tried.len()] != [segments(length).count(); 2] {
+            return None;
+        }
+        let times = right.into_iter().zip(tried).map(|(right, tried)| SegmentTimes { right, tried }).collect();
+        Some(Self { sums, length, times })
     }
 }
 
 /// Times as a text.
-fn packed(times: &[Option<i64>]) -> String {
+fn packed(times: impl Iterator<Item = Option<i64>>) -> String {
     let mut text = String::new();
+    let times: Vec<_> = times.collect();
     for run in times.chunk_by(|one, next| one == next) {
         let space = if text.is_empty() { "" } else { " " };
         let time = run.first().copied().flatten().map_or_else(|| "-".to_owned(), |time| time.to_string());
@@ -182,18 +201,21 @@ mod tests {
     fn times_are_read_as_they_were_written_and_only_of_the_same_content() {
         let folder = tempfile::tempdir().unwrap();
         let mut known = Verifications::read(folder.path());
-        assert_eq!(known.times("a", 7, GIB), vec![None; 64]);
-        let times: Vec<_> = (0..64).map(|at| (at % 3 > 0).then_some(at / 8)).collect();
+        assert_eq!(known.times("a", 7, GIB), vec![SegmentTimes::default(); 64]);
+        let times =
+            |at: i64| SegmentTimes { right: (at % 3 > 0).then_some(at / 8), tried: (at % 5 > 0).then_some(at / 8) };
+        let times: Vec<_> = (0..64).map(times).collect();
+        let at = |time| vec![SegmentTimes { right: time, tried: Some(9) }];
         known.set("a", 7, GIB, times.clone());
-        known.set("größe \"x\"\n", u32::MAX, 5, vec![Some(-1)]);
-        known.set("gone", 0, 5, vec![None]);
+        known.set("größe \"x\"\n", u32::MAX, 5, at(Some(-1)));
+        known.set("gone", 0, 5, at(None));
         known.retain(|name| name != "gone");
         known.write(folder.path()).unwrap();
         let read = Verifications::read(folder.path());
         assert_eq!(read, known);
         assert_eq!(read.times("a", 7, GIB), times);
         for other in [read.times("a", 8, GIB), read.times("a", 7, GIB + 1), read.times("gone", 0, 5)] {
-            assert!(other.iter().all(Option::is_none));
+            assert!(other.iter().all(|times| *times == SegmentTimes::default()));
         }
     }
 
@@ -201,7 +223,7 @@ mod tests {
     fn of_a_file_that_is_damaged_or_foreign_nothing_is_believed() {
         let folder = tempfile::tempdir().unwrap();
         let mut known = Verifications::default();
-        known.set("a", 7, GIB, vec![Some(1); 64]);
+        known.set("a", 7, GIB, vec![SegmentTimes { right: Some(1), tried: Some(2) }; 64]);
         known.write(folder.path()).unwrap();
         let path = Verifications::path(folder.path());
         let text = std::fs::read_to_string(&path).unwrap();

@@ -20,6 +20,7 @@ use super::text::{self, printable};
 pub(super) enum Level {
     Debug,
     Info,
+    Notice,
     Warning,
     Error,
 }
@@ -29,6 +30,7 @@ impl Level {
         match self {
             Self::Debug => "DEBUG",
             Self::Info => "INFO",
+            Self::Notice => "NOTICE",
             Self::Warning => "WARNING",
             Self::Error => "ERROR",
         }
@@ -38,6 +40,7 @@ impl Level {
     const fn colour(self) -> Option<&'static str> {
         match self {
             Self::Debug | Self::Info => None,
+            Self::Notice => Some("\x1b[36m"),
             Self::Warning => Some("\x1b[33m"),
             Self::Error => Some("\x1b[31m"),
         }
@@ -115,7 +118,7 @@ impl Console {
 
     /// Says what one should know though nothing is wrong.
     pub(super) fn notice(&self, message: &str) {
-        self.log(Level::Warning, message);
+        self.log(Level::Notice, message);
         self.event("notice", &[("message", message.into())]);
     }
 
@@ -222,7 +225,7 @@ impl Console {
             syslog.log(level, &message);
         }
         let json_alone = self.wanted.json && self.wanted.stdout_is_data;
-        if json_alone || (self.wanted.quiet && level < Level::Warning) {
+        if json_alone || (self.wanted.quiet && level < Level::Notice) {
             return;
         }
         let _ = match level.colour().filter(|_| self.colours) {

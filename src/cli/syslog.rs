@@ -36,6 +36,7 @@ impl Syslog {
         let severity = match level {
             Level::Error => 3,
             Level::Warning => 4,
+            Level::Notice => 5,
             Level::Info => 6,
             Level::Debug => 7,
         };
@@ -58,7 +59,9 @@ mod tests {
         let listener = UnixDatagram::bind(&path).unwrap();
         let syslog = Syslog::open(&path, "qmpbackup").unwrap();
         let id = std::process::id();
-        for (level, priority) in [(Level::Error, 11), (Level::Warning, 12), (Level::Info, 14), (Level::Debug, 15)] {
+        for (level, priority) in
+            [(Level::Error, 11), (Level::Warning, 12), (Level::Notice, 13), (Level::Info, 14), (Level::Debug, 15)]
+        {
             syslog.log(level, "größe");
             let mut bytes = [0; 200];
             let length = listener.recv(&mut bytes).unwrap();

@@ -15,22 +15,14 @@ pub struct Features {
     pub copy_before_write: bool,
     /// The driver `snapshot-access`: reads a disk as it was when its `copy-before-write` filter came.
     pub snapshot_access: bool,
-    /// `copy-before-write` can be limited to a bitmap.
-    pub cbw_bitmap: bool,
     /// `cbw-timeout` of `copy-before-write`: the guest waits no longer than that for a copy.
     pub cbw_timeout: bool,
     /// `on-cbw-error` of `copy-before-write`: a failed copy breaks the snapshot instead of the guest's write.
     pub on_cbw_error: bool,
-    /// `min-cluster-size` of `copy-before-write`: copies fit the clusters of what they are written to.
-    pub cbw_min_cluster_size: bool,
     /// `discard-source` of `blockdev-backup`: what was copied out of a fleece image is freed there.
     pub discard_source: bool,
-    /// `bitmap-mode` of `blockdev-backup`: what becomes of the bitmap when the job fails.
-    pub backup_bitmap_mode: bool,
     /// `on-cbw-error` of `blockdev-backup`: the same choice for the filter that the job itself inserts.
     pub backup_on_cbw_error: bool,
-    /// `x-perf` of `blockdev-backup`: number of workers and size of requests.
-    pub backup_perf: bool,
 }
 
 impl Features {
@@ -46,14 +38,10 @@ impl Features {
             commands: schema.commands().map(str::to_owned).collect(),
             copy_before_write: has_value(drivers, "copy-before-write"),
             snapshot_access: has_value(drivers, "snapshot-access"),
-            cbw_bitmap: has_member(cbw, "bitmap"),
             cbw_timeout: has_member(cbw, "cbw-timeout"),
             on_cbw_error: has_member(cbw, "on-cbw-error"),
-            cbw_min_cluster_size: has_member(cbw, "min-cluster-size"),
             discard_source: has_member(backup, "discard-source"),
-            backup_bitmap_mode: has_member(backup, "bitmap-mode"),
             backup_on_cbw_error: has_member(backup, "on-cbw-error"),
-            backup_perf: has_member(backup, "x-perf"),
         }
     }
 
@@ -81,7 +69,7 @@ mod tests {
         let commands =
             ["block-dirty-bitmap-merge", "block-export-add", "blockdev-add", "blockdev-backup", "job-dismiss"];
         let commands = commands.into_iter().map(str::to_owned).collect();
-        assert_eq!(features, Features { commands, backup_bitmap_mode: true, ..Features::default() });
+        assert_eq!(features, Features { commands, ..Features::default() });
     }
 
     #[test]
@@ -91,11 +79,8 @@ mod tests {
             commands: features.commands.clone(),
             copy_before_write: true,
             snapshot_access: true,
-            cbw_bitmap: true,
             cbw_timeout: true,
             on_cbw_error: true,
-            backup_bitmap_mode: true,
-            backup_perf: true,
             ..Features::default()
         };
         assert_eq!(features, expected);
@@ -105,7 +90,7 @@ mod tests {
     fn qemu_10_discards_what_it_has_copied() {
         let old = of(include_str!("../../tests/data/qmp/schema-7.2.json"));
         let features = of(include_str!("../../tests/data/qmp/schema-10.0.json"));
-        assert_eq!(features, Features { discard_source: true, cbw_min_cluster_size: true, ..old });
+        assert_eq!(features, Features { discard_source: true, ..old });
     }
 
     #[test]

@@ -18,9 +18,12 @@ use super::pool;
 use super::resolve::{Mapped, Piece, changes};
 use super::slices::Slices;
 use crate::qcow2::{self, MapBuffer, Place, Writer};
+use crate::storage::to_usize;
 
 /// Slices whose places are given out before their bytes move.
-const BATCH: usize = 64;
+const BATCH: u64 = 64;
+/// Pieces that these have together at most, but for those of a single slice: some 200 bytes each.
+const PIECES_MAX: u64 = 1 << 18;
 /// Bytes of tables that wait in memory.
 const PENDING_MAX: u64 = 16 << 20;
 
@@ -49,9 +52,11 @@ pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result
         writer.resize(size).map_err(failed)?;
     }
     let storage = Arc::clone(writer.storage());
-    let mut slices = slices(work.layers, size).ranges();
+    let slices = slices(work.layers, size);
+    let batch = batch(work.layers, slices.length());
+    let mut slices = slices.ranges();
     loop {
-        let batch: Vec<Range<u64>> = slices.by_ref().take(BATCH).collect();
+        let batch: Vec<Range<u64>> = slices.by_ref().take(batch).collect();
         if batch.is_empty() {
             return writer.flush().map_err(failed);
         }
@@ -79,6 +84,12 @@ pub(super) fn slices(layers: &[Layer], size: u64) -> Slices {
     // behind the end of a smaller disk there are zeroes
     let smallest = layers.iter().map(Mapped::size).min().unwrap_or(size);
     Slices::new(size, occupied.chain(std::iter::once(smallest..size)))
+}
+
+/// How many slices are done at once: fewer, where layers may have each of them in a great many pieces.
+fn batch(layers: &[Layer], slice: u64) -> usize {
+    let smallest = layers.iter().map(Layer::granularity).min().unwrap_or(slice);
+    to_usize((PIECES_MAX / (slice / smallest).max(1)).clamp(1, BATCH))
 }
 
 fn zero(writer: &mut Writer, guest: &Range<u64>) -> qcow2::Result<()> {

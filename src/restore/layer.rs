@@ -108,6 +108,13 @@ impl Layer {
         }
     }
 
+    /// The smallest part of the disk of which the image says where it is.
+    pub(super) fn granularity(&self) -> u64 {
+        /// What file systems can leave out.
+        const BLOCK: u64 = 4096;
+        self.image().map_or(BLOCK, |image| image.header().geometry.subcluster_size())
+    }
+
     /// The qcow2 image, if it is one.
     #[must_use]
     pub fn image(&self) -> Option<&Image> {

@@ -11,8 +11,8 @@ use super::check;
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
 use super::layers::{Layers, Source};
-use super::merge::pool;
 use super::observer::{Observer, Phase};
+use super::pool;
 use super::resolve::Mapped;
 use crate::chain::{
     self, Chain, Checksums, FormatHint, Image, Level, Manifest, UUID, chain_id, create_checksums_watched,
@@ -128,7 +128,7 @@ impl Describe {
         let work = || self.images.iter().zip(layers).filter(|(image, _)| !image.is_done());
         let lengths = work().filter(|(image, _)| image.checksums).map(|(_, layer)| layer.data().length());
         observer.phase(Phase::Summing { bytes: lengths.sum() });
-        let pool = pool(threads)?;
+        let pool = pool::start(threads)?;
         for (image, layer) in work() {
             if image.checksums {
                 pool.install(|| sum(layer, observer))?;

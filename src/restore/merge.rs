@@ -13,6 +13,7 @@ use super::limiter::Limiter;
 use super::observer::{Observer, Phase, Warning};
 use super::output::{self, Destination};
 use super::plan::Plan;
+use super::pool;
 use super::read_back;
 use super::salvage::{self, Losses};
 use super::sink;
@@ -110,7 +111,7 @@ impl Merge {
             _ => layers.cluster_size(),
         };
         let geometry = Layers::geometry(cluster_size)?;
-        let pool = pool(options.threads)?;
+        let pool = pool::start(options.threads)?;
         layers.warnings().for_each(|warning| observer.warning(warning));
         observer.phase(Phase::Planning);
         let plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
@@ -260,14 +261,6 @@ fn lay_out(format: OutputFormat, geometry: Geometry, plan: &Plan) -> Result<Layo
         _ => Codec::Deflate,
     };
     Ok(Layout::new(geometry, plan.size, codec, plan.l2_tables, plan.clusters)?)
-}
-
-pub(super) fn pool(threads: Option<NonZeroUsize>) -> Result<rayon::ThreadPool> {
-    /// More do not make it faster; tens of thousands make the machine stand still.
-    const MOST: usize = 256;
-    let threads = threads.map_or(0, |threads| threads.get().min(MOST));
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    builder.thread_name(|index| format!("merge-{index}")).build().map_err(|source| Error::Threads { source })
 }
 
 fn stream_name() -> &'static Path {

@@ -1,11 +1,23 @@
 //! Independent items on the threads of a pool, taken in order, so that neighbours in a file are read together.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::error::{Error, Result as RestoreResult};
 use super::line::{EndsAtPanic, Line, Step};
+
+/// More threads do not make anything faster; tens of thousands make the machine stand still.
+const THREADS_MAX: usize = 256;
+
+/// A pool of so many threads, or of as many as the machine runs at once.
+pub(super) fn start(threads: Option<NonZeroUsize>) -> RestoreResult<rayon::ThreadPool> {
+    let threads = threads.map_or(0, |threads| threads.get().min(THREADS_MAX));
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    builder.thread_name(|index| format!("worker-{index}")).build().map_err(|source| Error::Threads { source })
+}
 
 /// Does `work` for each item, with scratch of each thread's own. The results come in the order of the items.
 ///

@@ -46,6 +46,11 @@ impl Slices {
         Self::new(size, std::iter::once(0..size))
     }
 
+    /// The bytes of a slice.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
     /// The guest ranges of the slices, in order.
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + use<> {
         let (size, length) = (self.size, self.length);

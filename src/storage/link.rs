@@ -1,12 +1,29 @@
-//! Symbolic links that lead somewhere at any moment.
+//! Symbolic links that lead somewhere at any moment, and files that are not to be links.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 use super::publish::{PREFIX, parent, sync};
+
+/// Opens a regular file that is no link to another one, nor a FIFO that makes us wait.
+///
+/// # Errors
+/// `PermissionDenied` where it is a link, else what the system says.
+pub fn open_unlinked(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = options.custom_flags(flags).open(path);
+    let file = file.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => io::Error::new(io::ErrorKind::PermissionDenied, "is a link, and may lead anywhere"),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("is no regular file")) }
+}
 
 /// Makes a symbolic link lead to `target`, whether there is one or not, and syncs its folder.
 ///

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub use file::FileStorage;
 pub(crate) use folder::read_folder;
 pub(crate) use inside::{check_inside, create_folders, is_trusted};
-pub use link::set_link;
+pub use link::{open_unlinked, set_link};
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub(crate) use offload::offload_min;

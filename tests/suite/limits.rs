@@ -74,6 +74,38 @@ fn empty_tables_of_a_huge_disk_need_less_than_100_mb() {
     assert!(bytes < 100_000_000, "{bytes} bytes");
 }
 
+/// An image of 2 GiB of holes that has every other 512 bytes of the first 2 GiB of a disk of 2 TiB.
+fn claim_many_pieces(path: &Path) {
+    const CLUSTER: u64 = 16 << 10;
+    let options = "extended_l2=on,cluster_size=16k,preallocation=metadata";
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", options]).arg(path).arg("2G"));
+    tools::run(tools::qemu_img().args(["resize", "-q", "-f", "qcow2"]).arg(path).arg("2T"));
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let number = |offset| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let tables = (2 << 30) / (CLUSTER / 16 * CLUSTER);
+    for table in (0..tables).map(|index| number(number(40) + index * 8) & 0x00ff_ffff_ffff_fe00) {
+        let mut entries = vec![0; usize::try_from(CLUSTER).unwrap()];
+        file.read_exact_at(&mut entries, table).unwrap();
+        entries.chunks_mut(16).for_each(|entry| entry[8..].copy_from_slice(&0x5555_5555_u64.to_be_bytes()));
+        file.write_all_at(&entries, table).unwrap();
+    }
+}
+
+#[test]
+fn a_commit_of_two_million_pieces_needs_less_than_128_mb() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    create(&dir.join("FULL-1600000000-disk"), "2T", &[]);
+    claim_many_pieces(&dir.join("INC-1600000001-disk"));
+    let bytes = memory(&["commit".as_ref(), "--dir".as_ref(), dir.as_ref()]);
+    assert!(bytes < 128_000_000, "{bytes} bytes");
+}
+
 #[test]
 fn a_compressed_cluster_in_pieces_is_inflated_once() {
     let folder = tempfile::tempdir().unwrap();

@@ -49,11 +49,12 @@ fn run(backup: &Backup, options: &VerifyOptions) -> u64 {
     verified.images.iter().map(|image| image.compared).sum()
 }
 
-/// When each segment of an image was verified.
+/// When each segment of an image was found right.
 fn times(image: &Path) -> Vec<Option<i64>> {
     let sums = Checksums::open(image).unwrap().unwrap();
     let name = image.file_name().unwrap().to_str().unwrap();
-    Verifications::read(image.parent().unwrap()).times(name, sums.list_sum(), sums.length())
+    let known = Verifications::read(image.parent().unwrap()).times(name, sums.list_sum(), sums.length());
+    known.into_iter().map(|times| times.right).collect()
 }
 
 /// The same of all images.
@@ -84,6 +85,32 @@ fn samples_cover_all_before_anything_is_verified_again() {
         }
     }
     assert!((7..=10).contains(&days), "{days}");
+}
+
+#[test]
+fn an_image_that_is_damaged_does_not_keep_samples_from_the_others() {
+    // one that is too long, one whose manifest tells another size, and blocks
+    let break_it: [fn(&Path); 3] = [
+        |long| File::options().write(true).open(long).unwrap().set_len(21 * SEGMENT).unwrap(),
+        |long| fs::write(Manifest::path(long), "{}").unwrap(),
+        |long| (0..20).for_each(|at| write(long, at * SEGMENT)),
+    ];
+    for break_it in break_it {
+        let (backup, long) = long();
+        break_it(&long);
+        for day in 1..=12 {
+            let verified = verified_with(&backup.root.path().join("backup"), &options(Some(10), None, day * DAY));
+            assert!(verified.images.iter().map(|image| image.compared).sum::<u64>() > 0, "day {day}");
+        }
+        for image in &backup.images {
+            assert!(times(image).iter().all(Option::is_some), "{}", image.display());
+        }
+        assert_eq!(times(&long), vec![None; 20]);
+    }
+}
+
+fn write(image: &Path, offset: u64) {
+    File::options().write(true).open(image).unwrap().write_all_at(&[1], offset).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! A program that dies between leaves unsettled blocks. When the work is done again, all of those are summed anew: nobody
 //! knows which of them the program has written to.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::compute::{READ, sums_of, write};
 use super::header::Header;
 use super::{BLOCK, Checksums, ChecksumsError};
-use crate::storage::{FileStorage, Storage, Touched, to_usize};
+use crate::storage::{FileStorage, Storage, Touched, open_unlinked, to_usize};
 
 /// Checksums of an image that is about to change.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Renewal {
                 unsettled: (unsettled.start, unsettled.end.saturating_sub(unsettled.start)),
                 ..sums.header.clone()
             };
-            header.overwrite(&File::options().write(true).open(&sums.path)?)?;
+            header.overwrite(&open_unlinked(OpenOptions::new().write(true), &sums.path)?)?;
             // only what was unsettled before is summed whether it was written to or not
             unsettled = sums.unsettled();
         }
@@ -79,11 +79,13 @@ impl Renewal {
     /// What the system says; the blocks are still unsettled then.
     pub fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> io::Result<()> {
         let Some(old) = self.sums else { return Ok(()) };
-        let shorter = old.length().min(storage.length()) / BLOCK;
-        write(&self.image, storage.length(), |blocks| {
+        let length = storage.length();
+        // where the end has moved, the old sums say nothing of what is behind either end, or of the block that it is in
+        let known = if length == old.length() { old.blocks() } else { length.min(old.length()) / BLOCK };
+        write(&self.image, length, |blocks| {
             let mut sums = old.read(blocks.clone()).map_err(io::Error::other)?;
             sums.resize(to_usize(blocks.end - blocks.start), 0);
-            let is_new = |block: u64| touched.contains(block) || self.unsettled.contains(&block) || block >= shorter;
+            let is_new = |block: u64| touched.contains(block) || self.unsettled.contains(&block) || block >= known;
             let parts = parts(&blocks, is_new);
             for (part, new) in parts.iter().zip(sums_of(storage, &parts)?) {
                 let range = to_usize(part.start - blocks.start)..to_usize(part.end - blocks.start);

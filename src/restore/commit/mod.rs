@@ -30,8 +30,8 @@ use crate::restore::in_place::{self, InPlace};
 use crate::restore::layer::Layer;
 use crate::restore::layers::check_current;
 use crate::restore::limiter::Limiter;
-use crate::restore::merge::pool;
 use crate::restore::observer::{Done, Observer, Phase};
+use crate::restore::pool;
 use crate::restore::resolve::Mapped;
 use crate::restore::space;
 use crate::restore::sums;
@@ -112,7 +112,7 @@ impl Commit {
         }
         let chain = InPlace::open(&members, point, folders)?;
         check_current(point)?;
-        let pool = pool(options.threads)?;
+        let pool = pool::start(options.threads)?;
         observer.phase(Phase::Planning);
         let groups = groups(options.work, chain.incs());
         let Some(image) = chain.full() else { return Err(Error::Empty) };

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Due;
 use super::look::{Looked, Subject};
-use crate::chain::{BLOCK, Verifications, segments};
+use crate::chain::{BLOCK, SegmentTimes, Verifications, segments};
 
 /// What is to be done with an image.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ fn bytes(blocks: &Range<u64>, looked: &Looked) -> u64 {
 struct Segment {
     subject: usize,
     blocks: Range<u64>,
-    last: Option<i64>,
+    times: SegmentTimes,
 }
 
 /// Chooses what is due.
@@ -60,9 +60,9 @@ pub(super) fn choose(subjects: &[Subject<'_>], looked: &[Looked], due: Option<Du
     let mut parts = parts(subjects, looked, due.now);
     if let Some(age) = due.max_age {
         let latest = due.now.saturating_sub(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
-        parts.retain(|part| part.last.is_none_or(|last| last <= latest));
+        parts.retain(|part| part.times.right.is_none_or(|right| right <= latest));
     }
-    parts.sort_by_key(|part| part.last);
+    parts.sort_by_key(|part| part.times.tried);
     for part in parts {
         let Some(looked) = looked.get(part.subject) else { continue };
         match &mut left {
@@ -90,11 +90,12 @@ fn parts(subjects: &[Subject<'_>], looked: &[Looked], now: i64) -> Vec<Segment> 
         let folder = image.path.parent().unwrap_or(Path::new(""));
         let known = folders.entry(folder).or_insert_with(|| Verifications::read(folder));
         let times = known.times(image.name().to_str().unwrap_or_default(), sums.list, sums.length);
-        for (blocks, last) in segments(sums.length).zip(times) {
+        for (blocks, times) in segments(sums.length).zip(times) {
             let blocks = blocks.start..blocks.end.min(looked.blocks());
             // a clock that was wrong says nothing
-            let last = last.filter(|last| *last <= now);
-            parts.extend((!blocks.is_empty()).then_some(Segment { subject, blocks, last }));
+            let [right, tried] = [times.right, times.tried].map(|time| time.filter(|time| *time <= now));
+            let times = SegmentTimes { right, tried };
+            parts.extend((!blocks.is_empty()).then_some(Segment { subject, blocks, times }));
         }
     }
     parts

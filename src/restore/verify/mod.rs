@@ -31,7 +31,6 @@ use self::judge::{Judged, Reach};
 use self::look::{Looked, Subject};
 use self::read::{Found, Item};
 use super::error::{Error, Result};
-use super::merge::pool as threads;
 use super::observer::{Observer, Phase};
 use super::pool;
 use crate::chain::{Checksums, Disk, Image, Manifest, RestorePoint};
@@ -144,7 +143,7 @@ impl Verified {
 /// # Errors
 /// [`Error::Cancelled`], [`Error::Threads`].
 pub fn verify(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Observer) -> Result<Verified> {
-    threads(options.threads)?.install(|| run(targets, options, observer))
+    pool::start(options.threads)?.install(|| run(targets, options, observer))
 }
 
 fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Observer) -> Result<Verified> {

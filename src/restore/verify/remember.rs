@@ -1,4 +1,5 @@
-//! Writes down what was verified, so that other parts are due next time.
+//! Writes down what was verified, so that other parts are due next time: those that are damaged, too, which would else be
+//! all that is ever read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::restore::observer::{Observer, Warning};
 /// An image, what was to be done with it, and what came of it.
 pub(super) type Outcome<'a> = (&'a Subject<'a>, &'a Looked, &'a Chosen, &'a Judged);
 
-/// Remembers what was found right now.
+/// Remembers what was tried, and what of it was right.
 pub(super) fn remember<'a>(outcomes: impl Iterator<Item = Outcome<'a>>, now: i64, observer: &dyn Observer) {
     let mut folders: BTreeMap<&Path, Vec<Outcome<'_>>> = BTreeMap::new();
     for outcome in outcomes {
@@ -38,12 +39,16 @@ fn one(known: &mut Verifications, (subject, looked, chosen, judged): Outcome<'_>
     let overlaps =
         |one: &std::ops::Range<u64>, other: &std::ops::Range<u64>| one.start < other.end && other.start < one.end;
     let mut times = known.times(name, sums.list, sums.length);
-    for (time, blocks) in times.iter_mut().zip(segments(sums.length)) {
+    for (times, blocks) in times.iter_mut().zip(segments(sums.length)) {
+        let is_chosen = chosen.blocks.iter().any(|chosen| overlaps(chosen, &blocks));
         let is_bad = judged.is_lost() || judged.bad.iter().any(|bad| overlaps(bad, &blocks));
-        if is_bad || overlaps(&sums.unsettled, &blocks) || time.is_some_and(|time| time > now) {
-            *time = None;
-        } else if chosen.blocks.iter().any(|chosen| overlaps(chosen, &blocks)) {
-            *time = Some(now);
+        // a clock that was wrong says nothing
+        times.tried = if is_chosen { Some(now) } else { times.tried.filter(|tried| *tried <= now) };
+        times.right = times.right.filter(|right| *right <= now);
+        if is_bad || overlaps(&sums.unsettled, &blocks) {
+            times.right = None;
+        } else if is_chosen {
+            times.right = Some(now);
         }
     }
     known.set(name, sums.list, sums.length, times);

@@ -27,7 +27,7 @@ fn media_and_empty_drives_are_left_out() {
 #[test]
 fn a_machine_with_media_only_has_nothing_to_back_up() {
     let mut field = Setup::of("10.0").words("-device ide-cd,id=cd1,bus=ide.1").start();
-    field.backup("--level full", 1).says("the machine has no disk to back up");
+    field.backup("--level full", 2).says("the machine has no disk to back up");
 }
 
 /// Flash with these contents; the machine must not run it.

@@ -25,7 +25,7 @@ fn a_raw_disk_is_left_out_and_said_unless_it_is_asked_for() {
         assert!(told, "{ended:#?}");
         ended.says(said);
         assert!(!field.target.join("raw0").exists());
-        field.backup("--level full --include raw0", 1).says("has no disk to back up");
+        field.backup("--level full --include raw0", 2).says("has no disk to back up");
     }
 }
 
@@ -85,7 +85,7 @@ fn a_disk_without_a_format_is_raw() {
             .words("-device virtio-blk-pci,id=disk0,drive=disk0")
             .start();
         field.holds("disk0", &vec![5; 1 << 20]);
-        field.backup("--level full", 1).says("--include-raw");
+        field.backup("--level full", 2).says("--include-raw");
         for (level, made) in [("full", "FULL"), ("inc", "INC")] {
             field.makes(&format!("--level {level} --include-raw"), 0, &format!("disk0 {made}"));
             field.scribble("disk0");

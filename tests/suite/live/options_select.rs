@@ -43,7 +43,7 @@ fn a_name_of_no_disk_is_refused_before_anything_is_done() {
         for words in ["--include drive0,wrong", "--exclude wrong"] {
             field.backup(&format!("--level full {words}"), 2).says("no disk is called wrong");
         }
-        field.backup("--level full --exclude dev0,dev1", 1).says("has no disk to back up");
+        field.backup("--level full --exclude dev0,dev1", 2).says("has no disk to back up");
         assert!(field.points.is_empty());
         assert!(!field.target.join("uuid").exists() && !field.target.join("drive0").exists());
         field.backup("--level full --include dev0 --exclude dev1", 2);

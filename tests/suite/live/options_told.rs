@@ -81,6 +81,19 @@ fn a_log_goes_to_a_file_and_to_syslog_if_there_is_one() {
     }
 }
 
+#[test]
+fn images_that_are_dated_ahead_of_the_clock_are_a_warning() {
+    let mut field = disk("10.0");
+    let folder = field.target.join("disk0");
+    std::fs::create_dir_all(&folder).unwrap();
+    let future = folder.join("FULL-4000000000-disk0");
+    std::fs::write(&future, "").unwrap();
+    let ended = field.backup("--level full", 3);
+    ended.says("a time that has not come yet: the new ones are of 4000000001");
+    std::fs::remove_file(future).unwrap();
+    field.backup("--level full", 3).says("4000000002");
+}
+
 /// The phases and commands of a plan.
 fn commands(ended: &Ended) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
