@@ -36,12 +36,13 @@ pub(super) fn manifest(bytes: &[u8]) {
     }
 }
 
-/// Makes the two sums of a file with checksums fit.
+/// Makes the two sums of a file with checksums fit: they end its header, which is longer since version 2.
 fn seal(bytes: &mut [u8]) {
-    let Some((header, list)) = bytes.split_at_mut_checked(48) else { return };
-    header[40..44].copy_from_slice(&crc32fast::hash(list).to_be_bytes());
-    let sum = crc32fast::hash(&header[..44]);
-    header[44..].copy_from_slice(&sum.to_be_bytes());
+    let size = if bytes.get(8..12) == Some(&[0, 0, 0, 1]) { 48 } else { 64 };
+    let Some((header, list)) = bytes.split_at_mut_checked(size) else { return };
+    header[size - 8..size - 4].copy_from_slice(&crc32fast::hash(list).to_be_bytes());
+    let sum = crc32fast::hash(&header[..size - 4]);
+    header[size - 4..].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// All sums are there that should be.

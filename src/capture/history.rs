@@ -128,6 +128,8 @@ mod tests {
         std::fs::write(&full, "").unwrap();
         let manifest = Manifest {
             image: String::new(),
+            id: None,
+            parent_id: None,
             bitmap: None,
             format: FormatHint::Qcow2,
             level: Level::Full,

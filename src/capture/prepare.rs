@@ -23,7 +23,7 @@ use super::plan::{DiskPlan, Old, Plan, Settings, Way};
 use super::request::{Request, Wanted};
 use super::settle::Bitmaps;
 use super::target;
-use crate::chain::{FormatHint, Level, Manifest};
+use crate::chain::{FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
 use crate::storage;
 
@@ -44,6 +44,10 @@ pub(super) struct Target {
     pub(super) size: u64,
     /// The name of the image that an INC builds on.
     pub(super) parent: Option<String>,
+    /// The id of that image, where it has one.
+    parent_id: Option<ImageId>,
+    /// What tells the image from all others.
+    id: ImageId,
     /// How its moment is kept.
     pub(super) way: Way,
     device: Device,
@@ -126,11 +130,14 @@ impl Prepared {
             }
             tell_foreign(machine, device, place);
             let newest = history.newest.as_ref().filter(|_| level == Level::Inc);
+            let parent = newest.and_then(|newest| Manifest::read(&newest.path).ok().flatten());
             targets.push(Target {
                 disk: place.disk.clone(),
                 level,
                 size: device.virtual_size,
                 parent: newest.and_then(|newest| newest.path.file_name()?.to_str().map(str::to_owned)),
+                parent_id: parent.and_then(|parent| parent.id),
+                id: ImageId::random().map_err(|source| Error::Io { path: place.folder.clone(), source })?,
                 way: fleece.way(machine, device, place, level, time)?,
                 dead: dead(history, &bitmaps, device, level),
                 old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
@@ -177,10 +184,12 @@ impl Prepared {
     pub(super) fn manifest(&self, target: &Target, qemu: &str) -> Manifest {
         Manifest {
             image: target.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            id: Some(target.id),
             level: target.level,
             time: Some(self.time),
             chain: self.chain_of(target).map(str::to_owned),
             parent: target.parent.clone(),
+            parent_id: target.parent_id,
             bitmap: self.chain_of(target).map(|chain| names::epoch(self.time, chain)),
             format: FormatHint::Qcow2,
             virtual_size: target.size,

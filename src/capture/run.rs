@@ -193,14 +193,15 @@ async fn make(
     for (target, (partial, image)) in prepared.targets.iter().zip(&images) {
         target::verify(partial, image, target.size)?;
     }
-    seal::seal(machine, early, images, request.progress_interval).await?;
-    machine.go_on()?;
     let qemu = machine.monitor.version().to_string();
     for target in &prepared.targets {
         let manifest = prepared.manifest(target, &qemu);
         let partial = files::partial(&target.image);
+        // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(|source| Error::Io { path: Manifest::path(&partial), source })?;
     }
+    seal::seal(machine, early, images, request.progress_interval).await?;
+    machine.go_on()?;
     journal.publishing = true;
     let written = journal.write(folder);
     // names are given only where another run could go on with that

@@ -96,10 +96,14 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
     }
     for folder in &folders {
         for found in missing(&real, folder) {
-            let group = groups.get_mut(&without_months(&folder.relative));
-            if let Some(images) = group.and_then(|group| group.get_mut(&found.disk)) {
-                let relative = folder.relative.join(&found.file);
-                images.push(Image { missing: true, ..image(dir, relative, found) });
+            let group = groups.entry(without_months(&folder.relative)).or_default();
+            let disk = found.disk.clone();
+            let missing = Image { missing: true, ..image(dir, folder.relative.join(&found.file), found) };
+            match group.get_mut(&disk) {
+                Some(images) => images.push(missing),
+                // nothing else tells of such a disk, and journals have names like these, too
+                None if matches!(Manifest::read(&missing.path), Ok(Some(_))) => drop(group.insert(disk, vec![missing])),
+                None => {}
             }
         }
     }
@@ -213,7 +217,7 @@ fn missing(root: &Path, folder: &Folder) -> Vec<Found> {
     let entries = read_folder(&bookkeeping).into_iter().flatten().flatten();
     let names = entries.take(MAX_ENTRIES).filter_map(|(name, _)| Manifest::image_of(&name));
     let mut missing: Vec<Found> = names
-        .filter(|name| !folder.files.contains_key(name) && !folder.files.contains_key(&partial(name)))
+        .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)))
         .filter_map(Found::timed)
         .filter(|found| !found.partial)
         .collect();

@@ -28,6 +28,13 @@ pub enum Lineage {
         /// The image before it.
         before: Arc<Image>,
     },
+    /// An INC builds on another image than the one before it, which has the right name.
+    Exchanged {
+        /// The INC.
+        image: Arc<Image>,
+        /// The image before it.
+        before: Arc<Image>,
+    },
     /// An INC is of another chain than its FULL.
     Foreign {
         /// The INC.
@@ -56,6 +63,12 @@ impl fmt::Display for Lineage {
             Self::Order { image, parent, before } => {
                 write!(f, "{} builds on {parent}, not on {}", image.path.display(), before.display_name())
             }
+            Self::Exchanged { image, before } => write!(
+                f,
+                "{} builds on another image of the name {}: one of the two was exchanged",
+                image.path.display(),
+                before.display_name()
+            ),
             Self::Foreign { image, chain, expected } => {
                 write!(f, "{} is of another chain, {chain}, and the FULL of {expected}", image.path.display())
             }
@@ -86,7 +99,13 @@ impl Lineage {
         if let Some((chain, expected)) = chains.filter(|(chain, expected)| chain != expected) {
             return Some(Self::Foreign { image: Arc::clone(inc), chain: chain.clone(), expected: expected.clone() });
         }
-        let parent = known.parent.as_ref().filter(|parent| last.name() != parent.as_str())?.clone();
+        let parent = known.parent.clone()?;
+        if last.name() == parent.as_str() {
+            let ids = known.parent_id.zip(last.known().and_then(|last| last.id));
+            return ids
+                .is_some_and(|(parent, last)| parent != last)
+                .then(|| Self::Exchanged { image: Arc::clone(inc), before: Arc::clone(last) });
+        }
         let may_change = |taken: &Taken<'_>| before.len() == 1 || taken.contains(last);
         if taken.is_some_and(|taken| may_change(taken) && (full.name() == parent.as_str() || taken.has(&parent))) {
             return None;

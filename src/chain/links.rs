@@ -20,7 +20,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The FULL or COPY; `None` where the chain is broken because there is none.
+    /// The FULL or COPY, also one of which only the manifest is there; `None` where the chain is broken because there is none.
     #[must_use]
     pub fn full(&self) -> Option<&Arc<Image>> {
         self.full.as_ref()
@@ -46,13 +46,19 @@ impl Chain {
         let mut open: BTreeMap<&Path, usize> = BTreeMap::new();
         // and whether the FULL of the next INC that is missing is missing, too: somebody has removed them all
         let mut removed: BTreeSet<&Path> = BTreeSet::new();
-        for image in images {
+        // which one does with old chains only
+        let newest = images.iter().rposition(|image| !image.missing && image.level == Level::Full);
+        for (at, image) in images.iter().enumerate() {
             if image.missing {
                 let full = open.get(image.folder()).and_then(|at| chains.get_mut(*at));
                 let full = full.filter(|chain| chain.full.as_ref().is_some_and(|full| image.time > full.time));
                 match (image.level, full) {
                     (Level::Inc, Some(chain)) if !removed.contains(image.folder()) => {
                         chain.incs.push(Arc::clone(image));
+                    }
+                    (Level::Full, _) if Some(at) > newest => {
+                        open.insert(image.folder(), chains.len());
+                        chains.push(Self { full: Some(Arc::clone(image)), incs: Vec::new(), rival: None });
                     }
                     (Level::Full, _) => drop(removed.insert(image.folder())),
                     (Level::Inc | Level::Copy, _) => {}

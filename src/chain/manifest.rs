@@ -5,10 +5,12 @@
 //! ```text
 //! version       2
 //! image         the name of the image: one that was renamed is noticed
+//! id            32 hexadecimal digits: what tells the image from all others; its checksums have it, too; or null
 //! level         FULL, INC or COPY
 //! time          the moment that it holds, seconds since 1970; null where nobody knows
 //! chain         the id of its chain; null with COPY
 //! parent        the name of the image that an INC builds on, else null
+//! parent-id     the id of that image, where it has one; else null
 //! bitmap        the bitmap that records what is written after it, or null
 //! format        qcow2 or raw
 //! virtual-size  bytes of the disk
@@ -17,7 +19,7 @@
 //!               the value as JSON
 //! ```
 //!
-//! Version 1 had no `image`, `bitmap` and `crc32`. Of a version after 2 nothing is believed. Images of other tools have
+//! Version 1 had no `image`, `bitmap` and `crc32`; the ids came later to version 2. Of a version after 2 nothing is believed. Images of other tools have
 //! none, until `qmprestore manifest` makes them.
 
 use std::ffi::{OsStr, OsString};
@@ -27,7 +29,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{FormatHint, Level, json_file};
+use super::{FormatHint, ImageId, Level, json_file};
 
 /// The folder for all bookkeeping, beside the images. Other tools list only images.
 pub const BOOKKEEPING: &str = ".qmpbackup";
@@ -43,6 +45,8 @@ const EXTENSION: &str = "json";
 pub struct Manifest {
     /// Its name; empty in version 1.
     pub image: String,
+    /// What tells it from all others; none in older manifests.
+    pub id: Option<ImageId>,
     /// What it holds.
     pub level: Level,
     /// The moment that it holds, seconds since 1970, also where the name does not tell. It is later than that of the name
@@ -52,6 +56,8 @@ pub struct Manifest {
     pub chain: Option<String>,
     /// The name of the image that it builds on; INCs only.
     pub parent: Option<String>,
+    /// The id of that image, where it has one.
+    pub parent_id: Option<ImageId>,
     /// The bitmap that records what is written after it.
     pub bitmap: Option<String>,
     /// How its bytes are to be understood.
@@ -152,10 +158,12 @@ impl Manifest {
         let mut value = json!({
             "version": VERSION,
             "image": self.image,
+            "id": self.id.map(|id| id.to_string()),
             "level": self.level.as_str(),
             "time": self.time,
             "chain": self.chain,
             "parent": self.parent,
+            "parent-id": self.parent_id.map(|id| id.to_string()),
             "bitmap": self.bitmap,
             "format": self.format.as_str(),
             "virtual-size": self.virtual_size,
@@ -171,15 +179,17 @@ impl Manifest {
     fn parse(value: &Value, path: PathBuf) -> Result<Self, ManifestError> {
         let field = |key| move |path: PathBuf| ManifestError::Field { path, key };
         let Some(keys) = value.as_object() else { return Err(field("version")(path)) };
-        match keys.get("version").and_then(Value::as_u64) {
-            Some(1) => {}
-            Some(VERSION) if keys.get("crc32").and_then(Value::as_str) == Some(&checksum(keys)) => {}
-            Some(VERSION) => return Err(ManifestError::Damaged { path }),
-            Some(version) => return Err(ManifestError::Version { path, version }),
-            None => return Err(field("version")(path)),
+        let fits = keys.get("crc32").map(|sum| sum.as_str() == Some(&checksum(keys)));
+        match (keys.get("version").and_then(Value::as_u64), fits) {
+            // whatever version it says that it is
+            (_, Some(false)) | (Some(VERSION), None) => return Err(ManifestError::Damaged { path }),
+            (Some(1), _) | (Some(VERSION), Some(true)) => {}
+            (Some(version), _) => return Err(ManifestError::Version { path, version }),
+            (None, _) => return Err(field("version")(path)),
         }
         let text = |key: &str| keys.get(key).and_then(Value::as_str);
         let owned = |key: &str| text(key).map(str::to_owned);
+        let id = |key: &str| text(key).and_then(ImageId::parse);
         let level = text("level").and_then(|text| Level::ALL.into_iter().find(|level| level.as_str() == text));
         let format = text("format").and_then(FormatHint::parse);
         let time = keys.get("time").and_then(|time| if time.is_null() { Some(None) } else { time.as_i64().map(Some) });
@@ -196,10 +206,12 @@ impl Manifest {
         };
         Ok(Self {
             image: owned("image").unwrap_or_default(),
+            id: id("id"),
             level,
             time,
             chain: owned("chain"),
             parent: owned("parent"),
+            parent_id: id("parent-id"),
             bitmap: owned("bitmap"),
             format,
             virtual_size,
@@ -234,10 +246,12 @@ mod tests {
     fn manifest() -> Manifest {
         Manifest {
             image: "INC-1643308928-disk".to_owned(),
+            id: ImageId::parse("0123456789abcdef0123456789abcdef"),
             level: Level::Inc,
             time: Some(1_643_308_928),
             chain: Some("id".to_owned()),
             parent: Some("FULL-1643308898-disk".to_owned()),
+            parent_id: ImageId::parse("00000000000000000000000000000001"),
             bitmap: Some("qmpbackup-1643308928-id".to_owned()),
             format: FormatHint::Qcow2,
             virtual_size: 1 << 40,
@@ -258,8 +272,10 @@ mod tests {
         assert_eq!(Manifest::read(&image).unwrap(), Some(manifest()));
         // of an image of another tool
         let bare = Manifest {
+            id: None,
             chain: None,
             parent: None,
+            parent_id: None,
             bitmap: None,
             time: None,
             format: FormatHint::Raw,
@@ -277,7 +293,8 @@ mod tests {
             let mut bytes = text.clone().into_bytes();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let Ok(value) = serde_json::from_slice::<Value>(&bytes) else { continue };
-            assert!(parse(&value).is_err(), "bit {bit} of {text}");
+            let error = parse(&value).unwrap_err();
+            assert!(!error.contains("is of version"), "bit {bit} of {text}: {error}");
         }
     }
 
@@ -287,7 +304,10 @@ mod tests {
             "version": 1, "level": "INC", "time": 1_643_308_928, "chain": "id", "parent": "FULL-1643308898-disk",
             "format": "qcow2", "virtual-size": 1_u64 << 40, "qemu": "10.0.2",
         });
-        assert_eq!(parse(&old), Ok(Manifest { image: String::new(), bitmap: None, ..manifest() }));
+        assert_eq!(
+            parse(&old),
+            Ok(Manifest { image: String::new(), id: None, parent_id: None, bitmap: None, ..manifest() })
+        );
     }
 
     #[test]

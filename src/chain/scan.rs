@@ -1,7 +1,7 @@
 //! The files below a folder. Nothing is opened here, so that a FIFO cannot make us wait.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,13 @@ pub(super) struct Folder {
     pub(super) relative: PathBuf,
     /// Its files, by name.
     pub(super) files: BTreeMap<OsString, Kind>,
+}
+
+impl Folder {
+    /// Whether a file of this name is there, which may be an image: a link that leads nowhere is none.
+    pub(super) fn has_image(&self, name: &OsStr) -> bool {
+        self.files.get(name).is_some_and(|kind| *kind != Kind::Link { to_file: false })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

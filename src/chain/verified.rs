@@ -3,7 +3,7 @@
 //! ```text
 //! version   1
 //! images    for each image, by its name:
-//!   sums      8 digits: the CRC-32 of its list of checksums; an image that was renewed was never verified
+//!   sums      8 digits: the CRC-32 of its list of checksums; an image that was renewed was never found right
 //!   length    bytes of its file
 //!   times     for each of its segments when it was found right last, in seconds since 1970, or `-`; `TIME*N` for N of them
 //!   tried     the same for when it was to be verified last, whatever came of it; where it is absent, that is as `times`
@@ -78,12 +78,16 @@ impl Verifications {
         value.as_ref().and_then(Self::parse).unwrap_or_default()
     }
 
-    /// When each segment of an image was verified. The CRC-32 of its checksums and its length say which content is meant.
+    /// When each segment of an image was verified. The CRC-32 of its checksums and its length say which content is meant:
+    /// other content was never found right, but its segments keep their turn.
     #[must_use]
     pub fn times(&self, name: &str, sums: u32, length: u64) -> Vec<SegmentTimes> {
-        let known = self.images.get(name).filter(|entry| (entry.sums, entry.length) == (sums, length));
-        let never = || segments(length).map(|_| SegmentTimes::default()).collect();
-        known.map_or_else(never, |entry| entry.times.clone())
+        let known = self.images.get(name);
+        let same = known.is_some_and(|known| (known.sums, known.length) == (sums, length));
+        let times = known.map(|known| known.times.as_slice()).unwrap_or_default();
+        let times = times.iter().map(|times| if same { *times } else { SegmentTimes { right: None, ..*times } });
+        let never = std::iter::repeat(SegmentTimes::default());
+        segments(length).zip(times.chain(never)).map(|(_, times)| times).collect()
     }
 
     /// Remembers when each segment of an image was verified.
@@ -214,9 +218,14 @@ mod tests {
         let read = Verifications::read(folder.path());
         assert_eq!(read, known);
         assert_eq!(read.times("a", 7, GIB), times);
-        for other in [read.times("a", 8, GIB), read.times("a", 7, GIB + 1), read.times("gone", 0, 5)] {
-            assert!(other.iter().all(|times| *times == SegmentTimes::default()));
-        }
+        assert_eq!(read.times("gone", 0, 5), [SegmentTimes::default()]);
+        // of another content, but each has its turn as before
+        let tried: Vec<_> = times.iter().map(|times| SegmentTimes { right: None, ..*times }).collect();
+        assert_eq!(read.times("a", 8, GIB), tried);
+        assert_eq!(read.times("a", 7, GIB + 1), tried);
+        assert_eq!(read.times("a", 7, GIB / 2), tried[..32]);
+        let longer = read.times("größe \"x\"\n", 1, GIB);
+        assert_eq!(longer[..2], [SegmentTimes { right: None, tried: Some(9) }, SegmentTimes::default()]);
     }
 
     #[test]

@@ -116,7 +116,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
             let renewed = Arc::new(Renewed::whole(path, &storage));
             let writable: Arc<dyn WritableStorage> = renewed.clone();
             let repaired = observed(observer, |each| qcow2::repair(&writable, what, each)).map_err(image_error)?;
-            renewed.finish()?;
+            renewed.finish(observer)?;
             (Some(repaired.before), repaired.after)
         }
         None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?),

@@ -141,7 +141,7 @@ impl InPlace {
         if self.full().is_some_and(|full| full.header().is_dirty()) {
             let storage: Arc<dyn WritableStorage> = full.clone();
             check::observed(observer, |each| qcow2::repair(&storage, Repair::All, each)).map_err(failed)?;
-            full.finish()?;
+            full.finish(observer)?;
         }
         let writer = Writer::open(full.clone()).map_err(failed)?;
         Ok((writer, full))
@@ -154,7 +154,7 @@ impl InPlace {
     }
 
     /// Lets an INC follow the FULL where it followed an INC that goes.
-    pub(super) fn follow(&self, next: &Arc<Image>) -> Result<()> {
+    pub(super) fn follow(&self, next: &Arc<Image>, observer: &dyn Observer) -> Result<()> {
         let Some(full) = self.images.first() else { return Ok(()) };
         let failed = |error| Error::Image { path: next.path.clone(), source: error };
         let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == next.path);
@@ -163,13 +163,12 @@ impl InPlace {
             if header.backing.is_some() {
                 let renewed = Renewed::header(&next.path, storage, header.geometry);
                 qcow2::set_backing(&renewed, Some(&backing(full))).map_err(failed)?;
-                renewed.finish()?;
+                renewed.finish(observer)?;
             }
         }
-        match read_manifest(&next.path)? {
-            Some(manifest) => write_manifest(&next.path, &Manifest { parent: Some(full.display_name()), ..manifest }),
-            None => Ok(()),
-        }
+        let Some(manifest) = read_manifest(&next.path)? else { return Ok(()) };
+        let parent_id = read_manifest(&full.path)?.and_then(|full| full.id);
+        write_manifest(&next.path, &Manifest { parent: Some(full.display_name()), parent_id, ..manifest })
     }
 }
 
@@ -229,15 +228,19 @@ pub(super) fn relative_name(name: &str) -> String {
 /// What is known of a FULL that now holds the moment of an INC.
 pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
     let (old, inc) = (read_manifest(full)?, read_manifest(&held.path)?);
+    // it is the same image still, and its checksums are those of before where it was not written to
+    let id = old.as_ref().and_then(|old| old.id);
     let (chain, bitmap, qemu) =
         inc.or(old).map(|manifest| (manifest.chain, manifest.bitmap, manifest.qemu)).unwrap_or_default();
     let image = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let manifest = Manifest {
         image,
+        id,
         level: Level::Full,
         time: held.time,
         chain,
         parent: None,
+        parent_id: None,
         bitmap,
         format: FormatHint::Qcow2,
         virtual_size: size,

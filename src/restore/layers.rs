@@ -71,7 +71,7 @@ impl Layers {
     pub fn open_verified(sources: &[Source]) -> Result<Self> {
         let mut unchecked = Vec::new();
         let layers = Self::open_as(sources, |source, file, format| {
-            let (sums, reason) = verified::sums(&source.path);
+            let (sums, reason) = verified::own_sums(&source.path)?;
             unchecked.extend(reason.map(|reason| Unchecked { path: source.path.clone(), reason }));
             let lengths = sums.as_ref().map(|sums| (file.length(), sums.length()));
             if let Some((length, expected)) = lengths.filter(|(length, expected)| length != expected) {

@@ -15,7 +15,7 @@ use super::observer::{Observer, Phase};
 use super::pool;
 use super::resolve::Mapped;
 use crate::chain::{
-    self, Chain, Checksums, FormatHint, Image, Level, Manifest, UUID, chain_id, create_checksums_watched,
+    self, Chain, Checksums, FormatHint, Image, ImageId, Level, Manifest, UUID, chain_id, create_checksums_watched,
 };
 use crate::storage;
 
@@ -81,14 +81,18 @@ impl Describe {
             Some(id) => Some(id),
             None => images.first().map(|image| id_of(&image.path)).transpose()?.flatten(),
         };
-        let before = std::iter::once(None).chain(images.iter().map(Some));
-        let chain = images.iter().zip(before).zip(layers.as_slice()).zip(&known);
-        for ((((image, before), layer), known), described) in chain.zip(&mut described) {
-            if known.is_none() {
-                let parent = before.filter(|_| image.level == Level::Inc).map(|before| &***before);
-                let chain = id.clone().filter(|_| image.level != Level::Copy);
-                described.manifest = Some(manifest(image, parent, layer, chain));
-            }
+        let mut before: Option<(&Image, Option<ImageId>)> = None;
+        let chain = images.iter().zip(layers.as_slice()).zip(&known);
+        for (((image, layer), known), described) in chain.zip(&mut described) {
+            let own = match known {
+                Some(known) => known.id,
+                None => {
+                    let parent = before.filter(|_| image.level == Level::Inc);
+                    let chain = id.clone().filter(|_| image.level != Level::Copy);
+                    described.manifest.insert(manifest(image, parent, layer, chain)?).id
+                }
+            };
+            before = Some((image, own));
         }
         Ok(Self { images: described, layers: Some(layers) })
     }
@@ -130,12 +134,13 @@ impl Describe {
         observer.phase(Phase::Summing { bytes: lengths.sum() });
         let pool = pool::start(threads)?;
         for (image, layer) in work() {
-            if image.checksums {
-                pool.install(|| sum(layer, observer))?;
-            }
+            // first: checksums are made for the id that it tells
             if let Some(manifest) = &image.manifest {
                 let written = manifest.write(&image.path);
                 written.map_err(|source| Error::Write { path: Manifest::path(&image.path), source })?;
+            }
+            if image.checksums {
+                pool.install(|| sum(layer, observer))?;
             }
             each(image);
         }
@@ -155,24 +160,36 @@ fn sum(layer: &Layer, observer: &dyn Observer) -> Result<()> {
 }
 
 /// What can be said of an image now.
-fn manifest(image: &Image, before: Option<&Image>, layer: &Layer, chain: Option<String>) -> Manifest {
+fn manifest(
+    image: &Image,
+    before: Option<(&Image, Option<ImageId>)>,
+    layer: &Layer,
+    chain: Option<String>,
+) -> Result<Manifest> {
     // names that are no text cannot be written down
     let name = |image: &Image| image.name().to_str().map(str::to_owned);
     let (format, virtual_size) = match layer.format() {
         Format::Qcow2 => (FormatHint::Qcow2, layer.size()),
         Format::Raw => (FormatHint::Raw, layer.data().length()),
     };
-    Manifest {
+    // checksums that are there have it already, or never will
+    let id = match Checksums::open(&image.path) {
+        Ok(None) => Some(ImageId::random().map_err(|source| Error::Open { path: image.path.clone(), source })?),
+        sums => sums.ok().flatten().and_then(|sums| sums.id()),
+    };
+    Ok(Manifest {
         image: name(image).unwrap_or_default(),
+        id,
         level: image.level,
         time: image.time,
         chain,
-        parent: before.and_then(name),
+        parent: before.and_then(|(before, _)| name(before)),
+        parent_id: before.and_then(|(_, id)| id),
         bitmap: None,
         format,
         virtual_size,
         qemu: String::new(),
-    }
+    })
 }
 
 /// The id of the chain that an image belongs to, if its backup folder has one: that of the image, or the one above.

@@ -123,6 +123,14 @@ pub enum Warning {
         /// Why.
         reason: Unverified,
     },
+    /// What was changed in part had been damaged before, and its checksums still say so.
+    #[error("{}: {blocks} of the blocks that were changed in part had been damaged before: verify says where", .path.display())]
+    WasDamaged {
+        /// The image.
+        path: PathBuf,
+        /// How many blocks.
+        blocks: u64,
+    },
     /// The output is not read again.
     #[error("what left through a pipe cannot be read again: only what was read of the images was checked")]
     NotReadBack,

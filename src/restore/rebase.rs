@@ -144,7 +144,7 @@ impl Rebase {
             let geometry = qcow2::Header::read(&*storage).map_err(error)?.geometry;
             let renewed = Renewed::header(&image.path, &storage, geometry);
             qcow2::set_backing(&renewed, Some(&image.wanted())).map_err(error)?;
-            renewed.finish()?;
+            renewed.finish(observer)?;
             if !image.done {
                 each(&image);
             }

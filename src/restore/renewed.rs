@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::{Error, Result};
+use super::observer::{Observer, Warning};
 use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal};
 use crate::qcow2::Geometry;
 use crate::storage::{FileStorage, Storage, Touched, WritableStorage};
@@ -40,26 +41,36 @@ impl Renewed {
 
     /// Says that the image is about to change. The first write says it by itself, but copies in the kernel do not.
     pub(super) fn begin(&self) -> Result<()> {
-        self.unsettle().map_err(|source| self.error(source))
+        self.unsettle(0..0).map_err(|source| self.error(source))
     }
 
-    fn unsettle(&self) -> io::Result<()> {
+    /// Before these bytes change.
+    fn unsettle(&self, bytes: Range<u64>) -> io::Result<()> {
         let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
-        if renewal.is_none() {
-            *renewal = Some(Renewal::begin(&self.path, self.blocks.clone())?);
+        let renewal = match &mut *renewal {
+            Some(renewal) => renewal,
+            none => none.insert(Renewal::begin(&self.path, self.blocks.clone())?),
+        };
+        if !bytes.is_empty() {
+            // nobody else writes to a part of these blocks before they were looked at
+            renewal.before_write(&bytes, &self.touched);
+            self.touched.written(bytes);
         }
         Ok(())
     }
 
     /// Makes the checksums right, when all that was written is on stable storage; also where nothing was written now, but
-    /// by an earlier run that was killed.
-    pub(super) fn finish(&self) -> Result<()> {
+    /// by an earlier run that was killed. What was damaged before, and was written to in part, is told.
+    pub(super) fn finish(&self, observer: &dyn Observer) -> Result<()> {
         let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let finished = match renewal {
-            Some(renewal) => renewal.finish(&self.touched, &self.touched),
-            None => Renewal::settle(&self.path, &self.file),
+        let Some(renewal) = renewal else {
+            return Renewal::settle(&self.path, &self.file).map_err(|source| self.error(source));
         };
-        finished.map_err(|source| self.error(source))
+        let blocks = renewal.damaged();
+        if blocks > 0 {
+            observer.warning(Warning::WasDamaged { path: self.path.clone(), blocks });
+        }
+        renewal.finish(&self.touched, &self.touched).map_err(|source| self.error(source))
     }
 
     fn error(&self, source: io::Error) -> Error {
@@ -91,12 +102,13 @@ impl Storage for Renewed {
 
 impl WritableStorage for Renewed {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.unsettle()?;
+        self.unsettle(offset..offset.saturating_add(bytes.len() as u64))?;
         self.touched.write_all_at(bytes, offset)
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        self.unsettle()?;
+        let old = self.touched.length();
+        self.unsettle(old.min(length)..old.max(length))?;
         self.touched.set_length(length)
     }
 
@@ -105,6 +117,8 @@ impl WritableStorage for Renewed {
     }
 
     fn written(&self, range: Range<u64>) {
+        // this has begun: see there
+        let _ = self.unsettle(range.clone());
         self.touched.written(range);
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::bits::Bits;
-use crate::chain::{BLOCK, Checksums};
+use crate::chain::{BLOCK, Checksums, ChecksumsError};
 use crate::storage::{Storage, to_usize};
 
 /// Bytes that are given up together where they cannot be read: a page.
@@ -279,9 +279,21 @@ impl fmt::Display for Unverified {
     }
 }
 
+/// The checksums of an image, and what stands against them. Those of another image are an error.
+pub(super) fn own_sums(image: &Path) -> Result<(Option<Checksums>, Option<Unverified>), ChecksumsError> {
+    match Checksums::open(image) {
+        Err(error @ ChecksumsError::Foreign { .. }) => Err(error),
+        opened => Ok(judged(opened)),
+    }
+}
+
 /// The checksums of an image, and what stands against them.
 pub(super) fn sums(image: &Path) -> (Option<Checksums>, Option<Unverified>) {
-    match Checksums::open(image) {
+    judged(Checksums::open(image))
+}
+
+fn judged(opened: Result<Option<Checksums>, ChecksumsError>) -> (Option<Checksums>, Option<Unverified>) {
+    match opened {
         Ok(Some(sums)) => {
             let unsettled = sums.unsettled();
             let blocks = unsettled.end.saturating_sub(unsettled.start);

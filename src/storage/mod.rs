@@ -2,6 +2,7 @@
 //!
 //! This layer knows nothing of formats.
 
+mod blocks;
 mod file;
 mod folder;
 mod inside;
@@ -18,6 +19,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use blocks::BlockSet;
 pub use file::FileStorage;
 pub(crate) use folder::read_folder;
 pub(crate) use inside::{check_inside, create_folders, is_trusted};

@@ -3,10 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use super::{FileStorage, Storage, WritableStorage, to_usize};
+use super::{BlockSet, FileStorage, Storage, WritableStorage};
 
 /// A file that remembers which of its blocks were written to, a bit for each.
 ///
@@ -15,42 +14,25 @@ use super::{FileStorage, Storage, WritableStorage, to_usize};
 pub struct Touched {
     inner: Arc<FileStorage>,
     block: u64,
-    words: RwLock<Vec<AtomicU64>>,
+    blocks: BlockSet,
 }
 
 impl Touched {
     /// Watches a file in blocks of this size.
     #[must_use]
     pub fn new(inner: Arc<FileStorage>, block: u64) -> Self {
-        Self { inner, block: block.max(1), words: RwLock::default() }
+        Self { inner, block: block.max(1), blocks: BlockSet::default() }
     }
 
     /// Whether a block was written to.
     #[must_use]
     pub fn contains(&self, block: u64) -> bool {
-        let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
-        words.get(to_usize(block / 64)).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (block % 64)) != 0)
+        self.blocks.contains(block)
     }
 
     fn touch(&self, range: Range<u64>) {
-        if range.is_empty() {
-            return;
-        }
-        let blocks = range.start / self.block..range.end.div_ceil(self.block);
-        let needed = to_usize(blocks.end.div_ceil(64));
-        let mut words = self.words.read().unwrap_or_else(PoisonError::into_inner);
-        if words.len() < needed {
-            drop(words);
-            let mut grown = self.words.write().unwrap_or_else(PoisonError::into_inner);
-            let length = grown.len().max(needed);
-            grown.resize_with(length, AtomicU64::default);
-            drop(grown);
-            words = self.words.read().unwrap_or_else(PoisonError::into_inner);
-        }
-        for block in blocks {
-            if let Some(word) = words.get(to_usize(block / 64)) {
-                word.fetch_or(1 << (block % 64), Ordering::Relaxed);
-            }
+        if !range.is_empty() {
+            self.blocks.insert(range.start / self.block..range.end.div_ceil(self.block));
         }
     }
 }

@@ -22,6 +22,8 @@ fn manifest(image: &str, level: Level, time: i64, parent: Option<&str>) -> Manif
         time: Some(time),
         chain: Some("id".to_owned()),
         parent,
+        id: None,
+        parent_id: None,
         bitmap: None,
         format: FormatHint::Qcow2,
         virtual_size: 64 << 20,

@@ -130,19 +130,44 @@ fn a_repair_renews_checksums_and_settles_what_one_that_was_killed_left() {
     assert!(!backup.path(".qmpbackup").exists());
 }
 
+#[test]
+fn damage_beside_what_is_written_is_found_as_before() {
+    // the last byte of the block that the header is in, which no table needs
+    let flip = |image: &Path| flip(image, BLOCK - 1);
+    let says = "1 of the blocks that were changed in part had been damaged before";
+    for command in ["commit", "snapshotrebase"] {
+        let backup = known();
+        let expected = backup.expected(3);
+        flip(&backup.images[0]);
+        backup.does(&[command]).with(3).says(says);
+        assert_eq!(wrong(&backup.images[0]), [0], "{command}");
+        backup.assert_holds(3, &expected);
+    }
+    let backup = known();
+    flip(&backup.images[2]);
+    backup.does(&["rebase"]).with(3).says(says);
+    assert_eq!(wrong(&backup.images[2]), [0]);
+    assert_eq!((wrong(&backup.images[1]), wrong(&backup.images[3])), (Vec::new(), Vec::new()));
+    let backup = known();
+    backup.set_header_refcount(1, 0);
+    flip(&backup.images[1]);
+    Ended::run(["check", "--repair=all", backup.images[1].to_str().unwrap()]).with(3).says(says);
+    assert!(wrong(&backup.images[1]).contains(&0));
+}
+
 /// The number of a later version, in a header that is whole.
 fn make_later(image: &Path) {
     let path = Checksums::path(image);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[11] = 2;
-    let sum = crc32fast::hash(&bytes[..44]);
-    bytes[44..48].copy_from_slice(&sum.to_be_bytes());
+    bytes[11] = 3;
+    let sum = crc32fast::hash(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&sum.to_be_bytes());
     fs::write(&path, bytes).unwrap();
 }
 
 #[test]
 fn what_a_later_version_has_written_down_is_not_outdated() {
-    let says = "is of version 2: this program knows 1";
+    let says = "is of version 3: this program knows 1 and 2";
     for number in [0, 2] {
         let backup = known();
         make_later(&backup.images[number]);
@@ -161,9 +186,12 @@ fn what_a_later_version_has_written_down_is_not_outdated() {
     assert!(fs::read(&backup.images[1]).unwrap() == before);
 
     let backup = known();
+    // without a sum that would have to fit
     let path = Manifest::path(&backup.images[3]);
-    let text = fs::read_to_string(&path).unwrap().replace("\"version\": 2", "\"version\": 3");
-    fs::write(&path, text).unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    value["version"] = 3.into();
+    value.as_object_mut().unwrap().remove("crc32");
+    fs::write(&path, value.to_string()).unwrap();
     for command in ["commit", "snapshotrebase", "rebase"] {
         backup.refuses(&[command], 1, "is of version 3: this program knows 1 to 2");
     }

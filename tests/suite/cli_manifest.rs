@@ -29,13 +29,17 @@ fn images_of_another_tool_get_manifests_and_checksums_and_the_chain_goes_on() {
     assert_eq!(made(&ended), [2; 4]);
     assert_eq!(backup.files(), before, "the images are not changed");
     assert_eq!(assert_fit(&backup.dir), backup.images);
+    let id = |number: usize| Manifest::read(&backup.images[number]).unwrap().unwrap().id;
     for (number, image) in backup.images.iter().enumerate() {
+        assert!(id(number).is_some() && Checksums::open(image).unwrap().unwrap().id() == id(number));
         let manifest = Manifest {
             image: backup.name(number).to_owned(),
             level: if number == 0 { Level::Full } else { Level::Inc },
             time: Some(TIMES[number]),
             chain: Some("an-id".to_owned()),
             parent: number.checked_sub(1).map(|before| backup.name(before).to_owned()),
+            id: id(number),
+            parent_id: number.checked_sub(1).and_then(id),
             bitmap: None,
             format: FormatHint::Qcow2,
             virtual_size: SIZE,
@@ -147,4 +151,33 @@ fn images_that_somebody_writes_to_are_left() {
     let _folder = FolderLock::take(&backup.dir).unwrap();
     backup.does(&["manifest"]).with(6).says("nothing was changed");
     backup.does(&["manifest", "--dry-run"]).with(0);
+}
+
+#[test]
+fn an_image_that_was_exchanged_with_its_checksums_is_noticed() {
+    let says = "has the checksums of image ";
+    // the same in one folder, and one of another disk with the same names
+    for of_other in [false, true] {
+        let (backup, other) = (Backup::new(), Backup::new());
+        for backup in [&backup, &other] {
+            backup.does(&["manifest"]).with(0);
+        }
+        let from = if of_other { &other.images[2] } else { &backup.images[1] };
+        fs::copy(from, &backup.images[2]).unwrap();
+        fs::copy(Checksums::path(from), Checksums::path(&backup.images[2])).unwrap();
+        backup.does(&["verify"]).with(4).says(says);
+        let out = backup.path("out");
+        backup.does(&["merge", "--verify", "--out", out.to_str().unwrap()]).with(4).says(says);
+        assert!(!out.exists());
+        backup.refuses(&["commit"], 4, says);
+        // with its manifest, too: others build on the one that was there
+        fs::copy(Manifest::path(from), Manifest::path(&backup.images[2])).unwrap();
+        let says =
+            if of_other { "builds on another image of the name INC-1793674800-disk.qcow2" } else { "was made as" };
+        for command in ["verify", "list"] {
+            let code = if command == "list" { 3 } else { 4 };
+            backup.does(&[command]).with(code).says(says);
+        }
+        backup.does(&["merge", "--out", out.to_str().unwrap()]).with(4).says(says);
+    }
 }

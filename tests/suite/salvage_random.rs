@@ -131,6 +131,8 @@ fn write_manifests(members: &[PathBuf]) {
             time: name(path).split('-').nth(1).unwrap().parse().ok(),
             chain: Some("a chain".to_owned()),
             parent: before.map(|before| name(before)),
+            id: None,
+            parent_id: None,
             bitmap: None,
             format: FormatHint::Qcow2,
             virtual_size: Image::open(Arc::new(FileStorage::open(path).unwrap())).unwrap().size(),

@@ -36,6 +36,8 @@ pub(crate) fn keep_books(images: &[PathBuf]) {
             time: Some(parsed.time),
             chain: Some("c".to_owned()),
             parent: parent.filter(|_| !full),
+            id: None,
+            parent_id: None,
             bitmap: None,
             format: FormatHint::Qcow2,
             virtual_size,

@@ -27,6 +27,8 @@ fn long() -> (Backup, PathBuf) {
         time: Some(100),
         chain: None,
         parent: None,
+        id: None,
+        parent_id: None,
         bitmap: None,
         format: FormatHint::Raw,
         virtual_size: 20 * SEGMENT - 7,

@@ -8,7 +8,8 @@ use byteorder::{BigEndian, ByteOrder};
 use rayon::prelude::*;
 
 use super::header::Header;
-use super::{BLOCK, Checksums};
+use super::{BLOCK, Checksums, id_of};
+use crate::chain::ImageId;
 use crate::storage::{NewFile, Storage, to_usize};
 
 /// Blocks that a thread reads at once: what it sums is still in the processor's cache.
@@ -64,7 +65,7 @@ fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8
 }
 
 /// Computes the checksums of an image that nobody writes to, and writes them down beside what `image` names, which may be
-/// a name that it will have later. They replace others.
+/// a name that it will have later. They replace others, and have the id that the manifest has which is there.
 ///
 /// # Errors
 /// What the system says of either file; earlier checksums are still there then.
@@ -77,20 +78,21 @@ pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> io::Result<()>
 /// # Errors
 /// As with [`create`]; what `each` says.
 pub fn create_watched(image: &Path, storage: &(impl Storage + ?Sized), each: &Watch<'_>) -> io::Result<()> {
-    write(image, storage.length(), |blocks| watched_sums(storage, blocks, each))
+    write(image, id_of(image), storage.length(), |blocks| watched_sums(storage, blocks, each))
 }
 
 /// Writes a file with checksums: it is there whole and on stable storage, as it was before, or not at all.
 pub(super) fn write(
     image: &Path,
+    id: Option<ImageId>,
     length: u64,
     mut sums: impl FnMut(Range<u64>) -> io::Result<Vec<u32>>,
 ) -> io::Result<()> {
     let new = NewFile::create(&Checksums::path(image), 0o644)?;
     let mut file = new.file();
-    let mut header = Header { length, unsettled: (0, 0), list: 0 };
+    let mut header = Header { length, unsettled: (0, 0), id, list: 0 };
     let mut hasher = crc32fast::Hasher::new();
-    file.seek(SeekFrom::Start(Header::BYTES))?;
+    file.seek(SeekFrom::Start(header.size()))?;
     let mut start = 0;
     while start < header.blocks() {
         let end = (start + BATCH).min(header.blocks());

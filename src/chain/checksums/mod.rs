@@ -3,15 +3,19 @@
 //! ```text
 //! offset  bytes
 //!      0      8  magic "QMPBSUMS"
-//!      8      4  version, 1
+//!      8      4  version, 2
 //!     12      4  bytes of a block, 65536; the last one is as long as what is left of the image
 //!     16      8  bytes of the image
 //!     24      8  the first block that is unsettled
 //!     32      8  how many are from there on; 0 where all is settled
-//!     40      4  CRC-32 of the list
-//!     44      4  CRC-32 of the 44 bytes before
-//!     48      4  for each block its CRC-32, and nothing after the last
+//!     40     16  the id of the image, as its manifest has it
+//!     56      4  CRC-32 of the list
+//!     60      4  CRC-32 of the 60 bytes before
+//!     64      4  for each block its CRC-32, and nothing after the last
 //! ```
+//!
+//! Version 1, which is made for images whose manifests have no id, does not have those 16 bytes. Later versions keep what
+//! these 64 bytes are, so that they can be told from damage.
 //!
 //! Numbers are big-endian. The CRC is that of zip and Ethernet (polynomial 0x04c11db7, reflected, as in IEEE 802.3). So any
 //! flipped bit of an image is in a block whose sum does not fit, and one of this file is not taken for one of the image.
@@ -37,7 +41,8 @@ pub use compute::{block_sums, create, create_watched};
 use header::Header;
 pub use renew::Renewal;
 
-use super::manifest::beside;
+use super::ImageId;
+use super::manifest::{Manifest, beside};
 use crate::storage::{FileStorage, Storage, to_usize};
 
 /// Bytes of a block.
@@ -73,12 +78,22 @@ pub enum ChecksumsError {
         source: io::Error,
     },
     /// A later version of this program has made it.
-    #[error("{} is of version {version}: this program knows 1", path.display())]
+    #[error("{} is of version {version}: this program knows 1 and 2", path.display())]
     Version {
         /// The file with the checksums.
         path: PathBuf,
         /// Its version.
         version: u32,
+    },
+    /// They were made for another image than the manifest.
+    #[error("{} has the checksums of image {id}, and the manifest is of image {expected}", path.display())]
+    Foreign {
+        /// The file with the checksums.
+        path: PathBuf,
+        /// The id that it has.
+        id: ImageId,
+        /// The id that the manifest has.
+        expected: ImageId,
     },
     /// The file itself is damaged.
     #[error("{} is damaged: {field} at offset {offset} is {value:#x}, not {expected:#x}", path.display())]
@@ -125,7 +140,16 @@ impl Checksums {
         let header = Header::read(&file, &path)?;
         let sums = Self { path, file, header };
         sums.check_list()?;
-        Ok(Some(sums))
+        match sums.id().zip(id_of(image)) {
+            Some((id, expected)) if id != expected => Err(ChecksumsError::Foreign { path: sums.path, id, expected }),
+            _ => Ok(Some(sums)),
+        }
+    }
+
+    /// The id of the image, where it had one when they were made.
+    #[must_use]
+    pub fn id(&self) -> Option<ImageId> {
+        self.header.id
     }
 
     /// Bytes of the image's file.
@@ -159,7 +183,7 @@ impl Checksums {
     pub fn read(&self, blocks: Range<u64>) -> Result<Vec<u32>, ChecksumsError> {
         let count = blocks.end.min(self.blocks()).saturating_sub(blocks.start);
         let mut bytes = vec![0; to_usize(count * SUM)];
-        let read = self.file.read_exact_at(&mut bytes, Header::BYTES + blocks.start * SUM);
+        let read = self.file.read_exact_at(&mut bytes, self.header.size() + blocks.start * SUM);
         read.map_err(|source| ChecksumsError::Io { path: self.path.clone(), source })?;
         let mut sums = vec![0; to_usize(count)];
         BigEndian::read_u32_into(&bytes, &mut sums);
@@ -170,13 +194,13 @@ impl Checksums {
     fn check_list(&self) -> Result<(), ChecksumsError> {
         let damaged =
             |field, offset, value, expected| Err(ChecksumsError::damaged(&self.path, field, offset, value, expected));
-        let expected = Header::BYTES.saturating_add(self.blocks().saturating_mul(SUM));
+        let expected = self.header.size().saturating_add(self.blocks().saturating_mul(SUM));
         if self.file.length() != expected {
             return damaged("the length of the file", 0, self.file.length(), expected);
         }
         let mut hasher = crc32fast::Hasher::new();
         let mut bytes = vec![0; to_usize(PART.min(expected))];
-        let mut offset = Header::BYTES;
+        let mut offset = self.header.size();
         while offset < expected {
             let length = to_usize((expected - offset).min(PART));
             let part = bytes.get_mut(..length).unwrap_or_default();
@@ -189,7 +213,12 @@ impl Checksums {
         if sum == self.header.list {
             Ok(())
         } else {
-            damaged("the CRC-32 of the list", Header::LIST_AT, sum.into(), self.header.list.into())
+            damaged("the CRC-32 of the list", self.header.list_at(), sum.into(), self.header.list.into())
         }
     }
+}
+
+/// The id of an image, where it has a manifest that tells it.
+fn id_of(image: &Path) -> Option<ImageId> {
+    Manifest::read(image).ok().flatten()?.id
 }

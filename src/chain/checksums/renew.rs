@@ -1,5 +1,6 @@
 //! Checksums of an image that is changed in place: only those of the blocks that were written to become new ones. So what was
-//! damaged before, elsewhere in the image, is found as before.
+//! damaged before, elsewhere in the image, is found as before. Where a block is written to in part, it is compared with its
+//! sum before: if it does not fit then, it gets one that does not fit either.
 //!
 //! ```text
 //! the blocks that may change become unsettled ── sync ── the image changes ── sync ── new checksums, all settled
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use super::compute::{READ, sums_of, write};
 use super::header::Header;
 use super::{BLOCK, Checksums, ChecksumsError};
-use crate::storage::{FileStorage, Storage, Touched, open_unlinked, to_usize};
+use crate::storage::{BlockSet, FileStorage, Storage, Touched, open_unlinked, to_usize};
 
 /// Checksums of an image that is about to change.
 #[derive(Debug)]
@@ -26,12 +27,14 @@ pub struct Renewal {
     /// None where the image had none, or none that could be used.
     sums: Option<Checksums>,
     unsettled: Range<u64>,
+    /// Blocks that did not fit when they were written to in part.
+    damaged: BlockSet,
 }
 
 impl Renewal {
     /// Says that blocks of an image are about to change; it may get more of them.
     ///
-    /// Damaged checksums stay as they are: they say nothing of the image, and making new ones would say that all of it is
+    /// Damaged and foreign checksums stay as they are: they say nothing of the image, and making new ones would say that all of it is
     /// right.
     ///
     /// # Errors
@@ -41,7 +44,7 @@ impl Renewal {
             Ok(sums) => sums,
             Err(ChecksumsError::Io { source, .. }) => return Err(source),
             Err(error @ ChecksumsError::Version { .. }) => return Err(io::Error::other(error)),
-            Err(ChecksumsError::Damaged { .. }) => None,
+            Err(ChecksumsError::Damaged { .. } | ChecksumsError::Foreign { .. }) => None,
         };
         let mut unsettled = blocks;
         if let Some(sums) = &sums {
@@ -57,7 +60,7 @@ impl Renewal {
             // only what was unsettled before is summed whether it was written to or not
             unsettled = sums.unsettled();
         }
-        Ok(Self { image: image.to_owned(), sums, unsettled })
+        Ok(Self { image: image.to_owned(), sums, unsettled, damaged: BlockSet::default() })
     }
 
     /// Sums what a program that died has left unsettled, where nobody writes to the image now. Most images have nothing
@@ -73,27 +76,57 @@ impl Renewal {
         Self::begin(image, 0..0)?.finish(&**storage, &Touched::new(Arc::clone(storage), BLOCK))
     }
 
+    /// Looks at the blocks of which only a part is about to change, before they do; one caller at a time. What was touched
+    /// before was looked at before.
+    pub fn before_write(&self, bytes: &Range<u64>, touched: &Touched) {
+        let Some(sums) = &self.sums else { return };
+        let end = bytes.end.div_ceil(BLOCK).min(sums.blocks());
+        for block in bytes.start / BLOCK..end {
+            let all = block * BLOCK..(block + 1).saturating_mul(BLOCK).min(sums.length());
+            if bytes.start <= all.start && all.end <= bytes.end {
+                self.damaged.remove(block);
+            } else if !touched.contains(block) && !self.unsettled.contains(&block) && !fits(sums, block, all, touched) {
+                self.damaged.insert(block..block + 1);
+            }
+        }
+    }
+
+    /// How many blocks did not fit.
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        self.damaged.count()
+    }
+
     /// Sums what was written to, when all of it is on stable storage.
     ///
     /// # Errors
     /// What the system says; the blocks are still unsettled then.
     pub fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> io::Result<()> {
-        let Some(old) = self.sums else { return Ok(()) };
+        let Some(old) = &self.sums else { return Ok(()) };
         let length = storage.length();
         // where the end has moved, the old sums say nothing of what is behind either end, or of the block that it is in
         let known = if length == old.length() { old.blocks() } else { length.min(old.length()) / BLOCK };
-        write(&self.image, length, |blocks| {
+        write(&self.image, old.id(), length, |blocks| {
             let mut sums = old.read(blocks.clone()).map_err(io::Error::other)?;
             sums.resize(to_usize(blocks.end - blocks.start), 0);
             let is_new = |block: u64| touched.contains(block) || self.unsettled.contains(&block) || block >= known;
             let parts = parts(&blocks, is_new);
             for (part, new) in parts.iter().zip(sums_of(storage, &parts)?) {
                 let range = to_usize(part.start - blocks.start)..to_usize(part.end - blocks.start);
-                sums.get_mut(range).unwrap_or_default().copy_from_slice(&new);
+                let new =
+                    part.clone().zip(new).map(|(block, sum)| if self.damaged.contains(block) { !sum } else { sum });
+                sums.splice(range, new);
             }
             Ok(sums)
         })
     }
+}
+
+/// Whether a block is what its sum says; what cannot be read is not.
+fn fits(sums: &Checksums, block: u64, bytes: Range<u64>, storage: &Touched) -> bool {
+    let mut buffer = vec![0; to_usize(bytes.end - bytes.start)];
+    let known = sums.read(block..block + 1);
+    storage.read_exact_at(&mut buffer, bytes.start).is_ok() && known.is_ok_and(|sum| sum == [crc32fast::hash(&buffer)])
 }
 
 /// The blocks of a range that are new, in ranges of a few.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
+use super::compute::write;
 use super::*;
 use crate::storage::{MemoryStorage, Touched, WritableStorage};
 
@@ -52,9 +53,17 @@ fn holes_have_the_sum_of_zeroes() {
 
 #[test]
 fn any_flipped_bit_of_the_checksums_is_noticed() {
+    for id in [None, Some(ImageId::random().unwrap())] {
+        any_flipped_bit_is_noticed(id);
+    }
+}
+
+fn any_flipped_bit_is_noticed(id: Option<ImageId>) {
     let (_folder, path) = image(200_000);
     let file = Checksums::path(&path);
+    write(&path, id, 200_000, |blocks| block_sums(&FileStorage::open(&path)?, blocks)).unwrap();
     let sound = fs::read(&file).unwrap();
+    assert_eq!(sound.len(), if id.is_some() { 80 } else { 64 });
     for bit in 0..sound.len() * 8 {
         let mut bytes = sound.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -74,17 +83,18 @@ fn a_later_version_is_named() {
     let (_folder, path) = image(1);
     let file = Checksums::path(&path);
     let mut bytes = fs::read(&file).unwrap();
-    bytes[11] = 2;
-    let sum = crc32fast::hash(&bytes[..44]);
-    bytes[44..48].copy_from_slice(&sum.to_be_bytes());
+    bytes[11] = 3;
+    bytes.resize(64, 0);
+    let sum = crc32fast::hash(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&sum.to_be_bytes());
     fs::write(&file, bytes).unwrap();
-    assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Version { version: 2, .. })));
+    assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Version { version: 3, .. })));
 }
 
 #[test]
 fn a_huge_image_that_is_claimed_costs_no_memory() {
     let (_folder, path) = image(1);
-    let header = Header { length: u64::MAX, unsettled: (0, u64::MAX), list: 0 };
+    let header = Header { length: u64::MAX, unsettled: (0, u64::MAX), id: None, list: 0 };
     fs::write(Checksums::path(&path), header.bytes()).unwrap();
     assert!(matches!(Checksums::open(&path), Err(ChecksumsError::Damaged { .. })));
 }
@@ -122,6 +132,66 @@ fn only_what_was_written_to_is_summed_anew() {
         }
         assert_eq!(sums(&path), should, "{length}");
     }
+}
+
+#[test]
+fn a_block_that_does_not_fit_when_it_is_written_to_in_part_does_not_fit_afterwards() {
+    let (_folder, path) = image(400_000);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    for block in [1, 2, 6] {
+        std::os::unix::fs::FileExt::write_all_at(&file, b"!", block * BLOCK + 100).unwrap();
+    }
+    let renewal = Renewal::begin(&path, 0..u64::MAX).unwrap();
+    let touched = open_touched(&path);
+    let write = |place: u64, length: usize| {
+        renewal.before_write(&(place..place + length as u64), &touched);
+        touched.write_all_at(&vec![9; length], place).unwrap();
+    };
+    // of damaged ones a part, twice, and all; a part of a sound one; the end of the last one, which is short
+    write(BLOCK + 5, 10);
+    write(BLOCK + 5000, 10);
+    write(2 * BLOCK + 7, 10);
+    assert_eq!(renewal.damaged(), 2);
+    write(2 * BLOCK, 1 << 16);
+    write(3 * BLOCK, 100);
+    write(399_000, 1000);
+    assert_eq!(renewal.damaged(), 2);
+    renewal.finish(&touched, &touched).unwrap();
+    let wrong: Vec<usize> = (0..7).filter(|at| sums(&path)[*at] != expected(&path)[*at]).collect();
+    assert_eq!(wrong, [1, 6]);
+}
+
+#[test]
+fn checksums_know_whose_they_are() {
+    let (_folder, path) = image(200_000);
+    let manifest = |id| Manifest {
+        image: "INC-5-disk".to_owned(),
+        id,
+        level: crate::chain::Level::Inc,
+        time: Some(5),
+        chain: None,
+        parent: None,
+        parent_id: None,
+        bitmap: None,
+        format: crate::chain::FormatHint::Qcow2,
+        virtual_size: 0,
+        qemu: String::new(),
+    };
+    let (own, other) = (ImageId::random().unwrap(), ImageId::random().unwrap());
+    manifest(Some(own)).write(&path).unwrap();
+    // those of before have none
+    assert_eq!(Checksums::open(&path).unwrap().unwrap().id(), None);
+    create(&path, &FileStorage::open(&path).unwrap()).unwrap();
+    let touched = open_touched(&path);
+    let renewal = Renewal::begin(&path, 0..1).unwrap();
+    touched.write_all_at(b"new", 0).unwrap();
+    renewal.finish(&touched, &touched).unwrap();
+    assert_eq!((Checksums::open(&path).unwrap().unwrap().id(), sums(&path)), (Some(own), expected(&path)));
+    manifest(Some(other)).write(&path).unwrap();
+    let error = Checksums::open(&path).unwrap_err();
+    assert!(matches!(error, ChecksumsError::Foreign { id, expected, .. } if (id, expected) == (own, other)), "{error}");
+    manifest(None).write(&path).unwrap();
+    assert!(Checksums::open(&path).unwrap().is_some());
 }
 
 #[test]

@@ -10,6 +10,8 @@ impl Tree {
     fn holds(&self, image: &str, time: i64) {
         let manifest = Manifest {
             image: String::new(),
+            id: None,
+            parent_id: None,
             bitmap: None,
             format: FormatHint::Qcow2,
             level: Level::Full,

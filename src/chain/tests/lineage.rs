@@ -1,6 +1,6 @@
 //! Chains whose manifests say that an image is missing, foreign or out of order.
 
-use super::super::{Fault, FormatHint, Lineage, Manifest, Member, Phase, Unfinished, Work};
+use super::super::{Fault, FormatHint, ImageId, Lineage, Manifest, Member, Phase, Unfinished, Work};
 use super::*;
 
 impl Tree {
@@ -13,6 +13,8 @@ impl Tree {
             time: Some(parsed.time),
             chain: Some(chain.to_owned()),
             parent: parent.map(str::to_owned),
+            id: None,
+            parent_id: None,
             bitmap: None,
             format: FormatHint::Qcow2,
             virtual_size: 1 << 20,
@@ -100,6 +102,55 @@ fn what_somebody_has_removed_with_its_full_is_not_missed() {
 fn manifest_of(full: &str) -> Manifest {
     let tree = Tree::chain(&[full]);
     Manifest::read(&tree.path(full)).unwrap().unwrap()
+}
+
+#[test]
+fn the_newest_full_that_is_missing_is_missed_with_its_incs() {
+    let tree = Tree::chain(&["FULL-100-d", "INC-200-d"]);
+    for (name, parent) in [("FULL-300-d", None), ("INC-400-d", Some("FULL-300-d"))] {
+        tree.made(name, "c", parent);
+    }
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "FULL-300-d!", "INC-400-d!"]);
+    assert!(fault(&disk, "INC-400-d").contains("FULL-300-d is missing, only its manifest is there"));
+    assert!(matches!(select(&disk, "latest"), Err(Error::Lineage { .. })));
+    assert_eq!(members(&disk, "299"), ["FULL-100-d", "INC-200-d"]);
+}
+
+#[test]
+fn a_disk_of_which_all_images_are_missing_is_missed() {
+    let tree = Tree::chain(&["FULL-100-d", "INC-200-d"]);
+    tree.remove("FULL-100-d");
+    tree.remove("INC-200-d");
+    assert_eq!(points(&tree.disk()), ["FULL-100-d!", "INC-200-d!"]);
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_a_missing_image() {
+    let tree = Tree::chain(&CHAIN);
+    tree.remove("INC-400-d");
+    symlink("/nowhere/INC-400-d", tree.path("INC-400-d")).unwrap();
+    assert_eq!(points(&tree.disk()), ["FULL-100-d", "INC-200-d", "INC-300-d", "INC-400-d!"]);
+}
+
+#[test]
+fn an_inc_of_another_image_with_the_name_of_its_parent_is_noticed() {
+    let tree = Tree::chain(&CHAIN);
+    let ids: Vec<_> = CHAIN.iter().map(|_| ImageId::random().unwrap()).collect();
+    let name = |at: usize, id| {
+        let path = tree.path(CHAIN[at]);
+        let parent_id = at.checked_sub(1).map(|before| ids[before]);
+        Manifest { id: Some(id), parent_id, ..Manifest::read(&path).unwrap().unwrap() }.write(&path).unwrap();
+    };
+    (0..CHAIN.len()).for_each(|at| name(at, ids[at]));
+    assert_eq!(points(&tree.disk()), CHAIN);
+    name(1, ImageId::random().unwrap());
+    let disk = tree.disk();
+    assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-300-d!", "INC-400-d!"]);
+    assert!(
+        fault(&disk, "INC-300-d")
+            .ends_with("builds on another image of the name INC-200-d: one of the two was exchanged")
+    );
 }
 
 #[test]

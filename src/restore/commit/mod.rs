@@ -197,18 +197,18 @@ impl Commit {
                     self.write(&mut writer, 0..self.incs.len(), observer)?;
                     observer.phase(Phase::Syncing);
                     finish(full, writer)?;
-                    image.finish()?;
-                    self.renew(self.incs.len() - 1)?;
+                    image.finish(observer)?;
+                    self.renew(self.incs.len() - 1, observer)?;
                     self.journal(chain::Phase::Removing)?;
                 }
                 chain::Work::SnapshotRebase => {
                     self.write_snapshots(writer, observer)?;
-                    image.finish()?;
+                    image.finish(observer)?;
                 }
             }
         } else if self.resumed.is_some() {
             // the last INC may have gone before that
-            self.chain.renewed_full()?.finish()?;
+            self.chain.renewed_full()?.finish(observer)?;
         }
         self.remove(&self.incs, observer)?;
         Unfinished::remove(full).map_err(|source| journal_error(full, source))?;
@@ -239,19 +239,19 @@ impl Commit {
                 writer.create_snapshot(name, snapshots::date(inc)).map_err(failed)?;
                 observer.done(Done::Snapshot { name: name.clone() });
             }
-            self.renew(at)?;
+            self.renew(at, observer)?;
             self.remove(std::slice::from_ref(inc), observer)?;
         }
         finish(full, writer)
     }
 
     /// Says beside the FULL, and in the INC that follows it now, that the FULL holds the moment of this INC.
-    fn renew(&self, last: usize) -> Result<()> {
+    fn renew(&self, last: usize, observer: &dyn Observer) -> Result<()> {
         let full = self.summary.full.as_path();
         let (Some(held), Some(layer)) = (self.incs.get(last), self.chain.incs().get(last)) else { return Ok(()) };
         in_place::renew(full, held, layer.size())?;
         let next = self.incs.get(last + 1).or(self.next.as_ref());
-        next.map_or(Ok(()), |next| self.chain.follow(next))
+        next.map_or(Ok(()), |next| self.chain.follow(next, observer))
     }
 
     fn journal(&self, phase: chain::Phase) -> Result<()> {

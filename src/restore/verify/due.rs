@@ -42,6 +42,7 @@ struct Segment {
     subject: usize,
     blocks: Range<u64>,
     times: SegmentTimes,
+    made: Option<i64>,
 }
 
 /// Chooses what is due.
@@ -62,7 +63,8 @@ pub(super) fn choose(subjects: &[Subject<'_>], looked: &[Looked], due: Option<Du
         let latest = due.now.saturating_sub(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         parts.retain(|part| part.times.right.is_none_or(|right| right <= latest));
     }
-    parts.sort_by_key(|part| part.times.tried);
+    // what was never tried is as old as its image: a new one does not go before all others
+    parts.sort_by_key(|part| part.times.tried.or(part.made));
     for part in parts {
         let Some(looked) = looked.get(part.subject) else { continue };
         match &mut left {
@@ -95,7 +97,8 @@ fn parts(subjects: &[Subject<'_>], looked: &[Looked], now: i64) -> Vec<Segment> 
             // a clock that was wrong says nothing
             let [right, tried] = [times.right, times.tried].map(|time| time.filter(|time| *time <= now));
             let times = SegmentTimes { right, tried };
-            parts.extend((!blocks.is_empty()).then_some(Segment { subject, blocks, times }));
+            let made = image.time.filter(|time| *time <= now);
+            parts.extend((!blocks.is_empty()).then_some(Segment { subject, blocks, times, made }));
         }
     }
     parts
