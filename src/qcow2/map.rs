@@ -7,7 +7,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::address::{GuestOffset, HostOffset};
 use super::entry::{CompressedCluster, EntryRules, L2Entry};
 use super::error::{Allowed, Error, Invalid, Result};
-use super::geometry::SUBCLUSTERS;
+use super::geometry::{Geometry, SUBCLUSTERS};
 use super::image::Image;
 use crate::storage::to_usize;
 
@@ -62,7 +62,21 @@ impl Image {
         &self,
         ranges: &[Range<u64>],
         buffer: &mut MapBuffer,
-        each: impl FnMut(Extent),
+        mut each: impl FnMut(Extent),
+    ) -> Result<()> {
+        self.map_parts(ranges, buffer, |part| part.map(&mut each).map_err(|unmapped| unmapped.error))
+    }
+
+    /// The same for an image that may be damaged: what cannot be mapped is a part, too, as small as what is wrong: an entry, or
+    /// all that was wanted of a table. `each` says whether it goes on.
+    ///
+    /// # Errors
+    /// What `each` returns.
+    pub(crate) fn map_parts(
+        &self,
+        ranges: &[Range<u64>],
+        buffer: &mut MapBuffer,
+        each: impl FnMut(Mapping) -> Result<()>,
     ) -> Result<()> {
         let geometry = self.header().geometry;
         let mut joined = Joined { pending: None, each };
@@ -75,25 +89,32 @@ impl Image {
                 let next =
                     (index + 1).checked_mul(geometry.l2_coverage()).map_or(self.size(), |next| next.min(self.size()));
                 let stop = next.min(end);
-                if let Some(error) = self.l1().damage(index) {
-                    return Err(error);
-                }
-                if let Some(table) = self.l1().get(index) {
-                    let piece = if let Some(piece) = read.take().filter(|piece: &Piece| piece.index == index) {
-                        piece
-                    } else {
-                        let behind = ranges.iter().skip(number).take_while(|range| range.start < next);
-                        let last = behind.last().map_or(stop, |range| range.end.min(next));
-                        self.read_table(index, table, start..last, buffer)?
-                    };
-                    self.map_table(&piece, start..stop, buffer, &mut joined)?;
-                    read = Some(piece);
-                } else {
-                    joined.push(Extent { guest: start..stop, content: Content::Unallocated });
-                }
+                let guest = start..stop;
                 start = stop;
+                if let Some(error) = self.l1().damage(index) {
+                    joined.break_off(Unmapped { guest, error })?;
+                    continue;
+                }
+                let Some(table) = self.l1().get(index) else {
+                    joined.push(Extent { guest, content: Content::Unallocated })?;
+                    continue;
+                };
+                let piece = if let Some(piece) = read.take().filter(|piece: &Piece| piece.index == index) {
+                    Ok(piece)
+                } else {
+                    let behind = ranges.iter().skip(number).take_while(|range| range.start < next);
+                    let last = behind.last().map_or(stop, |range| range.end.min(next));
+                    self.read_table(index, table, guest.start..last, buffer)
+                };
+                match piece {
+                    Ok(piece) => {
+                        self.map_table(&piece, guest, buffer, &mut joined)?;
+                        read = Some(piece);
+                    }
+                    Err(error) => joined.break_off(Unmapped { guest, error })?,
+                }
             }
-            joined.flush();
+            joined.flush()?;
         }
         Ok(())
     }
@@ -117,7 +138,7 @@ impl Image {
         piece: &Piece,
         guest: Range<u64>,
         buffer: &MapBuffer,
-        joined: &mut Joined<impl FnMut(Extent)>,
+        joined: &mut Joined<impl FnMut(Mapping) -> Result<()>>,
     ) -> Result<()> {
         let rules = self.rules();
         let geometry = rules.geometry;
@@ -131,59 +152,44 @@ impl Image {
             let value = entry.get(..8).map_or(0, BigEndian::read_u64);
             let bitmap = entry.get(8..16).map_or(0, BigEndian::read_u64);
             let part = guest.start.max(cluster)..guest.end.min(cluster + geometry.cluster_size());
-            self.map_entry((value, bitmap), rules, cluster, part, joined).map_err(|allowed| Invalid {
-                field: "L2 entry",
-                offset: HostOffset(piece.offset.0 + skipped + index * entry_size),
-                value,
-                allowed,
-            })?;
+            match self.decode((value, bitmap), rules, cluster, &part) {
+                Ok(L2Entry::Subclusters { host, allocated, zero, .. }) => {
+                    push_subclusters((host, allocated, zero), geometry, cluster, &part, joined)?;
+                }
+                Ok(entry) => joined.push(Extent { content: content(&entry, cluster, part.start), guest: part })?,
+                Err(allowed) => {
+                    let offset = HostOffset(piece.offset.0 + skipped + index * entry_size);
+                    let error = Invalid { field: "L2 entry", offset, value, allowed }.into();
+                    joined.break_off(Unmapped { guest: part, error })?;
+                }
+            }
             cluster += geometry.cluster_size();
         }
         Ok(())
     }
 
-    fn map_entry(
+    /// An entry of which all that the part of its cluster needs can be in the file.
+    fn decode(
         &self,
         (value, bitmap): (u64, u64),
         rules: EntryRules,
         cluster: u64,
-        guest: Range<u64>,
-        joined: &mut Joined<impl FnMut(Extent)>,
-    ) -> Result<(), Allowed> {
-        let content = match L2Entry::decode(value, bitmap, rules)? {
-            L2Entry::Unallocated => Content::Unallocated,
-            L2Entry::Zero { .. } => Content::Zero,
-            L2Entry::Data { host, .. } => {
-                self.check_data(host, guest.end - cluster)?;
-                Content::Data(HostOffset(host.0 + (guest.start - cluster)))
-            }
-            L2Entry::Compressed(data) => {
-                self.check_compressed(data)?;
-                Content::Compressed { cluster: GuestOffset(cluster), data }
-            }
-            L2Entry::Subclusters { host, allocated, zero, .. } => {
-                let size = rules.geometry.subcluster_size();
-                for index in 0..SUBCLUSTERS {
-                    let start = cluster + u64::from(index) * size;
-                    let part = start.max(guest.start)..(start + size).min(guest.end);
-                    if part.is_empty() {
-                        continue;
+        guest: &Range<u64>,
+    ) -> Result<L2Entry, Allowed> {
+        let entry = L2Entry::decode(value, bitmap, rules)?;
+        match &entry {
+            L2Entry::Unallocated | L2Entry::Zero { .. } | L2Entry::Subclusters { host: None, .. } => {}
+            L2Entry::Data { host, .. } => self.check_data(*host, guest.end - cluster)?,
+            L2Entry::Compressed(data) => self.check_compressed(*data)?,
+            L2Entry::Subclusters { host: Some(host), allocated, .. } => {
+                for (part, number) in subclusters(rules.geometry, cluster, guest) {
+                    if allocated >> number & 1 == 1 {
+                        self.check_data(*host, part.end - cluster)?;
                     }
-                    let content = match host {
-                        Some(host) if allocated >> index & 1 == 1 => {
-                            self.check_data(host, part.end - cluster)?;
-                            Content::Data(HostOffset(host.0 + (part.start - cluster)))
-                        }
-                        _ if zero >> index & 1 == 1 => Content::Zero,
-                        _ => Content::Unallocated,
-                    };
-                    joined.push(Extent { guest: part, content });
                 }
-                return Ok(());
             }
-        };
-        joined.push(Extent { guest, content });
-        Ok(())
+        }
+        Ok(entry)
     }
 
     /// The first `length` bytes of a cluster must be in the file, but for the rest of its last sector.
@@ -218,14 +224,62 @@ struct Piece {
     length: usize,
 }
 
+/// What a part of an image's disk is, or why that cannot be told.
+pub(crate) type Mapping = std::result::Result<Extent, Unmapped>;
+
+/// A guest range that cannot be mapped.
+#[derive(Debug)]
+pub(crate) struct Unmapped {
+    pub(crate) guest: Range<u64>,
+    pub(crate) error: Error,
+}
+
+/// What an entry without subclusters says of its cluster from `start` on.
+fn content(entry: &L2Entry, cluster: u64, start: u64) -> Content {
+    match entry {
+        L2Entry::Unallocated | L2Entry::Subclusters { .. } => Content::Unallocated,
+        L2Entry::Zero { .. } => Content::Zero,
+        L2Entry::Data { host, .. } => Content::Data(HostOffset(host.0 + (start - cluster))),
+        L2Entry::Compressed(data) => Content::Compressed { cluster: GuestOffset(cluster), data: *data },
+    }
+}
+
+/// The subclusters that a guest range touches, each with its number.
+fn subclusters(geometry: Geometry, cluster: u64, guest: &Range<u64>) -> impl Iterator<Item = (Range<u64>, u32)> {
+    let (size, guest) = (geometry.subcluster_size(), guest.clone());
+    let part = move |number: u32| {
+        let start = cluster + u64::from(number) * size;
+        (start.max(guest.start)..(start + size).min(guest.end), number)
+    };
+    (0..SUBCLUSTERS).map(part).filter(|(part, _)| !part.is_empty())
+}
+
+fn push_subclusters(
+    (host, allocated, zero): (Option<HostOffset>, u32, u32),
+    geometry: Geometry,
+    cluster: u64,
+    guest: &Range<u64>,
+    joined: &mut Joined<impl FnMut(Mapping) -> Result<()>>,
+) -> Result<()> {
+    for (part, number) in subclusters(geometry, cluster, guest) {
+        let content = match host {
+            Some(host) if allocated >> number & 1 == 1 => Content::Data(HostOffset(host.0 + (part.start - cluster))),
+            _ if zero >> number & 1 == 1 => Content::Zero,
+            _ => Content::Unallocated,
+        };
+        joined.push(Extent { guest: part, content })?;
+    }
+    Ok(())
+}
+
 /// Joins neighbours of one kind.
 struct Joined<F> {
     pending: Option<Extent>,
     each: F,
 }
 
-impl<F: FnMut(Extent)> Joined<F> {
-    fn push(&mut self, next: Extent) {
+impl<F: FnMut(Mapping) -> Result<()>> Joined<F> {
+    fn push(&mut self, next: Extent) -> Result<()> {
         if let Some(pending) = &mut self.pending {
             let length = pending.guest.end - pending.guest.start;
             let joins = match (pending.content, next.content) {
@@ -235,18 +289,19 @@ impl<F: FnMut(Extent)> Joined<F> {
             };
             if joins {
                 pending.guest.end = next.guest.end;
-                return;
+                return Ok(());
             }
         }
-        if let Some(done) = self.pending.replace(next) {
-            (self.each)(done);
-        }
+        self.pending.replace(next).map_or(Ok(()), |done| (self.each)(Ok(done)))
     }
 
-    fn flush(&mut self) {
-        if let Some(last) = self.pending.take() {
-            (self.each)(last);
-        }
+    fn break_off(&mut self, unmapped: Unmapped) -> Result<()> {
+        self.flush()?;
+        (self.each)(Err(unmapped))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), |last| (self.each)(Ok(last)))
     }
 }
 

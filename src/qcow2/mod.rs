@@ -62,6 +62,7 @@ pub use geometry::Geometry;
 pub use header::{Backing, Header, Table};
 pub use image::{ClosedGate, Gate, Image};
 pub use locate::{Meaning, Part, locate};
+pub(crate) use map::Unmapped;
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
 pub use repair::{Repair, Repaired, repair};

@@ -185,31 +185,30 @@ impl Mapped for Layer {
     }
 
     fn map_all(&self, ranges: &[Range<u64>], scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
-        match &self.body {
-            Body::Qcow2(image) if self.tolerance.is_none() => {
+        match (&self.body, &self.tolerance) {
+            (Body::Qcow2(image), Some(tolerance)) => {
+                tolerance.map(image, ranges, scratch, each, &mut |_, _| ());
+                Ok(())
+            }
+            (Body::Qcow2(image), None) => {
                 image.map_ranges(ranges, scratch, each).map_err(|source| Error::image(&self.path, source))
             }
-            _ => ranges.iter().try_for_each(|range| self.map(range.clone(), scratch, each)),
+            (Body::Raw(image), _) => {
+                for range in ranges {
+                    image.map(range.clone(), each);
+                }
+                Ok(())
+            }
+            (Body::Absent, _) => {
+                for range in ranges {
+                    each(Extent { guest: range.clone(), content: Content::Unallocated });
+                }
+                Ok(())
+            }
         }
     }
 
     fn map(&self, guest: Range<u64>, scratch: &mut MapBuffer, each: &mut dyn FnMut(Extent)) -> Result<()> {
-        match (&self.body, &self.tolerance) {
-            (Body::Qcow2(image), Some(tolerance)) => {
-                tolerance.map(image, guest, scratch, each, &mut |_, _| ());
-                Ok(())
-            }
-            (Body::Qcow2(image), None) => {
-                image.map(guest, scratch, each).map_err(|source| Error::image(&self.path, source))
-            }
-            (Body::Raw(image), _) => {
-                image.map(guest, each);
-                Ok(())
-            }
-            (Body::Absent, _) => {
-                each(Extent { guest, content: Content::Unallocated });
-                Ok(())
-            }
-        }
+        self.map_all(&[guest], scratch, each)
     }
 }

@@ -49,6 +49,8 @@ pub struct Layers {
     files: Vec<Arc<FileStorage>>,
     /// What could not be checked, where that was wanted.
     unchecked: Vec<Unchecked>,
+    /// What nothing tells the format of, and whether it is read as raw; only where it is salvaged.
+    guessed: Vec<(PathBuf, bool)>,
     /// All start with the magic of qcow2.
     all_magic: bool,
 }
@@ -107,7 +109,7 @@ impl Layers {
         }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
-        Ok(Self { layers, files, unchecked: Vec::new(), all_magic })
+        Ok(Self { layers, files, unchecked: Vec::new(), guessed: Vec::new(), all_magic })
     }
 
     /// Opens what there is of a FULL and its INCs, in this order, so that all of it is read that can be: see
@@ -144,6 +146,12 @@ impl Layers {
             .collect();
         let formats = format::decide(&evidence);
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
+        let doubtful = evidence
+            .iter()
+            .zip(&formats)
+            .zip(&opened)
+            .filter(|((image, _), file)| file.is_ok() && image.told.is_none() && image.start == Start::Foreign);
+        let guessed = doubtful.map(|((image, format), _)| (image.path.to_owned(), *format == Format::Raw)).collect();
         let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
         for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
             let (Slot::Image(Source { size, .. }) | Slot::Missing { size, .. }) = slot;
@@ -179,13 +187,13 @@ impl Layers {
         if unchecked.len() == files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
             unchecked.clear();
         }
-        Ok(Self { layers, files, unchecked, all_magic })
+        Ok(Self { layers, files, unchecked, guessed, all_magic })
     }
 
     /// Layers as they are.
     #[cfg(test)]
     pub(super) fn of(layers: Vec<Layer>) -> Self {
-        Self { layers, files: Vec::new(), unchecked: Vec::new(), all_magic: true }
+        Self { layers, files: Vec::new(), unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
     }
 
     /// Finds what of the disk a block that does not fit its checksum holds.
@@ -240,8 +248,10 @@ impl Layers {
             let reason = layer.image()?.damage()?.to_owned();
             Some(Warning::DamagedHeader { path: layer.path().to_owned(), reason })
         });
-        let guessed = self.layers.last().filter(|layer| layer.known_size().is_none());
-        let guessed = guessed.map(|layer| Warning::SizeGuessed { path: layer.path().to_owned(), size: self.size() });
+        let size = self.layers.last().filter(|layer| layer.known_size().is_none());
+        let size = size.map(|layer| Warning::SizeGuessed { path: layer.path().to_owned(), size: self.size() });
+        let formats = self.guessed.iter().cloned();
+        let formats = formats.map(|(path, is_raw)| Warning::FormatGuessed { path, is_raw });
         // a guest may write a header to a raw disk once, but hardly before each backup
         let doubtful = self.all_magic && self.has_raw_increments();
         let raw = self.layers.first().filter(|layer| doubtful && layer.image().is_none());
@@ -249,7 +259,8 @@ impl Layers {
         let unchecked = unchecked.map(|Unchecked { path, reason }| Warning::Unchecked { path, reason });
         corrupt
             .chain(headers)
-            .chain(guessed)
+            .chain(formats)
+            .chain(size)
             .chain(unchecked)
             .chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }

@@ -107,6 +107,17 @@ pub enum Warning {
         /// The size that is taken.
         size: u64,
     },
+    /// Nothing says the format of an image that is salvaged, and it does not start as a qcow2 image.
+    #[error("{}: nothing says its format, and it does not start as qcow2 images do: it is read as {}", .path.display(),
+        if *.is_raw { "a raw image; where it is a damaged qcow2 image, the output is none of the disk, and --source-format \
+        qcow2 is right" } else { "a damaged qcow2 image, as its name or others of its chain are those of qcow2 images; where \
+        it is a raw image, only a manifest can say so" })]
+    FormatGuessed {
+        /// The image.
+        path: PathBuf,
+        /// Whether it is read as a raw image.
+        is_raw: bool,
+    },
     /// What was verified when could not be written down: the same parts will be due next time.
     #[error("{}: what was verified cannot be remembered: {reason}", .path.display())]
     NotRemembered {

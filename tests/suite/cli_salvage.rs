@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use qmpbackup::chain::{Checksums, Manifest};
+use qmpbackup::chain::{Checksums, Manifest, Phase, Unfinished, Work};
 use qmpbackup::qcow2::{Codec, Deflater};
 
 use crate::program::{Backup, Ended, SIZE, event, qmprestore};
@@ -206,38 +206,71 @@ fn build(path: &Path, (cluster_bits, size): (u32, u64), entry: impl Fn(u64, u64)
     file.write_all_at(data, behind).unwrap();
 }
 
-/// Runs a command to its end; its exit code, its peak of memory in KiB as far as a look now and then shows it, the time.
-fn measured(mut command: Command) -> (Option<i32>, u64, Duration) {
-    let start = Instant::now();
+/// What a program took, as looks now and then show it.
+#[derive(Debug, Default)]
+struct Cost {
+    code: Option<i32>,
+    /// Its peak of memory in KiB.
+    peak: u64,
+    reads: u64,
+    /// Of all its processors together: that others use them, too, makes it no longer.
+    time: Duration,
+}
+
+/// Runs a command to its end.
+fn measured(mut command: Command) -> Cost {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let mut peak = 0;
+    let mut cost = Cost::default();
     while child.try_wait().unwrap().is_none() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        peak = peak.max(line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse().unwrap()));
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap_or_default();
+        let number = |file: &str, key: &str| -> u64 {
+            let line = read(file).lines().find_map(|line| line.strip_prefix(key).map(str::to_owned));
+            line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse().unwrap())
+        };
+        cost.peak = cost.peak.max(number("status", "VmHWM:"));
+        cost.reads = cost.reads.max(number("io", "syscr:"));
+        // behind the name in brackets, user and system time are the 12th and 13th field, in hundredths of a second
+        let stat = read("stat");
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+        let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
+        cost.time = cost.time.max(Duration::from_millis(ticks * 10));
         std::thread::sleep(Duration::from_millis(5));
     }
-    (child.wait().unwrap().code(), peak, start.elapsed())
+    Cost { code: child.wait().unwrap().code(), ..cost }
 }
+
+/// An L2 entry that no image may have.
+const BAD: u64 = 0x7f00_0000_0000_0001;
 
 #[test]
 fn hostile_images_take_little_time_and_memory() {
-    const BAD: u64 = 0x7f00_0000_0000_0001;
     let folder = tempfile::tempdir().unwrap();
-    let (full, inc) = (folder.path().join("FULL-1700000000-disk"), folder.path().join("INC-1700000100-disk"));
+    let full = folder.path().join("FULL-1700000000-disk");
+    let inc = |number: u64| folder.path().join(format!("INC-{}-disk", 1_700_000_000 + number));
     let salvage = |what: &str| {
         let mut command = qmprestore(["merge", "--salvage", "--format=raw", "--threads=2", "--force", "--dir"]);
         let out = tempfile::tempdir().unwrap();
         command.arg(folder.path()).arg("--out").arg(out.path().join("out"));
-        let (code, peak, time) = measured(command);
-        println!("{what}: exit code {code:?}, {peak} KiB, {time:?}");
-        assert_eq!(code, Some(3), "{what}");
-        assert!(peak < 256 << 10, "{what}: {peak} KiB");
-        assert!(time < Duration::from_secs(5), "{what}: {time:?}");
+        let cost = measured(command);
+        println!("{what}: {cost:?}");
+        assert_eq!(cost.code, Some(3), "{what}");
+        assert!(cost.peak < 256 << 10, "{what}: {cost:?}");
+        assert!(cost.time < Duration::from_secs(5), "{what}: {cost:?}");
+        cost
     };
     // each other cluster is bad
     build(&full, (9, 128 << 20), |number, data| if number % 2 == 1 { BAD } else { 1 << 63 | data }, &[5; 512]);
     salvage("bad entries");
+    // in many layers
+    let size = 16 << 20;
+    build(&full, (9, size), |number, data| if number % 2 == 1 { BAD } else { 1 << 63 | data }, &[5; 512]);
+    for number in 1..100 {
+        build(&inc(number), (9, size), |number, _| if number % 2 == 1 { BAD } else { 0 }, &[]);
+    }
+    let tables = 100 * size / 512 / 64;
+    let Cost { reads, .. } = salvage("bad entries of many images");
+    assert!(reads < 8 * tables, "{reads} reads of {tables} tables");
+    (2..100).for_each(|number| std::fs::remove_file(inc(number)).unwrap());
     // a damaged stream of a large cluster, of which each other sector is hidden
     let stream = {
         let mut stream = Deflater::new(Codec::Deflate, 2 << 20).deflate(&vec![7; 2 << 20]).unwrap().to_vec();
@@ -247,10 +280,141 @@ fn hostile_images_take_little_time_and_memory() {
         stream
     };
     let sectors = stream.len() as u64 / 512 - 1;
-    let size = 16 << 20;
     build(&full, (21, size), |_, data| 1 << 62 | sectors << 49 | data, &stream);
-    build(&inc, (9, size), |number, _| number % 2, &[]);
+    build(&inc(1), (9, size), |number, _| number % 2, &[]);
     salvage("damaged streams");
+}
+
+#[test]
+fn where_a_list_of_losses_ends_is_said() {
+    const LISTED: u64 = 10_000;
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("FULL-1700000000-disk");
+    let salvage = |losses: u64, words: &[&str]| {
+        build(&image, (9, losses * 1024), |number, _| if number % 2 == 1 { BAD } else { 0 }, &[]);
+        let mut command = qmprestore(["merge", "--salvage", "--format=raw", "--force", "--dir"]);
+        command.arg(folder.path()).args(words).arg("--out").arg(folder.path().join("out"));
+        Ended::of(&mut command).with(3)
+    };
+    for words in [&[][..], &["--dry-run"]] {
+        let json = [words, &["--json"]].concat();
+        let whole = salvage(LISTED, &json);
+        assert_eq!(listed(&whole, "lost").len() as u64, LISTED);
+        assert!(whole.events().iter().all(|event| event["event"] != "unlisted"));
+        salvage(LISTED, words).says_not("more, from");
+
+        let ended = salvage(LISTED + 7, &json);
+        let losses = listed(&ended, "lost");
+        let start = LISTED * 1024 + 512;
+        assert_eq!((losses.len() as u64, losses.last().unwrap().end), (LISTED, start - 512));
+        let events = ended.events();
+        let unlisted = event(&events, "unlisted");
+        assert_eq!((&unlisted["start"], &unlisted["losses"]), (&start.into(), &7.into()), "{unlisted}");
+        let done = event(&events, "done");
+        assert_eq!((&done["losses"], &done["unlisted"]), (&(LISTED + 7).into(), &7.into()), "{done}");
+        assert_eq!(done["lost"], (LISTED + 7) * 512, "{done}");
+        salvage(LISTED + 7, words).says(&format!("and 7 more, from {start:#x} on"));
+    }
+}
+
+/// What work in place or a failed run leaves behind is wrong somewhere, and nobody knows where.
+#[test]
+fn what_may_be_wrong_anywhere_is_said_where_it_cannot_be_listed() {
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let judge = |backup: &Backup, kind: &str, said: &str| {
+        for dry in [&[][..], &["--dry-run"]] {
+            let words = [&["--salvage", "--format=raw", "--out=out", "--force", "--json"], dry].concat();
+            let ended = backup.merged(words).with(3).says(said);
+            assert_eq!(event(&ended.events(), "anywhere")["kind"], kind, "{ended:#?}");
+            assert!(event(&ended.events(), "anywhere")["message"].as_str().is_some(), "{ended:#?}");
+        }
+        backup.merged(["--format=raw", "--out=other"]).with(4);
+    };
+    let backup = Backup::new();
+    backup.merged(["--salvage", "--format=raw", "--out=out", "--json"]).with(0).says_not("anywhere");
+    let full = &backup.images[0];
+    let incs = backup.images[1..3].iter().map(|inc| name(inc)).collect();
+    let (work, phase) = (Work::Commit, Phase::Writing);
+    std::fs::create_dir(backup.dir.join(".qmpbackup")).unwrap();
+    Unfinished { work, phase, full: name(full), incs }.write(full).unwrap();
+    judge(&backup, "damaged", "may be wrong anywhere: a commit up to");
+
+    let backup = Backup::new();
+    let partial = backup.dir.join(format!("INC-1793761300-{}.partial", "disk.qcow2"));
+    std::fs::copy(&backup.images[2], partial).unwrap();
+    judge(&backup, "stale", "may lack changes: a run before it failed and left");
+}
+
+#[test]
+fn a_format_that_nothing_tells_is_called_a_guess() {
+    let folder = |images: &[&Path]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (number, image) in images.iter().enumerate() {
+            let level = if number == 0 { "FULL" } else { "INC" };
+            std::fs::copy(image, folder.path().join(format!("{level}-{}-disk", 1_700_000_000 + number))).unwrap();
+        }
+        folder
+    };
+    let salvage = |folder: &Path, words: &[&str]| {
+        let mut command = qmprestore(["merge", "--salvage", "--format=raw", "--force", "--dir"]);
+        Ended::of(command.arg(folder).args(words).arg("--out").arg(folder.join("out")))
+    };
+    let backup = Backup::new();
+    let [full, inc, ..] = backup.images.as_slice() else { panic!("{:?}", backup.images) };
+    let raw = backup.expected(0);
+    let (as_raw, as_qcow2) = ("it is read as a raw image;", "it is read as a damaged qcow2 image,");
+
+    // a header of which nothing is left, and a disk that never had one, look the same
+    let damaged = folder(&[full]);
+    File::options()
+        .write(true)
+        .open(damaged.path().join("FULL-1700000000-disk"))
+        .unwrap()
+        .write_all_at(&[7; 512], 0)
+        .unwrap();
+    salvage(damaged.path(), &[]).with(3).says(as_raw);
+    salvage(damaged.path(), &["--source-format=qcow2"]).with(4);
+    let alone = folder(&[&raw]);
+    salvage(alone.path(), &[]).with(3).says(as_raw);
+    salvage(alone.path(), &["--source-format=raw"]).with(0);
+    assert!(std::fs::read(alone.path().join("out")).unwrap() == std::fs::read(&raw).unwrap());
+
+    for images in [[&raw, inc], [full, &raw]] {
+        let mixed = folder(&images.map(PathBuf::as_path));
+        let ended = salvage(mixed.path(), &["--json"]).with(3).says(as_qcow2).says_not(as_raw);
+        let kinds = [listed(&ended, "lost").len(), listed(&ended, "stale").len()];
+        assert_ne!(kinds, [0, 0], "{ended:#?}");
+    }
+    let right = folder(&[full, inc]);
+    salvage(right.path(), &[]).with(0);
+}
+
+/// Stdout has the disk and nothing else, and the list is on stderr.
+#[test]
+fn what_is_salvaged_to_stdout_is_what_a_file_would_hold() {
+    let backup = with_manifests();
+    std::fs::remove_file(&backup.images[2]).unwrap();
+    let (at, _) = data_entries(&backup.images[0], 1 << (word(&backup.images[0], 16) & 63))[0];
+    put(&backup.images[0], at, BAD);
+    let losses = |lines: &str| {
+        let lines = crate::program::events(lines).into_iter();
+        lines.filter(|event| event["event"] == "loss").collect::<Vec<_>>()
+    };
+    let file = backup.merged(["--salvage", "--format=raw", "--out=file", "--json"]).with(3);
+    let file = (std::fs::read(backup.path("file")).unwrap(), losses(&file.stdout));
+    assert!(["damaged", "stale"].iter().all(|kind| file.1.iter().any(|loss| loss["kind"] == *kind)), "{:?}", file.1);
+    let output = tools::output(&mut backup.merge(["--salvage", "--out=-", "--json"]));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(output.stdout == file.0 && losses(&stderr) == file.1, "{stderr}");
+    assert_eq!(event(&crate::program::events(&stderr), "done")["losses"], file.1.len(), "{stderr}");
+
+    let output = tools::output(&mut backup.merge(["--salvage", "--out=-"]));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(output.stdout == file.0, "{stderr}");
+    let rows = stderr.lines().filter(|line| line.starts_with("damaged ") || line.starts_with("stale "));
+    assert!(rows.count() == file.1.len() && stderr.contains("bytes are lost"), "{stderr}");
 }
 
 /// What a file that ends within a cluster, or within an L2 table, still holds is salvaged.

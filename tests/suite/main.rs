@@ -73,6 +73,7 @@ mod rebase_random;
 mod recorder;
 mod repair;
 mod resized;
+mod salvage_damage;
 mod salvage_random;
 mod seeds;
 mod small_disk;

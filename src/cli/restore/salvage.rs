@@ -1,5 +1,7 @@
 //! `qmprestore merge --salvage`: what is opened, and the list of what was lost.
 
+use std::fmt::Display;
+
 use serde_json::Value;
 
 use super::args;
@@ -16,12 +18,14 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
     let name = super::merge::name(&found.point);
     if let Some(doubt) = &found.point.doubt {
         console.warning(&format!("{name} may lack changes: {doubt}"));
+        anywhere(console, "stale", doubt);
     }
     // members that are missing are listed
     let listed =
         |fault: &&Fault| matches!(fault, Fault::NoFull | Fault::Lineage(Lineage::Gone(_) | Lineage::Missing { .. }));
     if let Some(fault) = found.fault.as_ref().filter(|fault| !listed(fault)) {
         console.warning(&format!("{name} may be wrong anywhere: {fault}"));
+        anywhere(console, "damaged", fault);
     }
     let slot = |member: &Member| match member {
         Member::There(image) => Slot::Image(place::source(image, arguments.source_format.map(Into::into))),
@@ -36,6 +40,11 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
     Ok((found.point, layers))
 }
 
+/// Says for programs that the list of what was lost is not all of it, and that the rest cannot be listed.
+fn anywhere(console: &Console, kind: &str, reason: &dyn Display) {
+    console.event("anywhere", &[("kind", kind.into()), ("message", reason.to_string().into())]);
+}
+
 /// Lists what was lost, which is a warning.
 pub(super) fn tell(losses: &Losses, size: u64, console: &Console) -> Result<(), Failure> {
     if losses.is_empty() {
@@ -43,6 +52,9 @@ pub(super) fn tell(losses: &Losses, size: u64, console: &Console) -> Result<(), 
     }
     for loss in &losses.list {
         console.event("loss", &fields(loss));
+    }
+    if let Some(start) = losses.unlisted_from {
+        console.event("unlisted", &[("start", start.into()), ("losses", losses.unlisted.into())]);
     }
     if !console.is_json() {
         let columns = [
@@ -54,8 +66,8 @@ pub(super) fn tell(losses: &Losses, size: u64, console: &Console) -> Result<(), 
         ];
         let rows: Vec<Vec<String>> = losses.list.iter().map(row).collect();
         let mut lines = table("", &columns, &rows);
-        if losses.unlisted > 0 {
-            lines.push(format!("and {} more", losses.unlisted));
+        if let Some(start) = losses.unlisted_from {
+            lines.push(format!("and {} more, from {start:#x} on", losses.unlisted));
         }
         console.result(&lines)?;
     }
@@ -67,10 +79,11 @@ pub(super) fn tell(losses: &Losses, size: u64, console: &Console) -> Result<(), 
 }
 
 /// What the last JSON line says of it.
-pub(super) fn summary(losses: &Losses) -> [(&'static str, Value); 4] {
+pub(super) fn summary(losses: &Losses) -> [(&'static str, Value); 5] {
     let listed = losses.list.len() as u64;
     [
         ("losses", (listed + losses.unlisted).into()),
+        ("unlisted", losses.unlisted.into()),
         ("lost", losses.lost.into()),
         ("stale", losses.stale.into()),
         ("damaged", losses.damaged.into()),

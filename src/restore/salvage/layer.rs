@@ -2,9 +2,10 @@
 
 use std::error::Error;
 use std::ops::Range;
+use std::slice;
 
 use super::{Cause, Tolerance};
-use crate::qcow2::{self, Content, Extent, Image, MapBuffer};
+use crate::qcow2::{self, Content, Extent, Image, MapBuffer, Unmapped};
 use crate::restore::layer::Layer;
 use crate::restore::ranges::without;
 use crate::restore::resolve::Mapped;
@@ -19,63 +20,96 @@ pub(super) enum Note {
     Doubtful(Cause),
 }
 
-impl Tolerance {
-    /// Maps a range as [`Image::map`] does. What cannot be mapped, or could not be before, is told to `bad`, as small as it is,
-    /// and taken for unallocated.
-    pub(in crate::restore) fn map(
-        &self,
-        image: &Image,
-        guest: Range<u64>,
-        scratch: &mut MapBuffer,
-        each: &mut dyn FnMut(Extent),
-        bad: &mut dyn FnMut(Range<u64>, Cause),
-    ) {
-        let unmapped = self.unmapped().within(&guest);
-        let ranges: Vec<Range<u64>> = unmapped.iter().map(|(range, _)| range.clone()).collect();
-        let known = without(guest, &ranges).into_iter().map(|range| (range, None));
-        let mut parts: Vec<_> = unmapped.into_iter().map(|(range, cause)| (range, Some(cause))).chain(known).collect();
-        parts.sort_unstable_by_key(|(range, _)| range.start);
-        for (range, cause) in parts {
-            if let Some(cause) = cause {
-                bad(range.clone(), cause);
-                each(Extent { guest: range, content: Content::Unallocated });
-                continue;
-            }
-            map(image, range, scratch, each, &mut |range, error| {
-                let cause = Cause::Tables(told(error));
-                // what the tables say is always the same
-                if matches!(error, qcow2::Error::Io { .. }) {
-                    self.unmapped().insert(range.clone(), cause.clone());
-                }
-                bad(range, cause);
-            });
+/// Why a range cannot be mapped.
+#[derive(Debug)]
+pub(in crate::restore) enum Why<'a> {
+    /// As was found before.
+    Known(Cause),
+    /// As the tables say.
+    Error(&'a qcow2::Error),
+}
+
+impl Why<'_> {
+    /// The words for it, which cost time where there are millions of entries.
+    fn cause(self) -> Cause {
+        match self {
+            Self::Known(cause) => cause,
+            Self::Error(error) => Cause::Tables(told(error)),
         }
     }
 }
 
-/// Maps a range as [`Image::map`] does. What cannot be mapped is told to `bad`, as small as it is, and taken for unallocated.
+impl Tolerance {
+    /// Maps ranges as [`Image::map`] does. What cannot be mapped, or could not be before, is told to `bad`, as small as it is,
+    /// and taken for unallocated.
+    pub(in crate::restore) fn map(
+        &self,
+        image: &Image,
+        ranges: &[Range<u64>],
+        scratch: &mut MapBuffer,
+        each: &mut dyn FnMut(Extent),
+        bad: &mut dyn FnMut(Range<u64>, Why<'_>),
+    ) {
+        let bad_now = |range: Range<u64>, error: &qcow2::Error, bad: &mut dyn FnMut(Range<u64>, Why<'_>)| {
+            // what the tables say is always the same
+            if matches!(error, qcow2::Error::Io { .. }) {
+                self.unmapped().insert(range.clone(), Why::Error(error).cause());
+            }
+            bad(range, Why::Error(error));
+        };
+        let unmapped: Vec<_> = {
+            let all = self.unmapped();
+            ranges.iter().flat_map(|range| all.within(range)).collect()
+        };
+        if unmapped.is_empty() {
+            map(image, ranges, scratch, each, &mut |range, error| bad_now(range, error, bad));
+            return;
+        }
+        let known: Vec<Range<u64>> = unmapped.iter().map(|(range, _)| range.clone()).collect();
+        let others = ranges.iter().flat_map(|range| without(range.clone(), &known)).map(|range| (range, None));
+        let unmapped = unmapped.into_iter().map(|(range, cause)| (range, Some(cause)));
+        let mut parts: Vec<_> = unmapped.chain(others).collect();
+        parts.sort_unstable_by_key(|(range, _)| range.start);
+        for (range, cause) in parts {
+            if let Some(cause) = cause {
+                bad(range.clone(), Why::Known(cause));
+                each(Extent { guest: range, content: Content::Unallocated });
+            } else {
+                map(image, slice::from_ref(&range), scratch, each, &mut |range, error| bad_now(range, error, bad));
+            }
+        }
+    }
+}
+
+/// Maps ranges as [`Image::map`] does. What cannot be mapped is told to `bad`, as small as it is, and taken for unallocated.
 fn map(
     image: &Image,
-    guest: Range<u64>,
+    ranges: &[Range<u64>],
     scratch: &mut MapBuffer,
     each: &mut dyn FnMut(Extent),
     bad: &mut dyn FnMut(Range<u64>, &qcow2::Error),
 ) {
-    let mut wanted = vec![guest];
-    let mut extents = Vec::new();
-    while let Some(range) = wanted.pop() {
-        match image.map(range.clone(), scratch, |extent| extents.push(extent)) {
-            Ok(()) => extents.drain(..).for_each(&mut *each),
-            Err(error) => {
-                extents.clear();
-                if let Some(middle) = middle(image, &range, &error) {
-                    wanted.push(middle..range.end);
-                    wanted.push(range.start..middle);
-                } else {
-                    bad(range.clone(), &error);
-                    each(Extent { guest: range, content: Content::Unallocated });
-                }
+    let mut parts = Vec::new();
+    // a closure that never fails
+    let _ = image.map_parts(ranges, scratch, |part| {
+        parts.push(part);
+        Ok(())
+    });
+    for part in parts {
+        let Unmapped { guest, error } = match part {
+            Ok(extent) => {
+                each(extent);
+                continue;
             }
+            Err(unmapped) => unmapped,
+        };
+        if let Some(middle) = middle(image, &guest, &error) {
+            for half in [guest.start..middle, middle..guest.end] {
+                map(image, slice::from_ref(&half), scratch, each, bad);
+            }
+        } else {
+            bad(guest.clone(), &error);
+            each(Extent { guest, content: Content::Unallocated });
         }
     }
 }
@@ -83,17 +117,19 @@ fn map(
 /// Where a range that cannot be mapped is cut, if a part of it may be mapped.
 fn middle(image: &Image, range: &Range<u64>, error: &qcow2::Error) -> Option<u64> {
     let geometry = image.header().geometry;
-    let cut = |unit: u64| {
-        let units = (range.end - 1) / unit - range.start / unit;
-        (units > 0).then(|| (range.start / unit + units.div_ceil(2)) * unit)
-    };
-    let of_one_table = matches!(error, qcow2::Error::DamagedL1 { .. });
-    let cut = cut(geometry.l2_coverage()).or_else(|| if of_one_table { None } else { cut(geometry.cluster_size()) });
-    cut.or_else(|| {
-        let qcow2::Error::Invalid(invalid) = error else { return None };
-        let cluster = range.start - geometry.offset_in_cluster(range.start);
-        invalid.held().map(|held| cluster + held).filter(|end| range.start < *end && *end < range.end)
-    })
+    match error {
+        qcow2::Error::Io { .. } => {
+            let unit = geometry.cluster_size();
+            let units = (range.end - 1) / unit - range.start / unit;
+            (units > 0).then(|| (range.start / unit + units.div_ceil(2)) * unit)
+        }
+        qcow2::Error::Invalid(invalid) => {
+            let cluster = range.start - geometry.offset_in_cluster(range.start);
+            let end = cluster.checked_add(invalid.held()?)?;
+            (range.start < end && end < range.end).then_some(end)
+        }
+        _ => None,
+    }
 }
 
 impl Layer {
@@ -115,8 +151,9 @@ impl Layer {
         }
         let mut extents = Vec::new();
         if let Some(image) = self.image() {
-            tolerance.map(image, guest.clone(), scratch, &mut |extent| extents.push(extent), &mut |range, cause| {
-                note(range, Note::Missing(cause));
+            let range = slice::from_ref(guest);
+            tolerance.map(image, range, scratch, &mut |extent| extents.push(extent), &mut |range, why| {
+                note(range, Note::Missing(why.cause()));
             });
             for (range, ()) in tolerance.shared().within(guest) {
                 note(range, Note::Doubtful(Cause::Shared));

@@ -182,6 +182,7 @@ impl Lister<'_> {
                 losses.list.push(Loss { image, kind, cause, guest });
             } else {
                 losses.unlisted += 1;
+                losses.unlisted_from.get_or_insert(guest.start);
             }
         }
     }

@@ -108,6 +108,8 @@ pub struct Losses {
     pub list: Vec<Loss>,
     /// How many more there are.
     pub unlisted: u64,
+    /// Where the first of those begins: all that begin before it are in the list.
+    pub unlisted_from: Option<u64>,
     /// Bytes that are zeroes now.
     pub lost: u64,
     /// Bytes that are older now.
