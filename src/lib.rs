@@ -12,6 +12,7 @@
 //! qmprestore: bin -> cli -> restore -> chain -> qcow2 -> storage
 //! ```
 //!
+//! - `json`: texts of others, within bounds
 //! - [`storage`]: bytes at offsets; files and memory, holes, copies in the kernel, publishing by link and rename
 //! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, the writer that
 //!   changes one in place, check and repair
@@ -43,6 +44,7 @@ pub mod capture;
 pub mod chain;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod json;
 pub mod qcow2;
 #[cfg(feature = "capture")]
 pub mod qmp;

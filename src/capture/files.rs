@@ -1,5 +1,6 @@
 //! Small files of a backup folder, written so that they outlive a power cut.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,8 @@ use serde_json::Value;
 
 use super::error::Error;
 pub(super) use crate::chain::BOOKKEEPING as FOLDER;
+use crate::chain::ImageName;
+use crate::json;
 use crate::storage::{self, FileStorage, NewFile, Storage};
 
 /// The end of the name of a fleece image.
@@ -36,9 +39,8 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// The JSON in a file; `None` where there is no file.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>, Error> {
     let Some(bytes) = read(path)? else { return Ok(None) };
-    let value =
-        serde_json::from_slice(&bytes).map_err(|error| Error::Io { path: path.to_owned(), source: error.into() })?;
-    Ok(Some(value))
+    let value = json::parse(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+    value.map(Some).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
 /// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
@@ -95,14 +97,13 @@ pub(super) fn partial(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Whether a name says that the image is not whole.
-pub(super) fn is_partial(path: &Path) -> bool {
-    path.to_str().is_some_and(|path| path.ends_with(PARTIAL))
-}
-
-/// The path of a fleece image; `None` where the name is not one.
-pub(super) fn fleece(text: &str) -> Option<PathBuf> {
-    text.ends_with(FLEECE).then(|| text.into())
+/// The path of a fleece image of the run of this time; `None` where it is none.
+pub(super) fn fleece(text: &str, time: i64) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    // it begins as the name of the image
+    let stem = path.file_name()?.to_str()?.strip_suffix(FLEECE)?;
+    let name = ImageName::parse(OsStr::new(stem))?;
+    (path.is_absolute() && name.time == time).then_some(path)
 }
 
 /// A path as JSON has it: all paths of a run are UTF-8, see [`utf8`].

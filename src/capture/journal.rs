@@ -93,27 +93,29 @@ impl Journal {
         })
     }
 
-    /// Nothing in it leads out of the target, but for fleece images, which are told by their names.
+    /// Nothing in it leads out of the target, but for fleece images, which have the time of the run in their names.
     fn parse(value: &Value) -> Option<Self> {
         (value.get("version")?.as_u64()? == VERSION).then_some(())?;
         let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
         let entries = value.get("images")?.as_array()?.iter().map(|entry| {
             let below = |key| entry.get(key).and_then(Value::as_str).and_then(below);
+            let image = below("image")?;
             Some(Entry {
                 disk: text(entry, "disk")?,
-                partial: below("partial").filter(|path| files::is_partial(path))?,
-                image: below("image")?,
+                partial: below("partial").filter(|path| *path == files::partial(&image))?,
+                image,
                 link: below("link"),
             })
         });
         let fleece = value.get("fleece")?.as_array()?.iter();
+        let time = value.get("time")?.as_i64()?;
         Some(Self {
-            time: value.get("time")?.as_i64()?,
+            time,
             chain: text(value, "chain"),
             agent: text(value, "agent"),
             publishing: value.get("publishing")?.as_bool()?,
             entries: entries.collect::<Option<_>>()?,
-            fleece: fleece.filter_map(|path| files::fleece(path.as_str()?)).collect(),
+            fleece: fleece.filter_map(|path| files::fleece(path.as_str()?, time)).collect(),
         })
     }
 }
@@ -158,16 +160,19 @@ mod tests {
 
     #[test]
     fn a_journal_that_leads_out_of_its_folder_is_refused() {
-        for (key, path) in
-            [("image", "../x"), ("image", "/etc/x"), ("partial", "a/../../x.partial"), ("partial", "disk")]
+        for (key, path) in [("image", "../x"), ("image", "uuid"), ("partial", "a/../../x.partial"), ("partial", "disk")]
         {
             let mut value = journal().to_json();
             value["images"][0][key] = path.into();
             assert_eq!(Journal::parse(&value), None, "{path}");
         }
         let mut value = journal().to_json();
-        value["fleece"][0] = "/etc/passwd".into();
-        assert_eq!(Journal::parse(&value).unwrap().fleece, Vec::<PathBuf>::new());
+        for foreign in
+            ["/etc/passwd", "/vm/FULL-6-disk0-x.fleece.qcow2", "FULL-5-disk0-x.fleece.qcow2", "/vm/x.fleece.qcow2"]
+        {
+            value["fleece"][0] = foreign.into();
+            assert_eq!(Journal::parse(&value).unwrap().fleece, Vec::<PathBuf>::new(), "{foreign}");
+        }
         value["version"] = 2.into();
         assert_eq!(Journal::parse(&value), None);
     }

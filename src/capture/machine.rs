@@ -67,6 +67,7 @@ impl Machine<'_> {
     /// Waits until all jobs have ended, or one has failed, and tells of them. They come back as they were then.
     pub(super) async fn wait(&self, watch: &mut Watch, mut tell: impl FnMut(&[Job])) -> Result<Vec<Job>, Error> {
         loop {
+            self.go_on()?;
             let mut jobs = self.own_jobs().await?;
             watch.drain().await;
             // an event that came after the answer knows more
@@ -139,7 +140,7 @@ impl Watch {
     async fn has_event_within(&mut self, limit: Duration) -> bool {
         match tokio::time::timeout(limit, self.events.next()).await {
             Ok(Ok(event)) => {
-                self.ended.extend(ended(&event));
+                self.keep(&event);
                 true
             }
             // some were missed: time to look
@@ -155,7 +156,15 @@ impl Watch {
     /// Takes in all that has happened by now.
     async fn drain(&mut self) {
         while let Ok(Ok(event)) = tokio::time::timeout(Duration::ZERO, self.events.next()).await {
-            self.ended.extend(ended(&event));
+            self.keep(&event);
+        }
+    }
+
+    /// Of each job, what was said last.
+    fn keep(&mut self, event: &qmp::Event) {
+        if let Some(job) = ended(event) {
+            self.ended.retain(|known| known.id != job.id);
+            self.ended.push(job);
         }
     }
 }

@@ -128,7 +128,7 @@ impl Prepared {
             {
                 return Err(Error::Io { path, source: io::ErrorKind::AlreadyExists.into() });
             }
-            tell_foreign(machine, device, place);
+            tell_foreign(machine, device, place, id);
             let newest = history.newest.as_ref().filter(|_| level == Level::Inc);
             let parent = newest.and_then(|newest| Manifest::read(&newest.path).ok().flatten());
             targets.push(Target {
@@ -355,11 +355,12 @@ fn dead(history: &History, bitmaps: &Bitmaps<'_>, device: &Device, level: Level)
     lacks_writes.then(|| bitmap.name.clone())
 }
 
-fn tell_foreign(machine: &Machine<'_>, device: &Device, place: &Place) {
-    let tracked = device.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(names::PREFIX)).count();
-    // one of this chain, and one of another are usual
-    if tracked > 2 {
-        machine.tell(&Event::ForeignBitmaps { disk: place.disk.clone(), count: tracked });
+/// Tells of bitmaps of other chains, where there are more than the one of another folder that is usual.
+fn tell_foreign(machine: &Machine<'_>, device: &Device, place: &Place, chain: &str) {
+    let is_foreign = |name: &str| name.starts_with(names::PREFIX) && names::since(name, chain, &device.names).is_none();
+    let count = device.bitmaps.iter().filter(|bitmap| is_foreign(&bitmap.name)).count();
+    if count > 1 {
+        machine.tell(&Event::ForeignBitmaps { disk: place.disk.clone(), count });
     }
 }
 

@@ -35,8 +35,12 @@ pub(super) async fn seal(
     let total = images.iter().filter_map(|(_, image)| image.metadata().ok()).fold(0, |sum, file| sum + file.len());
     let sums = Waiting::default();
     let summed = {
-        let (sums, paths) = (Arc::clone(&sums.0), images.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>());
-        spawn_blocking(move || paths.iter().try_for_each(|path| sums.of(path)))
+        let again = |(path, image): &(PathBuf, File)| match image.try_clone() {
+            Ok(image) => Ok((path.clone(), image)),
+            Err(error) => Err(failed(path)(error)),
+        };
+        let (sums, images) = (Arc::clone(&sums.0), images.iter().map(again).collect::<Result<Vec<_>, _>>()?);
+        spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sums.of(&path, image)))
     };
     let synced = async {
         let synced = sync_all(early, images).await;
@@ -73,11 +77,15 @@ fn ended(result: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
 
 async fn sync_all(early: EarlySync, images: Vec<(PathBuf, File)>) -> Result<(), Error> {
     early.end().await?;
-    ended(spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(path, &image))).await)
+    ended(spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(&path, &image))).await)
 }
 
-fn sync(path: PathBuf, image: &File) -> Result<(), Error> {
-    image.sync_all().map_err(|source| Error::Io { path, source })
+fn sync(path: &Path, image: &File) -> Result<(), Error> {
+    image.sync_all().map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    |source| Error::Io { path: path.to_owned(), source }
 }
 
 /// The work on checksums, which ends when the one who waits for it does.
@@ -108,9 +116,8 @@ struct Sums {
 
 impl Sums {
     /// Sums an image that nobody writes to.
-    fn of(&self, image: &Path) -> Result<(), Error> {
-        let storage = FileStorage::open(image);
-        let storage = storage.map_err(|source| Error::Io { path: image.to_owned(), source })?;
+    fn of(&self, image: &Path, file: File) -> Result<(), Error> {
+        let storage = FileStorage::new(file).map_err(failed(image))?;
         let each = |bytes| {
             self.done.fetch_add(bytes, Ordering::Relaxed);
             if self.stopped.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
@@ -136,11 +143,11 @@ mod tests {
         let (_folder, path) = image();
         let sums = Waiting::default();
         let worker = Arc::clone(&sums.0);
-        worker.of(&path).unwrap();
+        worker.of(&path, File::open(&path).unwrap()).unwrap();
         assert_eq!(sums.done(), 1 << 20);
         std::fs::remove_file(Checksums::path(&path)).unwrap();
         drop(sums);
-        worker.of(&path).unwrap_err();
+        worker.of(&path, File::open(&path).unwrap()).unwrap_err();
         assert!(!Checksums::path(&path).exists());
     }
 }

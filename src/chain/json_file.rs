@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::MAX_CONFIG_BYTES;
+use crate::json;
 use crate::storage::{self, FileStorage, NewFile, Storage, to_usize};
 
 /// The JSON in a file; `None` where there is no such file.
@@ -24,7 +25,7 @@ pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
     }
     let mut bytes = vec![0; to_usize(file.length())];
     file.read_exact_at(&mut bytes, 0)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(invalid)
+    json::parse(&bytes).map(Some).map_err(invalid)
 }
 
 /// Writes a file in a folder for bookkeeping, as people read it: it is there whole and on stable storage, as it was before,

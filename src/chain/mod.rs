@@ -87,7 +87,7 @@ mod verified;
 mod when;
 
 pub use checksums::{
-    BLOCK, Checksums, ChecksumsError, Renewal, block_sums, create as create_checksums,
+    BLOCK, Checksums, ChecksumsError, Renewal, ZEROES as ZERO_BLOCK_SUM, block_sums, create as create_checksums,
     create_watched as create_checksums_watched,
 };
 pub use config::{FormatHint, MAX_CONFIG_BYTES};

@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 
 use super::manifest::checksum;
 use super::{BLOCK, BOOKKEEPING, json_file};
+use crate::json;
 
 const VERSION: u64 = 1;
 
@@ -33,6 +34,9 @@ const SHORTEST: u64 = (16 << 20) / BLOCK;
 
 /// Bytes of the file: enough for some ten thousand images.
 const LIMIT: u64 = 16 << 20;
+
+/// Images in it: five values each.
+const IMAGES_MAX: usize = json::VALUES_MAX / 8;
 
 /// When parts of the images of a folder were verified.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -107,7 +111,7 @@ impl Verifications {
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let mut images = Map::new();
         let mut left = LIMIT;
-        for (name, entry) in &self.images {
+        for (name, entry) in self.images.iter().take(IMAGES_MAX) {
             let times = packed(entry.times.iter().map(|times| times.right));
             let tried = packed(entry.times.iter().map(|times| times.tried));
             // names may have to be escaped, and lines are indented

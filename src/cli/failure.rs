@@ -103,14 +103,17 @@ impl Failure {
                 Some("name an earlier one with --until, or take this one as it is with --allow-partial")
             }
             Self::Chain(error) => match error.kind() {
-                chain::ErrorKind::Broken => Some("`qmprestore list` shows which restore points are whole"),
+                chain::ErrorKind::Broken => Some(
+                    "`qmprestore list` shows which restore points are whole; `merge --salvage` restores what can still be read",
+                ),
                 chain::ErrorKind::Locked => Some("run again when it has ended"),
                 chain::ErrorKind::Usage | chain::ErrorKind::Io => None,
             },
             Self::Restore(error) => match error.kind() {
-                restore::ErrorKind::Damaged => {
-                    Some("nothing was written; `qmprestore list` shows other restore points, --until names one")
-                }
+                restore::ErrorKind::Damaged => Some(
+                    "nothing was written; `qmprestore list` shows other restore points, --until names one; `merge \
+                         --salvage` restores what can still be read",
+                ),
                 restore::ErrorKind::ReadBack => {
                     Some("nothing was left there; the disk that it was written to, or the memory, cannot be trusted")
                 }

@@ -7,6 +7,7 @@ use super::error::DecodeError;
 use super::event::Event;
 use super::lines::{Lines, TooLong};
 use super::version::Version;
+use crate::json;
 
 /// The most bytes of a message. The longest one that QEMU is known to send, its schema, has 250 kB.
 const LIMIT: usize = 16 << 20;
@@ -49,8 +50,8 @@ impl Message {
     }
 
     fn read(line: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(line).map_err(|error| format!("no UTF-8 from byte {}", error.valid_up_to()))?;
-        let value: Value = serde_json::from_str(text).map_err(|error| format!("no JSON ({error})"))?;
+        std::str::from_utf8(line).map_err(|error| format!("no UTF-8 from byte {}", error.valid_up_to()))?;
+        let value = json::parse(line).map_err(|error| format!("no JSON ({error})"))?;
         let Value::Object(mut object) = value else { return Err("no JSON object".to_owned()) };
         let id = object.remove("id");
         if let Some(value) = object.remove("return") {

@@ -206,7 +206,7 @@ pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
         return Err(Error::Changed);
     }
     if file.nlink() > 1 {
-        return Err(refused(&source.path, "has other names (hard links), where it would change, too: copy it first"));
+        return Err(refused(&source.path, OTHER_NAMES));
     }
     Ok(storage)
 }
@@ -215,6 +215,9 @@ pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
 pub(super) fn number(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
+
+/// Why a file is not changed that is in two places.
+pub(super) const OTHER_NAMES: &str = "has other names (hard links), where it would change, too: copy it first";
 
 pub(super) fn refused(path: &Path, reason: &'static str) -> Error {
     Error::InPlace { path: path.to_owned(), reason }

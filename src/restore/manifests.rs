@@ -84,13 +84,12 @@ impl Describe {
         let mut before: Option<(&Image, Option<ImageId>)> = None;
         let chain = images.iter().zip(layers.as_slice()).zip(&known);
         for (((image, layer), known), described) in chain.zip(&mut described) {
-            let own = match known {
-                Some(known) => known.id,
-                None => {
-                    let parent = before.filter(|_| image.level == Level::Inc);
-                    let chain = id.clone().filter(|_| image.level != Level::Copy);
-                    described.manifest.insert(manifest(image, parent, layer, chain)?).id
-                }
+            let own = if let Some(known) = known {
+                known.id
+            } else {
+                let parent = before.filter(|_| image.level == Level::Inc);
+                let chain = id.clone().filter(|_| image.level != Level::Copy);
+                described.manifest.insert(manifest(image, parent, layer, chain)?).id
             };
             before = Some((image, own));
         }

@@ -6,12 +6,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::check;
 use super::error::{Error, Result};
-use super::in_place::{number, refused, relative_name};
+use super::in_place::{OTHER_NAMES, number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::{self, Layers};
 use super::observer::Observer;
@@ -179,6 +180,9 @@ impl Based {
         if let Some(image) = inc.image() {
             let planned = qcow2::plan_backing(image.storage(), Some(&based.wanted()));
             based.done = !planned.map_err(|source| Error::Image { path: path.to_owned(), source })?;
+        }
+        if based.has_work() && itself.nlink() > 1 {
+            return Err(refused(path, OTHER_NAMES));
         }
         Ok(based)
     }

@@ -126,7 +126,7 @@ impl WritableStorage for Renewed {
 /// Refuses an image whose manifest or checksums could not be renewed: a later version of this program has made them, or they
 /// cannot be read.
 pub(super) fn check_renewable(image: &Path) -> Result<()> {
-    match (Manifest::read(image), Checksums::open(image)) {
+    match (Manifest::read(image), Checksums::open_writable(image)) {
         (Err(error @ (ManifestError::Version { .. } | ManifestError::Io { .. })), _) => Err(error.into()),
         (_, Err(error @ (ChecksumsError::Version { .. } | ChecksumsError::Io { .. }))) => Err(error.into()),
         _ => Ok(()),

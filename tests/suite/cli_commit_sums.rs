@@ -1,7 +1,7 @@
 //! Checksums of images that are changed in place.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
 use qmpbackup::chain::{BLOCK, Checksums, Manifest, Phase, Renewal, Unfinished, Work, create_checksums};
@@ -153,6 +153,47 @@ fn damage_beside_what_is_written_is_found_as_before() {
     flip(&backup.images[1]);
     Ended::run(["check", "--repair=all", backup.images[1].to_str().unwrap()]).with(3).says(says);
     assert!(wrong(&backup.images[1]).contains(&0));
+}
+
+#[test]
+fn checksums_that_are_links_or_have_other_names_are_not_written_to() {
+    for (number, command) in [(0, "commit"), (0, "snapshotrebase"), (2, "rebase")] {
+        for (link, says) in [(true, "is a link, and may lead anywhere"), (false, "has other names (hard links)")] {
+            let backup = known();
+            let (sums, elsewhere) = (Checksums::path(&backup.images[number]), backup.path("elsewhere"));
+            fs::rename(&sums, &elsewhere).unwrap();
+            if link {
+                symlink(&elsewhere, &sums).unwrap();
+            } else {
+                fs::hard_link(&elsewhere, &sums).unwrap();
+            }
+            let before = fs::read(&elsewhere).unwrap();
+            backup.refuses(&[command], 1, says);
+            assert!(fs::read(&elsewhere).unwrap() == before, "{command}");
+        }
+    }
+    let backup = known();
+    let before = fs::read(&backup.images[1]).unwrap();
+    fs::hard_link(&backup.images[1], backup.path("kept")).unwrap();
+    backup.refuses(&["rebase"], 1, "has other names (hard links), where it would change, too");
+    assert!(fs::read(backup.path("kept")).unwrap() == before);
+}
+
+#[test]
+fn checksums_of_an_image_that_is_claimed_to_be_huge_are_not_read() {
+    let backup = known();
+    let path = Checksums::path(&backup.images[1]);
+    // a list of 200 GiB, of which the sums of the header are right
+    let mut header = fs::read(&path).unwrap();
+    header.truncate(64);
+    header[16..24].copy_from_slice(&((50_u64 << 30) * BLOCK).to_be_bytes());
+    let sum = crc32fast::hash(&header[..60]);
+    header[60..].copy_from_slice(&sum.to_be_bytes());
+    fs::write(&path, header).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(64 + (200 << 30)).unwrap();
+    let start = std::time::Instant::now();
+    backup.does(&["verify"]).with(4).says("the length of the image at offset 16");
+    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
 }
 
 /// The number of a later version, in a header that is whole.

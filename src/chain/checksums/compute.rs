@@ -2,7 +2,9 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use byteorder::{BigEndian, ByteOrder};
 use rayon::prelude::*;
@@ -17,6 +19,9 @@ pub(super) const READ: u64 = 8;
 
 /// Blocks whose sums are in memory at once.
 const BATCH: u64 = 1 << 14;
+
+/// The checksum of a whole block of zeroes.
+pub static ZEROES: LazyLock<u32> = LazyLock::new(|| crc32fast::hash(&vec![0; to_usize(BLOCK)]));
 
 /// Hears how many more bytes are summed, on any thread, and gives up where it wants to.
 type Watch<'a> = dyn Fn(u64) -> io::Result<()> + Sync + 'a;
@@ -57,6 +62,9 @@ fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8
     let end = (blocks.end * BLOCK).min(image.length());
     buffer.resize(to_usize(end.saturating_sub(start)), 0);
     if image.next_data_start(start)?.is_none_or(|data| data >= end) {
+        if blocks.end * BLOCK == end {
+            return Ok(vec![*ZEROES; to_usize(blocks.end - blocks.start)]);
+        }
         buffer.fill(0);
     } else {
         image.read_exact_at(buffer, start)?;
@@ -88,7 +96,9 @@ pub(super) fn write(
     length: u64,
     mut sums: impl FnMut(Range<u64>) -> io::Result<Vec<u32>>,
 ) -> io::Result<()> {
-    let new = NewFile::create(&Checksums::path(image), 0o644)?;
+    // whoever may not read the image learns nothing of it here, either
+    let mode = std::fs::metadata(image).map_or(0o600, |image| image.permissions().mode() & 0o666);
+    let new = NewFile::create(&Checksums::path(image), mode)?;
     let mut file = new.file();
     let mut header = Header { length, unsettled: (0, 0), id, list: 0 };
     let mut hasher = crc32fast::Hasher::new();

@@ -31,25 +31,30 @@ mod renew;
 #[cfg(test)]
 mod tests;
 
+use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use byteorder::{BigEndian, ByteOrder};
 
-pub use compute::{block_sums, create, create_watched};
+pub use compute::{ZEROES, block_sums, create, create_watched};
 use header::Header;
 pub use renew::Renewal;
 
 use super::ImageId;
 use super::manifest::{Manifest, beside};
-use crate::storage::{FileStorage, Storage, to_usize};
+use crate::storage::{FileStorage, Storage, open_unlinked, to_usize};
 
 /// Bytes of a block.
 pub const BLOCK: u64 = 1 << 16;
 
 /// Bytes of a sum.
 const SUM: u64 = 4;
+
+/// Bytes of images whose lists are read whatever the image is: those have 64 MiB at most.
+const FREE: u64 = 1 << 40;
 
 /// Bytes of the list that are read at once.
 const PART: u64 = 1 << 20;
@@ -129,8 +134,32 @@ impl Checksums {
     /// # Errors
     /// They cannot be used.
     pub fn open(image: &Path) -> Result<Option<Self>, ChecksumsError> {
+        Self::open_as(image, FileStorage::open)
+    }
+
+    /// The same for one who will change the header: not over a link, nor where the file has other names.
+    ///
+    /// # Errors
+    /// As with [`open`](Self::open).
+    pub fn open_writable(image: &Path) -> Result<Option<Self>, ChecksumsError> {
+        Self::open_as(image, |path| {
+            let file = open_unlinked(OpenOptions::new().read(true).write(true), path)?;
+            if file.metadata()?.nlink() > 1 {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "has other names (hard links): copy it first",
+                ));
+            }
+            FileStorage::new(file)
+        })
+    }
+
+    fn open_as(
+        image: &Path,
+        open: impl FnOnce(&Path) -> io::Result<FileStorage>,
+    ) -> Result<Option<Self>, ChecksumsError> {
         let path = Self::path(image);
-        let file = match FileStorage::open(&path) {
+        let file = match open(&path) {
             Ok(file) => file,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
@@ -138,6 +167,11 @@ impl Checksums {
             Err(source) => return Err(ChecksumsError::Io { path, source }),
         };
         let header = Header::read(&file, &path)?;
+        // a list that is huge must be that of a huge image: it is read here
+        let length = image.metadata().map_or(0, |image| image.len());
+        if header.length > FREE.max(length.saturating_mul(2)) {
+            return Err(ChecksumsError::damaged(&path, "the length of the image", 16, header.length, length));
+        }
         let sums = Self { path, file, header };
         sums.check_list()?;
         match sums.id().zip(id_of(image)) {

@@ -9,7 +9,6 @@
 //! A program that dies between leaves unsettled blocks. When the work is done again, all of those are summed anew: nobody
 //! knows which of them the program has written to.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use super::compute::{READ, sums_of, write};
 use super::header::Header;
 use super::{BLOCK, Checksums, ChecksumsError};
-use crate::storage::{BlockSet, FileStorage, Storage, Touched, open_unlinked, to_usize};
+use crate::storage::{BlockSet, FileStorage, Storage, Touched, to_usize};
 
 /// Checksums of an image that is about to change.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ impl Renewal {
     /// # Errors
     /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.
     pub fn begin(image: &Path, blocks: Range<u64>) -> io::Result<Self> {
-        let sums = match Checksums::open(image) {
+        let sums = match Checksums::open_writable(image) {
             Ok(sums) => sums,
             Err(ChecksumsError::Io { source, .. }) => return Err(source),
             Err(error @ ChecksumsError::Version { .. }) => return Err(io::Error::other(error)),
@@ -56,7 +55,7 @@ impl Renewal {
                 unsettled: (unsettled.start, unsettled.end.saturating_sub(unsettled.start)),
                 ..sums.header.clone()
             };
-            header.overwrite(&open_unlinked(OpenOptions::new().write(true), &sums.path)?)?;
+            header.overwrite(sums.file.file())?;
             // only what was unsettled before is summed whether it was written to or not
             unsettled = sums.unsettled();
         }

@@ -86,10 +86,10 @@ pub(super) struct Backup {
     /// The backup folder; made where it is missing
     #[arg(short, long, value_name = "DIR")]
     pub(super) target: PathBuf,
-    /// All disks but these: names of devices or nodes
+    /// All disks but these: device, node, device id or file name, as `info --show blockdev` lists them
     #[arg(short, long, value_name = "NAME,…", value_delimiter = ',', conflicts_with = "include")]
     pub(super) exclude: Vec<String>,
-    /// Only these disks: names of devices or nodes
+    /// Only these disks: device, node, device id or file name, as `info --show blockdev` lists them
     #[arg(short, long, value_name = "NAME,…", value_delimiter = ',')]
     pub(super) include: Option<Vec<String>>,
     /// Raw disks, too: they can have FULL and COPY images, and INCs until QEMU ends

@@ -55,11 +55,12 @@ pub(super) enum Command {
 pub(super) struct Merge {
     #[command(flatten)]
     pub(super) place: Place,
-    /// The restore point: a time, or the name of an image or its beginning
+    /// The restore point: a time, or the file name of an image or its first characters
     ///
     /// A time picks the newest image that is not after it: a unix time (1643308928), RFC 3339
     /// (2026-11-22T19:41:33Z), a local time ("2026-11-22", "2026-11-22 19:41", "2026-11-22 19:41:33") or a time
-    /// before now (-90s, -30m, -6h, -2d, -1w). A name is that of its last image, or its beginning (INC-1643308928)
+    /// before now (-90s, -30m, -6h, -2d, -1w). A name is that of its last image's file, or its first characters
+    /// (INC-1643308928)
     #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
     pub(super) until: When,
     /// The file or block device to write; `-` writes raw bytes to stdout
@@ -87,7 +88,7 @@ pub(super) struct Merge {
     /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
     #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
     pub(super) rate_limit: u64,
-    /// Threads to work with [default: one for each processor]
+    /// Threads to work with, at most 256 [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
     /// Do not check the metadata of the images before they are read, nor compressed clusters that are passed through
@@ -124,13 +125,13 @@ pub(super) struct Merge {
 pub(in crate::cli) struct Commit {
     #[command(flatten)]
     pub(in crate::cli) place: Place,
-    /// The last restore point to write: a time, or the name of an image or its beginning, as with merge
+    /// The last restore point to write: a time, or the file name of an image or its first characters, as with merge
     #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
     pub(in crate::cli) until: When,
     /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
     #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
     pub(in crate::cli) rate_limit: u64,
-    /// Threads to work with [default: one for each processor]
+    /// Threads to work with, at most 256 [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(in crate::cli) threads: Option<NonZeroUsize>,
     /// Do not check the metadata of the images before they are changed
@@ -198,7 +199,7 @@ pub(super) struct Check {
 pub(super) struct Verify {
     #[command(flatten)]
     pub(super) place: Place,
-    /// Only the images of this restore point: a time, or the name of an image or its beginning, as with merge
+    /// Only the images of this restore point: a time, or the file name of an image or its first characters, as with merge
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = When::from_str)]
     pub(super) until: Option<When>,
     /// Compare only about this part of all bytes, such as 5%: what was verified longest ago, or never, first
@@ -207,7 +208,7 @@ pub(super) struct Verify {
     /// Compare only what was not verified for so long: 90s, 30m, 6h, 30d, 4w
     #[arg(long, value_name = "AGE", value_parser = units::parse_age)]
     pub(super) max_age: Option<Duration>,
-    /// Threads to work with [default: one for each processor]
+    /// Threads to work with, at most 256 [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
     #[command(flatten)]
@@ -254,7 +255,7 @@ pub(super) struct Rebase {
 pub(super) struct Manifest {
     #[command(flatten)]
     pub(super) place: Place,
-    /// Threads to work with [default: one for each processor]
+    /// Threads to work with, at most 256 [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
     /// Make nothing, only say what would be made

@@ -48,7 +48,7 @@ struct Segment {
 /// Chooses what is due.
 pub(super) fn choose(subjects: &[Subject<'_>], looked: &[Looked], due: Option<Due>) -> Vec<Chosen> {
     let Some(due) = due else {
-        let whole = |looked: &Looked| std::iter::once(0..looked.blocks()).collect();
+        let whole = |looked: &Looked| std::iter::once(0..looked.blocks()).filter(|blocks| !blocks.is_empty()).collect();
         let all = |looked: &Looked| Chosen { blocks: whole(looked), structure: looked.open };
         return looked.iter().map(all).collect();
     };

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::look::Subject;
-use super::read::{Bad, ZEROES};
-use crate::chain::{Checksums, Disk, Image, block_sums};
+use super::read::Bad;
+use crate::chain::{Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
 use crate::storage::Storage;
 
 /// Blocks that are looked at, beside the bad ones, for such that are not zeroes.
@@ -55,7 +55,7 @@ impl<'a> Identities<'a> {
 fn content(storage: &dyn Storage, bad: &[Bad]) -> Option<Vec<(u64, u32)>> {
     let blocks = storage.length().div_ceil(crate::chain::BLOCK);
     let sums = block_sums(storage, 0..blocks.min(SEARCHED)).ok()?;
-    let telling = |(_, sum): &(u64, u32)| *sum != *ZEROES;
+    let telling = |(_, sum): &(u64, u32)| *sum != *ZERO_BLOCK_SUM;
     let mut content: Vec<(u64, u32)> = (0..).zip(sums).filter(telling).take(COMPARED).collect();
     for block in bad.iter().flat_map(|bad| bad.blocks.clone()).take(COMPARED) {
         let sum = block_sums(storage, block..block + 1).ok()?.first().copied()?;

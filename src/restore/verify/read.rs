@@ -2,12 +2,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::due::Chosen;
 use super::flaw::Flaw;
 use super::look::{Looked, Subject, Sums};
-use crate::chain::{BLOCK, Checksums};
+use crate::chain::{BLOCK, Checksums, ZERO_BLOCK_SUM};
 use crate::qcow2::{self, Report, Severity};
 use crate::restore::check::{image_error, observed};
 use crate::restore::error::{Error, Result};
@@ -25,9 +25,6 @@ const READ: u64 = 4;
 
 /// Ranges of bad blocks that are kept of an image.
 const KEPT: usize = 1 << 12;
-
-/// The checksum of a block of zeroes.
-pub(super) static ZEROES: LazyLock<u32> = LazyLock::new(|| crc32fast::hash(&vec![0; to_usize(BLOCK)]));
 
 /// What reading an image brought up.
 #[derive(Debug, Default)]
@@ -215,7 +212,7 @@ impl Opened<'_> {
     fn sums(&self, range: Range<u64>, is_hole: bool, buffer: &mut Vec<u8>) -> io::Result<Vec<u32>> {
         let length = to_usize(range.end - range.start);
         if is_hole && range.end - range.start == READ * BLOCK {
-            return Ok(vec![*ZEROES; to_usize(READ)]);
+            return Ok(vec![*ZERO_BLOCK_SUM; to_usize(READ)]);
         }
         buffer.resize(buffer.len().max(length), 0);
         let bytes = buffer.get_mut(..length).unwrap_or_default();

@@ -109,7 +109,7 @@ fn an_image_is_not_written_through_a_link_that_waits_under_its_name() {
 
 /// A journal that gives a planted file a name in `away`.
 fn journal() -> String {
-    let image = json!({"disk": "d", "partial": "planted.partial", "image": "away/precious", "link": null});
+    let image = json!({"disk": "d", "partial": "away/precious.partial", "image": "away/precious", "link": null});
     json!({"version": 1, "time": 5, "chain": "c", "agent": null, "publishing": true, "images": [image], "fleece": []})
         .to_string()
 }
