@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qmpbackup::chain::{Manifest, Phase, Unfinished, Work};
+use qmpbackup::chain::{Checksums, Manifest, Phase, Unfinished, Work};
 
 use super::field::Field;
 use super::field_judge::Image;
@@ -69,11 +69,25 @@ fn an_inc_builds_on_a_full_that_all_before_it_were_written_into() {
     }
 }
 
+/// Each image has an id, which its checksums have, too, and an INC has that of the image before it.
+fn assert_ids<'a>(images: impl IntoIterator<Item = &'a Path>) {
+    let mut before = None;
+    for image in images {
+        let manifest = Manifest::read(image).unwrap().unwrap();
+        let sums = Checksums::open(image).unwrap().unwrap();
+        assert!(manifest.id.is_some() && manifest.id != before, "{manifest:#?}");
+        assert_eq!((manifest.parent_id, sums.id()), (before, manifest.id), "{}", image.display());
+        before = manifest.id;
+    }
+}
+
 #[test]
 fn an_inc_that_stays_is_built_on_when_those_before_it_were_written_into_their_full() {
     for release in releases(&["10.0"]) {
         let mut field = Field::with_three_incs("", release);
+        assert_ids(field.points.iter().map(|point| point.images[0].path.as_path()));
         field.commit(2);
+        assert_ids([field.points[0].images[0].path.as_path(), field.newest("disk0")]);
         let inc = name(field.newest("disk0"));
         let parent = Manifest::read(field.newest("disk0")).unwrap().unwrap().parent;
         assert_eq!(parent, Some(name(&field.points[0].images[0].path)));
