@@ -55,9 +55,7 @@ pub(super) fn chain(folder: &Path) -> Result<Option<String>, Error> {
 
 /// A random id, for a chain or a name that nobody can guess.
 pub(super) fn new_id() -> Result<String, Error> {
-    let path = Path::new("/proc/sys/kernel/random/uuid");
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    Ok(text.trim().to_owned())
+    chain::random_id().map_err(|source| Error::Io { path: chain::RANDOM.into(), source })
 }
 
 /// Writes the id down, without a line end, as the Python tool does.

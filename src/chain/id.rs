@@ -12,10 +12,21 @@ const CHARACTERS_MAX: usize = 200;
 /// Larger files are none of ours.
 const BYTES_MAX: u64 = 1 << 12;
 
+/// Where the system gives out random ids.
+pub const RANDOM: &str = "/proc/sys/kernel/random/uuid";
+
 /// Whether bitmaps can bear this id.
 #[must_use]
 pub fn is_chain_id(text: &str) -> bool {
     (1..=CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A random id, as the system writes them, for a chain or a name that nobody can guess.
+///
+/// # Errors
+/// The system has no random numbers.
+pub fn random_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string(RANDOM)?.trim().to_owned())
 }
 
 /// The id of a folder's chain; `None` where none has begun.

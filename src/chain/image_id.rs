@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use super::random_id;
+
 /// 16 random bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ImageId([u8; 16]);
@@ -14,8 +16,7 @@ impl ImageId {
     /// # Errors
     /// The system has no random numbers.
     pub fn random() -> io::Result<Self> {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-        Self::parse(&text.trim().replace('-', "")).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        Self::parse(&random_id()?.replace('-', "")).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// One of 32 hexadecimal digits.

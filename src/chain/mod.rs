@@ -94,7 +94,7 @@ pub use config::{FormatHint, MAX_CONFIG_BYTES};
 pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind};
-pub use id::{chain_id, is_chain_id};
+pub use id::{RANDOM, chain_id, is_chain_id, random_id};
 pub use image::Image;
 pub use image_id::ImageId;
 pub use journal::{Phase, Unfinished, Work};

@@ -9,9 +9,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{BLOCK, ChecksumsError};
 use crate::chain::ImageId;
-use crate::storage::Storage;
+use crate::storage::{Storage, to_usize};
 
 const MAGIC: [u8; 8] = *b"QMPBSUMS";
+
+/// Bytes of the CRC-32 that ends a header.
+const SUM: usize = 4;
 
 /// What both versions begin with.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -71,7 +74,7 @@ impl Header {
         if length < least {
             return Err(ChecksumsError::damaged(path, "the length of the file", 0, length, least));
         }
-        let start = bytes.get_mut(..crate::storage::to_usize(length)).unwrap_or_default();
+        let start = bytes.get_mut(..to_usize(length)).unwrap_or_default();
         let read = file.read_exact_at(start, 0);
         read.map_err(|source| ChecksumsError::Io { path: path.to_owned(), source })?;
         Self::parse(&bytes, path)
@@ -87,9 +90,9 @@ impl Header {
             return damaged("the magic", 0, u64::from_be_bytes(magic), u64::from_be_bytes(MAGIC));
         }
         let (id, list, header, header_at) = match (version.get(), Wire1::read_from_prefix(bytes)) {
-            (1, Ok((wire, _))) => (None, wire.list, wire.header, 44),
+            (1, Ok((wire, _))) => (None, wire.list, wire.header, size_of::<Wire1>() - SUM),
             // of later versions, too, this much stays as it is
-            _ => (Some(ImageId::from_bytes(wire.id)), wire.list, wire.header, 60),
+            _ => (Some(ImageId::from_bytes(wire.id)), wire.list, wire.header, size_of::<Wire2>() - SUM),
         };
         let sum = crc32fast::hash(bytes.get(..header_at).unwrap_or_default());
         if header.get() != sum {
