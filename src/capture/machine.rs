@@ -8,6 +8,7 @@ use super::error::Error;
 use super::event::{Event, Observer};
 use super::names;
 use super::observe::{self, Job, Observed};
+use super::pauses::Pauses;
 use super::teardown::{Teardown, delete_node};
 use crate::qmp::{self, Command, Events, EventsError, Features, Monitor};
 
@@ -64,8 +65,14 @@ impl Machine<'_> {
         Watch { events: self.monitor.events(), ended: Vec::new() }
     }
 
-    /// Waits until all jobs have ended, or one has failed, and tells of them. They come back as they were then.
-    pub(super) async fn wait(&self, watch: &mut Watch, mut tell: impl FnMut(&[Job])) -> Result<Vec<Job>, Error> {
+    /// Waits until all jobs have ended, or one has failed, has them pause meanwhile, and tells of them. They come back as
+    /// they were then.
+    pub(super) async fn wait(
+        &self,
+        watch: &mut Watch,
+        pauses: &mut Pauses,
+        mut tell: impl FnMut(&[Job]),
+    ) -> Result<Vec<Job>, Error> {
         loop {
             self.go_on()?;
             let mut jobs = self.own_jobs().await?;
@@ -79,8 +86,12 @@ impl Machine<'_> {
             if jobs.iter().all(Job::is_concluded) || jobs.iter().any(|job| job.error.is_some()) {
                 return Ok(jobs);
             }
+            for command in jobs.iter().filter_map(|job| pauses.next(job)) {
+                self.send_unless_ended(&command).await?;
+            }
             let until = Instant::now() + LOOK;
-            while Instant::now() < until && !watch.has_event_within(GLANCE).await {
+            let glance = if pauses.are_none() { GLANCE } else { Pauses::GLANCE };
+            while Instant::now() < until && !watch.has_event_within(glance).await && !pauses.are_due() {
                 self.go_on()?;
             }
         }
@@ -90,11 +101,7 @@ impl Machine<'_> {
     pub(super) async fn dismantle(&self) -> Result<(), Error> {
         let teardown = Teardown::new(&self.observe().await?);
         for command in teardown.resume.iter().chain(&teardown.cancel) {
-            // a job may have ended by itself
-            match self.send(command).await {
-                Err(Error::Monitor(error)) if error.refused().is_some() => {}
-                result => drop(result?),
-            }
+            self.send_unless_ended(command).await?;
         }
         let until = Instant::now() + ENDING;
         let mut watch = self.watch();
@@ -118,6 +125,14 @@ impl Machine<'_> {
             self.send(&command).await?;
         }
         Ok(())
+    }
+
+    /// Sends a command for a job, which QEMU refuses where the job has ended by itself.
+    async fn send_unless_ended(&self, command: &Command) -> Result<(), Error> {
+        match self.send(command).await {
+            Err(Error::Monitor(error)) if error.refused().is_some() => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     /// Removes a node if it is there.

@@ -9,8 +9,9 @@
 //! prepare   the machine's lock (a node that exists once); NEW bitmaps, before anything else; images; filters
 //! moment    [freeze] stop, exchange the drives of all devices for their filters, cont [thaw]
 //! start     a node that shows the disk as it was; what OLD records is copied from there, or all of it
+//! copy      jobs pause at times, so that what they have written gets its checksums
 //! dismantle when all jobs have concluded: everything in QEMU but the bitmaps goes
-//! seal      images go to stable storage, and get checksums
+//! seal      images go to stable storage, and get the checksums that they lack
 //! publish   journal, names; then OLD goes
 //! ```
 //!
@@ -26,7 +27,8 @@
 mod decide;
 mod device;
 mod devices;
-mod early;
+mod early_sums;
+mod early_sync;
 mod error;
 mod event;
 mod file_name;
@@ -44,6 +46,7 @@ mod names;
 mod nodes;
 mod observe;
 mod order;
+mod pauses;
 mod place;
 mod plan;
 mod prepare;

@@ -1,9 +1,11 @@
 //! A backup, from the first question to the last bitmap.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::early::EarlySync;
+use super::early_sums::EarlySums;
+use super::early_sync::EarlySync;
 use super::error::{Error, reason};
 use super::event::{Event, Observer, Progress};
 use super::files;
@@ -14,6 +16,7 @@ use super::moment;
 use super::names;
 use super::observe::{self, Job};
 use super::order;
+use super::pauses::{Pauses, Settled};
 use super::plan::{Plan, Way};
 use super::prepare::{Prepared, Target};
 use super::request::{Connection, Request};
@@ -179,9 +182,10 @@ async fn make(
         let partial = files::partial(&target.image);
         target::open(&partial).map(|image| (partial, image))
     };
-    let early = EarlySync::begin(prepared.targets.iter().map(open).collect::<Result<_, _>>()?);
+    let sync = EarlySync::begin(prepared.targets.iter().map(open).collect::<Result<_, _>>()?);
+    let (mut pauses, sums) = begin_sums(prepared)?;
     let jobs = tokio::select! {
-        jobs = follow(machine, &mut watch, request.progress_interval, prepared) => jobs?,
+        jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared) => jobs?,
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
     };
     let bytes = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.done));
@@ -200,13 +204,21 @@ async fn make(
         // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(|source| Error::Io { path: Manifest::path(&partial), source })?;
     }
-    seal::seal(machine, early, images, request.progress_interval).await?;
+    seal::seal(machine, sync, sums, images, request.progress_interval).await?;
     machine.go_on()?;
     journal.publishing = true;
     let written = journal.write(folder);
     // names are given only where another run could go on with that
     journal.publishing = written.is_ok();
     written
+}
+
+/// Has jobs pause, and sums what has settled then, where jobs read from snapshots.
+fn begin_sums(prepared: &Prepared) -> Result<(Pauses, EarlySums), Error> {
+    let fleeced = prepared.targets.iter().all(|target| matches!(target.way, Way::Fleece { .. }));
+    let open = |target: &Target| Ok((Arc::new(target::open(&files::partial(&target.image))?), Settled::default()));
+    let images = prepared.targets.iter().filter(|_| fleeced).map(open).collect::<Result<Vec<_>, Error>>()?;
+    Ok((Pauses::new(images.clone()), EarlySums::begin(images)))
 }
 
 /// A lock that is there already is that of another run, which was faster.
@@ -218,6 +230,7 @@ fn lost_race(error: Error) -> Error {
 async fn follow(
     machine: &Machine<'_>,
     watch: &mut Watch,
+    pauses: &mut Pauses,
     interval: Duration,
     prepared: &Prepared,
 ) -> Result<Vec<Job>, Error> {
@@ -227,7 +240,7 @@ async fn follow(
     };
     let mut told = Instant::now();
     let jobs = machine
-        .wait(watch, |jobs| {
+        .wait(watch, pauses, |jobs| {
             if told.elapsed() >= interval || jobs.iter().all(Job::is_concluded) {
                 told = Instant::now();
                 let progress = |job: &Job| Progress { disk: name(job), done: job.done, total: job.total };

@@ -13,37 +13,43 @@ use std::time::{Duration, Instant};
 
 use tokio::task::{JoinError, spawn_blocking};
 
-use super::early::EarlySync;
+use super::early_sums::EarlySums;
+use super::early_sync::EarlySync;
 use super::error::Error;
 use super::event::Event;
 use super::machine::Machine;
-use crate::chain::{Checksums, create_checksums_watched};
+use crate::chain::{Checksums, KnownSums, create_checksums_watched};
 use crate::storage::FileStorage;
 
 /// Time between two looks at whether the run shall end.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Brings images to stable storage that were opened before QEMU closed them, which ends the syncs of before, and writes
-/// their checksums.
+/// Brings images to stable storage that were opened before QEMU closed them, and writes their checksums, which ends what has
+/// begun of both.
 pub(super) async fn seal(
     machine: &Machine<'_>,
-    early: EarlySync,
+    early_sync: EarlySync,
+    early_sums: EarlySums,
     images: Vec<(PathBuf, File)>,
     interval: Duration,
 ) -> Result<(), Error> {
     let start = Instant::now();
     let total = images.iter().filter_map(|(_, image)| image.metadata().ok()).fold(0, |sum, file| sum + file.len());
     let sums = Waiting::default();
+    let known = early_sums.end().await;
     let summed = {
         let again = |(path, image): &(PathBuf, File)| match image.try_clone() {
             Ok(image) => Ok((path.clone(), image)),
             Err(error) => Err(failed(path)(error)),
         };
         let (sums, images) = (Arc::clone(&sums.0), images.iter().map(again).collect::<Result<Vec<_>, _>>()?);
-        spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sums.of(&path, image)))
+        let known = known.into_iter().chain(std::iter::repeat_with(KnownSums::default));
+        spawn_blocking(move || {
+            images.into_iter().zip(known).try_for_each(|((path, image), known)| sums.of(&path, image, &known))
+        })
     };
     let synced = async {
-        let synced = sync_all(early, images).await;
+        let synced = sync_all(early_sync, images).await;
         if synced.is_err() {
             sums.stop();
         }
@@ -116,13 +122,13 @@ struct Sums {
 
 impl Sums {
     /// Sums an image that nobody writes to.
-    fn of(&self, image: &Path, file: File) -> Result<(), Error> {
+    fn of(&self, image: &Path, file: File, known: &KnownSums) -> Result<(), Error> {
         let storage = FileStorage::new(file).map_err(failed(image))?;
         let each = |bytes| {
             self.done.fetch_add(bytes, Ordering::Relaxed);
             if self.stopped.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         };
-        let created = create_checksums_watched(image, &storage, &each);
+        let created = create_checksums_watched(image, &storage, known, &each);
         created.map_err(|source| Error::Io { path: Checksums::path(image), source })
     }
 }
@@ -143,11 +149,11 @@ mod tests {
         let (_folder, path) = image();
         let sums = Waiting::default();
         let worker = Arc::clone(&sums.0);
-        worker.of(&path, File::open(&path).unwrap()).unwrap();
+        worker.of(&path, File::open(&path).unwrap(), &KnownSums::default()).unwrap();
         assert_eq!(sums.done(), 1 << 20);
         std::fs::remove_file(Checksums::path(&path)).unwrap();
         drop(sums);
-        worker.of(&path, File::open(&path).unwrap()).unwrap_err();
+        worker.of(&path, File::open(&path).unwrap(), &KnownSums::default()).unwrap_err();
         assert!(!Checksums::path(&path).exists());
     }
 }

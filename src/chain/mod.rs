@@ -87,8 +87,8 @@ mod verified;
 mod when;
 
 pub use checksums::{
-    BLOCK, Checksums, ChecksumsError, Renewal, ZEROES as ZERO_BLOCK_SUM, block_sums, create as create_checksums,
-    create_watched as create_checksums_watched,
+    BLOCK, Checksums, ChecksumsError, KnownSums, Renewal, ZEROES as ZERO_BLOCK_SUM, block_sums,
+    create as create_checksums, create_watched as create_checksums_watched,
 };
 pub use config::{FormatHint, MAX_CONFIG_BYTES};
 pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};

@@ -89,19 +89,20 @@ impl Image {
         self.damage.as_deref()
     }
 
-    /// Where the tables of the disk and its refcounts lie, and the header: whole clusters. Of refcounts that are lost themselves
-    /// nothing is told.
-    pub(crate) fn metadata(&self) -> Vec<Range<u64>> {
+    /// Adds where the tables of the disk and its refcounts lie, and the header: whole clusters.
+    ///
+    /// # Errors
+    /// The refcount table cannot be read; of its blocks not all are among what was added, then.
+    pub(crate) fn add_metadata(&self, metadata: &mut Vec<Range<u64>>) -> Result<()> {
         let (header, cluster) = (&self.header, self.header.geometry.cluster_size());
         let of = |table: Table| table.offset.0..table.offset.0.saturating_add(table.bytes());
-        let mut metadata = vec![0..cluster, of(header.l1_table), of(header.refcount_table)];
+        metadata.extend([0..cluster, of(header.l1_table), of(header.refcount_table)]);
         let block = |offset: u64| offset..offset.saturating_add(cluster);
         metadata.extend(self.l1.indices().filter_map(|index| self.l1.get(index)).map(|table| block(table.0)));
-        let _ = read_table(&*self.storage, header.refcount_table, "the refcount table", |_, entry| {
+        read_table(&*self.storage, header.refcount_table, "the refcount table", |_, entry| {
             metadata.push(block(entry / cluster * cluster));
             Ok(())
-        });
-        metadata
+        })
     }
 
     /// The checked header.

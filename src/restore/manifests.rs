@@ -15,7 +15,8 @@ use super::observer::{Observer, Phase};
 use super::pool;
 use super::resolve::Mapped;
 use crate::chain::{
-    self, Chain, Checksums, FormatHint, Image, ImageId, Level, Manifest, UUID, chain_id, create_checksums_watched,
+    self, Chain, Checksums, FormatHint, Image, ImageId, KnownSums, Level, Manifest, UUID, chain_id,
+    create_checksums_watched,
 };
 use crate::storage;
 
@@ -152,7 +153,7 @@ fn sum(layer: &Layer, observer: &dyn Observer) -> Result<()> {
         observer.advance(bytes);
         if observer.is_cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
     };
-    create_checksums_watched(layer.path(), layer.data(), &each).map_err(|source| {
+    create_checksums_watched(layer.path(), layer.data(), &KnownSums::default(), &each).map_err(|source| {
         let path = Checksums::path(layer.path());
         if observer.is_cancelled() { Error::Cancelled } else { Error::Write { path, source } }
     })

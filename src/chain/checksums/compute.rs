@@ -10,6 +10,7 @@ use byteorder::{BigEndian, ByteOrder};
 use rayon::prelude::*;
 
 use super::header::Header;
+use super::known::KnownSums;
 use super::{BLOCK, Checksums, id_of};
 use crate::chain::ImageId;
 use crate::storage::{NewFile, Storage, to_usize};
@@ -31,10 +32,15 @@ type Watch<'a> = dyn Fn(u64) -> io::Result<()> + Sync + 'a;
 /// # Errors
 /// What the system says.
 pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> io::Result<Vec<u32>> {
-    watched_sums(image, blocks, &|_| Ok(()))
+    watched_sums(image, blocks, &KnownSums::default(), &|_| Ok(()))
 }
 
-fn watched_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, each: &Watch<'_>) -> io::Result<Vec<u32>> {
+pub(super) fn watched_sums(
+    image: &(impl Storage + ?Sized),
+    blocks: Range<u64>,
+    known: &KnownSums,
+    each: &Watch<'_>,
+) -> io::Result<Vec<u32>> {
     let parts = blocks.end.saturating_sub(blocks.start).div_ceil(READ);
     let part = |number: u64| {
         let start = blocks.start + number * READ;
@@ -43,8 +49,9 @@ fn watched_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, each: &Watc
     let sums: Vec<Vec<u32>> = (0..parts)
         .into_par_iter()
         .map_init(Vec::new, |buffer, number| {
-            let sums = sums(image, part(number), buffer)?;
-            each(buffer.len() as u64)?;
+            let part = part(number);
+            let sums = unknown_sums(image, part.clone(), known, buffer)?;
+            each((part.end * BLOCK).min(image.length()) - part.start * BLOCK)?;
             Ok(sums)
         })
         .collect::<io::Result<_>>()?;
@@ -56,8 +63,32 @@ pub(super) fn sums_of(image: &(impl Storage + ?Sized), parts: &[Range<u64>]) -> 
     parts.par_iter().map_init(Vec::new, |buffer, part| sums(image, part.clone(), buffer)).collect()
 }
 
+/// The sums of a few blocks that lie next to each other, where those that are known need not be read.
+fn unknown_sums(
+    image: &(impl Storage + ?Sized),
+    blocks: Range<u64>,
+    known: &KnownSums,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Vec<u32>> {
+    // of a block that is short now, nothing was known
+    let whole = image.length() / BLOCK;
+    let known = |block: &u64| known.get(*block).filter(|_| *block < whole);
+    let mut found = Vec::new();
+    let mut next = blocks.start;
+    while next < blocks.end {
+        found.extend((next..blocks.end).map_while(|block| known(&block)));
+        next = blocks.start + found.len() as u64;
+        let end = (next..blocks.end).find(|block| known(block).is_some()).unwrap_or(blocks.end);
+        if next < end {
+            found.extend(sums(image, next..end, buffer)?);
+        }
+        next = end;
+    }
+    Ok(found)
+}
+
 /// The sums of a few blocks that lie next to each other.
-fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<Vec<u32>> {
+pub(super) fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<Vec<u32>> {
     let start = blocks.start * BLOCK;
     let end = (blocks.end * BLOCK).min(image.length());
     buffer.resize(to_usize(end.saturating_sub(start)), 0);
@@ -78,15 +109,21 @@ fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8
 /// # Errors
 /// What the system says of either file; earlier checksums are still there then.
 pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> io::Result<()> {
-    create_watched(image, storage, &|_| Ok(()))
+    create_watched(image, storage, &KnownSums::default(), &|_| Ok(()))
 }
 
-/// As [`create`], and tells `each` on any thread how many more bytes are summed, which may give up.
+/// As [`create`], but does not read what is known, and tells `each` on any thread how many more bytes are summed, which may
+/// give up.
 ///
 /// # Errors
 /// As with [`create`]; what `each` says.
-pub fn create_watched(image: &Path, storage: &(impl Storage + ?Sized), each: &Watch<'_>) -> io::Result<()> {
-    write(image, id_of(image), storage.length(), |blocks| watched_sums(storage, blocks, each))
+pub fn create_watched(
+    image: &Path,
+    storage: &(impl Storage + ?Sized),
+    known: &KnownSums,
+    each: &Watch<'_>,
+) -> io::Result<()> {
+    write(image, id_of(image), storage.length(), |blocks| watched_sums(storage, blocks, known, each))
 }
 
 /// Writes a file with checksums: it is there whole and on stable storage, as it was before, or not at all.

@@ -27,6 +27,7 @@
 
 mod compute;
 mod header;
+mod known;
 mod renew;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 pub use compute::{ZEROES, block_sums, create, create_watched};
 use header::Header;
+pub use known::KnownSums;
 pub use renew::Renewal;
 
 use super::ImageId;

@@ -87,7 +87,10 @@ impl Owners {
         let clusters = image.storage().length().div_ceil(cluster).min(CLUSTERS);
         let bits = || Bits::new(clusters);
         let (one, two, compressed) = (bits(), bits(), bits());
-        for table in image.metadata() {
+        let mut metadata = Vec::new();
+        // refcounts that are lost cannot tell
+        image.add_metadata(&mut metadata).ok();
+        for table in metadata {
             for number in table.start / cluster..table.end.div_ceil(cluster).min(clusters) {
                 one.set(number);
             }

@@ -55,6 +55,7 @@ mod options_names;
 mod options_select;
 mod options_state;
 mod options_told;
+mod pauses;
 mod planted;
 mod proxy;
 mod proxy_test;

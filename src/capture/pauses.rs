@@ -1,0 +1,135 @@
+//! Jobs pause now and then, so that the checksums of what they have written can be computed while it is in memory still.
+//!
+//! QEMU calls a job paused when none of its writes is on its way any more. One that reads from a snapshot is the only one
+//! that writes to its image, and writes each cluster of the disk once: so what the image holds by then but for its tables is
+//! what it will hold. The guest notices nothing, and the job loses no time: it is paused when the last of many writes is
+//! done, and goes on at once.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::names;
+use super::observe::Job;
+use crate::qmp::Command;
+
+/// Bytes that an image grows by before its job pauses.
+const STEP: u64 = 64 << 20;
+
+/// Bytes before the end of an image that may be written to again: of a cluster with compressed ones in it.
+const OPEN: u64 = 2 << 20;
+
+/// The jobs that pause, in the order of their disks.
+#[derive(Debug, Default)]
+pub(super) struct Pauses(Vec<Pausing>);
+
+#[derive(Debug)]
+struct Pausing {
+    image: Arc<File>,
+    /// The length of the image when its job paused last.
+    length: u64,
+    settled: Settled,
+    asked: bool,
+}
+
+/// How many bytes of an image nobody writes to any more, but for its tables.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Settled(Arc<AtomicU64>);
+
+impl Settled {
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Pauses {
+    /// Has jobs pause that write these images, in the order of their disks.
+    pub(super) fn new(images: Vec<(Arc<File>, Settled)>) -> Self {
+        let pausing = |(image, settled)| Pausing { image, length: 0, settled, asked: false };
+        Self(images.into_iter().map(pausing).collect())
+    }
+
+    /// Time between two looks at whether jobs should pause.
+    pub(super) const GLANCE: Duration = Duration::from_millis(20);
+
+    /// Whether no job ever pauses.
+    pub(super) fn are_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a job should pause.
+    pub(super) fn are_due(&self) -> bool {
+        self.0.iter().any(|pausing| pausing.is_due().unwrap_or(false))
+    }
+
+    /// What to send to QEMU, seeing a job; it may refuse, since the job may have ended.
+    pub(super) fn next(&mut self, job: &Job) -> Option<Command> {
+        let pausing = names::disk_of(&job.id).and_then(|number| self.0.get_mut(number))?;
+        let command = |name| Command::new(name).with("id", job.id.clone());
+        match job.status.as_str() {
+            "running" if pausing.is_due().unwrap_or(false) => {
+                pausing.asked = true;
+                Some(command("job-pause"))
+            }
+            "paused" if pausing.asked => {
+                pausing.asked = false;
+                // where the length cannot be told, no more is settled
+                pausing.settle().ok();
+                Some(command("job-resume"))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Pausing {
+    fn is_due(&self) -> io::Result<bool> {
+        Ok(!self.asked && self.image.metadata()?.len() >= self.length + STEP)
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        self.length = self.image.metadata()?.len();
+        self.settled.0.store(self.length.saturating_sub(OPEN), Ordering::Release);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(id: &str, status: &str) -> Job {
+        Job { id: id.to_owned(), kind: "backup".to_owned(), status: status.to_owned(), error: None, done: 0, total: 0 }
+    }
+
+    #[test]
+    fn a_job_pauses_when_its_image_has_grown_and_what_that_held_is_settled() {
+        let images = [(); 2].map(|()| Arc::new(tempfile::tempfile().unwrap()));
+        let settled = [Settled::default(), Settled::default()];
+        let watched = images.iter().cloned().zip(settled.iter().cloned());
+        let mut pauses = Pauses::new(watched.collect());
+        let second = names::job(1);
+        let mut sent = |status: &str| pauses.next(&job(&second, status)).map(|command| command.name().to_owned());
+        images[1].set_len(STEP - 1).unwrap();
+        assert_eq!(sent("running"), None);
+        // somebody else has paused it
+        assert_eq!(sent("paused"), None);
+        images[1].set_len(STEP).unwrap();
+        assert_eq!(sent("running").as_deref(), Some("job-pause"));
+        assert_eq!(sent("running"), None);
+        // writes that were on their way
+        images[1].set_len(2 * STEP).unwrap();
+        assert_eq!(settled[1].bytes(), 0);
+        assert_eq!(sent("paused").as_deref(), Some("job-resume"));
+        assert_eq!(settled.each_ref().map(Settled::bytes), [0, 2 * STEP - OPEN]);
+        assert_eq!(sent("paused"), None);
+        images[1].set_len(3 * STEP - 1).unwrap();
+        assert_eq!(sent("running"), None);
+        images[1].set_len(3 * STEP).unwrap();
+        assert_eq!(sent("concluded"), None);
+        assert_eq!(sent("running").as_deref(), Some("job-pause"));
+        assert!(Pauses::default().next(&job(&second, "running")).is_none());
+    }
+}
