@@ -14,7 +14,7 @@ use super::observer::Warning;
 use super::resolve::Mapped;
 use super::salvage::{self, Cause, Slot, Tolerance};
 use super::verified::{self, Unchecked, Unverified, Verified};
-use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint, Unfinished};
+use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{Access, FileStorage, Storage};
 
@@ -350,16 +350,9 @@ pub fn open_writable(path: &Path) -> Result<Arc<FileStorage>> {
 /// from changing the FULL in place.
 ///
 /// # Errors
-/// [`Error::Changed`]; [`Error::Open`] where it cannot be told.
+/// [`Error::Changed`]; [`Error::Folder`] where it cannot be told.
 pub fn check_current(point: &RestorePoint) -> Result<()> {
-    match point.is_current() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::Changed),
-        Err(source) => {
-            let path = point.members.first().map(|full| Unfinished::path(&full.path)).unwrap_or_default();
-            Err(Error::Open { path, source })
-        }
-    }
+    if point.is_current()? { Ok(()) } else { Err(Error::Changed) }
 }
 
 fn lock(path: &Path, storage: &FileStorage, access: Access) -> Result<()> {

@@ -44,7 +44,7 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>
         return Ok(arguments.images.iter().map(alone).collect());
     };
     let inventory = discover(dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.filter.as_deref(), console)?;
     let disks = inventory.matching(arguments.filter.as_deref())?;
     let chains = disks.iter().flat_map(|disk| disk.chains());
     let images = chains.map(|chain| chain.full().into_iter().chain(chain.incs()));

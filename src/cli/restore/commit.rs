@@ -29,7 +29,7 @@ pub(in crate::cli) fn run(
     let start = Instant::now();
     let clock = Clock::system();
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let point = select(&inventory, arguments, &clock)?;
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
@@ -46,7 +46,9 @@ pub(in crate::cli) fn run(
         // before they were locked, others may have changed the images
         if !arguments.dry_run {
             let now = discover(&arguments.place.dir)?;
-            let new = now.notes.iter().filter(|note| !inventory.notes.contains(note));
+            let filter = arguments.place.filter.as_deref();
+            let known = inventory.notes_of(filter)?;
+            let new = now.notes_of(filter)?.into_iter().filter(|note| !known.contains(note));
             new.for_each(|note| console.warning(&note.to_string()));
             if select(&now, arguments, &clock)? != point {
                 return Err(Failure::Refused(restore::Error::Changed));

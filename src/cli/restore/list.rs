@@ -15,7 +15,7 @@ use crate::restore::{self, Facts, Source};
 
 pub(super) fn run(arguments: &args::List, console: &Console) -> Result<Exit, Failure> {
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let mut all_ok = true;
     for (number, disk) in inventory.matching(arguments.place.filter.as_deref())?.into_iter().enumerate() {
         let listing = Listing::new(disk);

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::args;
 use super::progress::Reporter;
+use super::{args, place};
 use crate::chain::{Chain, Disk, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &args::Manifest, console: &Console) -> Result<Exit,
         inventory = discover(&arguments.place.dir)?;
         locks
     };
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, filter, console)?;
     let mut work = Work { arguments, console, made: 0, damaged: false };
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     reporter.follow(|| {

@@ -31,8 +31,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     signals::watch()?;
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
     refuse_backup(arguments, &inventory)?;
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let (point, layers) =
         if arguments.salvage { salvage::open(arguments, disk, console)? } else { open(arguments, disk, console)? };

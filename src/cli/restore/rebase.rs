@@ -18,7 +18,7 @@ use crate::restore::{self, Based, Layers, Rebase, Source};
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
     signals::watch()?;
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {

@@ -34,7 +34,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();
     let layers = Layers::open_salvage(&slots)?;
     // a journal that cannot be read is the same at any time
-    if !matches!(found.fault, Some(Fault::Journal { .. })) {
+    if !matches!(found.fault, Some(Fault::Journal { .. } | Fault::JournalUnread { .. })) {
         restore::check_current(&found.point)?;
     }
     Ok((found.point, layers))

@@ -27,7 +27,8 @@ pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, F
     let place = &arguments.place;
     let inventory = discover(&place.dir)?;
     // what is wrong with manifests is found again, and told in more detail
-    let notes = inventory.notes.iter().filter(|note| !matches!(note, Note::Manifest { .. }));
+    let notes = inventory.notes_of(place.filter.as_deref())?;
+    let notes = notes.into_iter().filter(|note| !matches!(note, Note::Manifest { .. }));
     notes.for_each(|note| console.warning(&note.to_string()));
     let disks = match arguments.until {
         None => inventory.matching(place.filter.as_deref())?,
