@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::early::EarlySync;
-use super::error::{Error, reason};
+use super::error::Error;
 use super::event::{Event, Observer, Progress};
 use super::files;
 use super::journal::Journal;
@@ -19,6 +19,7 @@ use super::prepare::{Prepared, Target};
 use super::request::{Connection, Request};
 use super::teardown::Teardown;
 use super::{connect, seal, target};
+use crate::causes;
 use crate::chain::{FolderLock, Level, Manifest};
 use crate::qmp::Command;
 
@@ -94,14 +95,15 @@ async fn go_on_after_error(machine: &Machine<'_>, running: bool) {
     if running && observe::status(&reply) == "io-error" {
         let what = match machine.send(&Command::new("cont")).await {
             Ok(_) => "the machine had stopped with a write error, and goes on".to_owned(),
-            Err(error) => format!("the machine has stopped with a write error: {}", reason(&error)),
+            Err(error) => format!("the machine has stopped with a write error: {}", causes::line(&error)),
         };
         machine.tell(&Event::Trouble { what });
     }
 }
 
 fn trouble(machine: &Machine<'_>, left: &Error) {
-    let what = format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", reason(left));
+    let what =
+        format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", causes::line(left));
     machine.tell(&Event::Trouble { what });
 }
 

@@ -181,6 +181,12 @@ pub struct RestorePoint {
 }
 
 impl RestorePoint {
+    /// Its name for messages: that of the image that holds the newest of its data.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.members.last().map(|image| image.display_name()).unwrap_or_default()
+    }
+
     /// Whether the FULL still holds the moment that was found, and no other work in it was begun: to be asked when the
     /// images are locked, since they were found before.
     ///

@@ -1,12 +1,11 @@
 //! Why a program fails: what happened, where, why, what to do next, and with which exit code.
 
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
-use crate::{capture, chain, qmp, restore};
+use crate::{capture, causes, chain, qmp, restore};
 
 /// Why a program fails.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +51,7 @@ pub(super) enum Failure {
 impl Failure {
     /// The error and its causes.
     pub(super) fn message(&self) -> String {
-        joined(self)
+        causes::line(self)
     }
 
     pub(super) fn exit(&self) -> Exit {
@@ -174,18 +173,6 @@ fn of_capture(error: &capture::Error) -> Option<&'static str> {
         (capture::ErrorKind::Cancelled, _) => Some("no image was made, and nothing is lost"),
         _ => None,
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn joined(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        message.push_str(": ");
-        message.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    message
 }
 
 #[cfg(test)]

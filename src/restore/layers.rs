@@ -7,13 +7,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::checked_file::{self, CheckedFile, Unchecked, Unverified};
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::resolve::Mapped;
 use super::salvage::{self, Cause, Slot, Tolerance};
-use super::verified::{self, Unchecked, Unverified, Verified};
 use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{Access, FileStorage, Storage};
@@ -73,13 +73,13 @@ impl Layers {
     pub fn open_verified(sources: &[Source]) -> Result<Self> {
         let mut unchecked = Vec::new();
         let layers = Self::open_as(sources, |source, file, format| {
-            let (sums, reason) = verified::own_sums(&source.path)?;
+            let (sums, reason) = checked_file::own_sums(&source.path)?;
             unchecked.extend(reason.map(|reason| Unchecked { path: source.path.clone(), reason }));
             let lengths = sums.as_ref().map(|sums| (file.length(), sums.length()));
             if let Some((length, expected)) = lengths.filter(|(length, expected)| length != expected) {
                 return Err(Error::Length { path: source.path.clone(), length, expected });
             }
-            let verified = Arc::new(Verified::new(file.clone(), sums, false));
+            let verified = Arc::new(CheckedFile::new(file.clone(), sums, false));
             // what became a hole of a raw image is no data that is read
             let holes = if format == Format::Raw { verified.check_holes() } else { Ok(()) };
             holes.map_err(|error| Error::misfit(&source.path, &error).unwrap_or_else(|| open_error(source, error)))?;
@@ -156,7 +156,7 @@ impl Layers {
         for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
             let (Slot::Image(Source { size, .. }) | Slot::Missing { size, .. }) = slot;
             let layer = file.and_then(|file| {
-                let (sums, reason) = verified::sums(path);
+                let (sums, reason) = checked_file::sums(path);
                 unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
                 let layer = damaged(path, Arc::clone(&file), sums, (format, *size)).map_err(Some);
                 files.push(file);
@@ -302,7 +302,7 @@ fn damaged(
     (format, size): (Format, Option<u64>),
 ) -> Result<Layer> {
     let length = sums.as_ref().filter(|_| format == Format::Raw).map(Checksums::length);
-    let file = Arc::new(Verified::new(file, sums, true));
+    let file = Arc::new(CheckedFile::new(file, sums, true));
     if format == Format::Raw {
         // where the system cannot tell holes, they are read as all else
         let _ = file.check_holes();

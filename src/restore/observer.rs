@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::verified::Unverified;
+use super::checked_file::Unverified;
 
 /// Follows a merge. Calls come from many threads.
 pub trait Observer: Sync {

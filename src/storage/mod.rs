@@ -28,7 +28,7 @@ pub use lock::Access;
 pub use memory::MemoryStorage;
 pub(crate) use offload::offload_min;
 pub use publish::{NewFile, Undurable};
-pub(crate) use publish::{parent, sync as sync_folder};
+pub(crate) use publish::{parent, sync as sync_folder, write_whole};
 pub use touched::Touched;
 pub(crate) use writeback::{forget, start_writeback};
 

@@ -4,7 +4,7 @@
 //! Elsewhere it has a name that nobody can guess, and is removed when it is dropped.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,17 @@ impl NewFile {
         }
         Ok(())
     }
+}
+
+/// Writes a small file with these permissions, or replaces it: it is there whole and on stable storage, as it was before, or
+/// not at all. Missing parent folders are made.
+///
+/// # Errors
+/// As [`NewFile::publish`].
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let new = NewFile::create(path, mode)?;
+    new.file().write_all(bytes)?;
+    new.publish(true)
 }
 
 /// A file has its name, in place of the one before it, but its folder could not be synced.
@@ -189,7 +200,6 @@ impl Drop for NewFolders {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).unwrap();

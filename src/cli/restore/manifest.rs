@@ -4,10 +4,11 @@ use serde_json::Value;
 
 use super::progress::Reporter;
 use super::{args, place};
+use crate::causes;
 use crate::chain::{Chain, Disk, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
-use crate::cli::failure::{Failure, joined};
+use crate::cli::failure::Failure;
 use crate::cli::signals;
 use crate::restore::{self, Describe, Described, ErrorKind};
 
@@ -55,7 +56,7 @@ impl Work<'_> {
         match self.describe(chain, reporter) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 self.damaged = true;
-                let reason = joined(&error);
+                let reason = causes::line(&error);
                 self.console.warning(&format!("nothing is made for a chain of {}: {reason}", disk.label()));
                 Ok(())
             }
