@@ -6,6 +6,7 @@ mod blocks;
 mod file;
 mod folder;
 mod inside;
+mod leftover;
 mod link;
 mod lock;
 mod memory;
