@@ -253,16 +253,18 @@ async fn follow(
 fn explain(disk: String, reason: &str, target: Option<&Target>) -> Error {
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
     match target {
-        // as strerror has it
-        Some(target) if ["No space left", "Disk quota exceeded"].iter().any(|full| reason.contains(full)) => {
-            Error::TargetFull { disk, folder: folder(&target.image) }
-        }
+        Some(target) if is_full(reason) => Error::TargetFull { disk, folder: folder(&target.image) },
         // the snapshot was broken, so that the guest could go on
         Some(Target { way: Way::Fleece { file, .. }, .. }) if reason.contains("Permission denied") => {
             Error::FleeceFull { disk, folder: folder(file) }
         }
         _ => Error::Job { disk, reason: reason.to_owned() },
     }
+}
+
+/// Whether an error of QEMU says that there is no room, as strerror has it.
+fn is_full(reason: &str) -> bool {
+    ["No space left", "Disk quota exceeded"].iter().any(|full| reason.contains(full))
 }
 
 async fn delay(machine: &Machine<'_>, delay: Duration) -> Result<(), Error> {
@@ -282,5 +284,20 @@ fn tell_published(machine: &Machine<'_>, prepared: &Prepared) {
             level: target.level,
             time: prepared.time,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_that_is_used_up_is_a_full_target() {
+        for error in [libc::ENOSPC, libc::EDQUOT].map(std::io::Error::from_raw_os_error) {
+            assert!(is_full(&error.to_string()), "{error}");
+            let error = Error::Io { path: PathBuf::new(), source: error };
+            assert_eq!(error.kind(), crate::capture::ErrorKind::Full, "{error:?}");
+        }
+        assert!(!is_full("Input/output error"));
     }
 }

@@ -85,7 +85,11 @@ impl Failure {
                 capture::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
                 capture::ErrorKind::Other => Exit::Error,
             },
-            Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
+            Self::Print { source }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Exit::Full
+            }
             Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
             | Self::Print { .. }
@@ -178,6 +182,21 @@ fn of_capture(error: &capture::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quota_that_is_used_up_is_exit_code_7_as_a_full_disk_is() {
+        for error in [libc::ENOSPC, libc::EDQUOT] {
+            let (path, source) = (PathBuf::from("disk"), || io::Error::from_raw_os_error(error));
+            let failures = [
+                Failure::Print { source: source() },
+                Failure::Restore(restore::Error::Write { path: path.clone(), source: source() }),
+                Failure::Capture(capture::Error::Io { path, source: source() }),
+            ];
+            for failure in failures {
+                assert_eq!(failure.exit(), Exit::Full, "{failure:?}");
+            }
+        }
+    }
 
     #[test]
     fn what_somebody_else_uses_is_exit_code_6_with_an_advice() {
