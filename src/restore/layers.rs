@@ -47,6 +47,8 @@ pub struct Layers {
     layers: Vec<Layer>,
     /// The files, as they are on disk.
     files: Vec<Arc<FileStorage>>,
+    /// The first image that the system had no lock for.
+    unlocked: Option<PathBuf>,
     /// What could not be checked, where that was wanted.
     unchecked: Vec<Unchecked>,
     /// What nothing tells the format of, and whether it is read as raw; only where it is salvaged.
@@ -109,7 +111,9 @@ impl Layers {
         }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
-        Ok(Self { layers, files, unchecked: Vec::new(), guessed: Vec::new(), all_magic })
+        let unlocked = sources.iter().zip(&files).find(|(_, file)| file.is_unlocked());
+        let unlocked = unlocked.map(|(source, _)| source.path.clone());
+        Ok(Self { layers, files, unlocked, unchecked: Vec::new(), guessed: Vec::new(), all_magic })
     }
 
     /// Opens what there is of a FULL and its INCs, in this order, so that all of it is read that can be: see
@@ -153,12 +157,16 @@ impl Layers {
             .filter(|((image, _), file)| file.is_ok() && image.told.is_none() && image.start == Start::Foreign);
         let guessed = doubtful.map(|((image, format), _)| (image.path.to_owned(), *format == Format::Raw)).collect();
         let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
+        let mut unlocked = None;
         for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
             let (Slot::Image(Source { size, .. }) | Slot::Missing { size, .. }) = slot;
             let layer = file.and_then(|file| {
                 let (sums, reason) = checked_file::sums(path);
                 unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
                 let layer = damaged(path, Arc::clone(&file), sums, (format, *size)).map_err(Some);
+                if file.is_unlocked() {
+                    unlocked.get_or_insert_with(|| path.clone());
+                }
                 files.push(file);
                 layer
             });
@@ -187,13 +195,13 @@ impl Layers {
         if unchecked.len() == files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
             unchecked.clear();
         }
-        Ok(Self { layers, files, unchecked, guessed, all_magic })
+        Ok(Self { layers, files, unlocked, unchecked, guessed, all_magic })
     }
 
     /// Layers as they are.
     #[cfg(test)]
     pub(super) fn of(layers: Vec<Layer>) -> Self {
-        Self { layers, files: Vec::new(), unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
+        Self { layers, files: Vec::new(), unlocked: None, unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
     }
 
     /// Finds what of the disk a block that does not fit its checksum holds.
@@ -255,12 +263,15 @@ impl Layers {
         // a guest may write a header to a raw disk once, but hardly before each backup
         let doubtful = self.all_magic && self.has_raw_increments();
         let raw = self.layers.first().filter(|layer| doubtful && layer.image().is_none());
+        // what one image lacks, the others mostly lack, too
+        let unlocked = self.unlocked.iter().map(|path| Warning::NotLocked { path: path.clone() });
         let unchecked = self.unchecked.iter().cloned();
         let unchecked = unchecked.map(|Unchecked { path, reason }| Warning::Unchecked { path, reason });
         corrupt
             .chain(headers)
             .chain(formats)
             .chain(size)
+            .chain(unlocked)
             .chain(unchecked)
             .chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }

@@ -91,6 +91,12 @@ pub enum Warning {
         /// The image.
         path: PathBuf,
     },
+    /// The system had no lock for an image, nor perhaps for those after it.
+    #[error("{}: is not locked, the system has no lock for it now: nobody may write to the images meanwhile", .path.display())]
+    NotLocked {
+        /// The image.
+        path: PathBuf,
+    },
     /// The header of an image that is salvaged is damaged.
     #[error("{}: is read without what is damaged in its header: {reason}", .path.display())]
     DamagedHeader {

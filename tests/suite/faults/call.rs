@@ -1,6 +1,6 @@
 //! The system calls that are made to fail, and how each can.
 
-use libc::{EDQUOT, EINTR, EIO, ENOSPC, EOPNOTSUPP, EXDEV, c_int, c_long};
+use libc::{EDQUOT, EINTR, EIO, ENOLCK, ENOSPC, EOPNOTSUPP, EXDEV, c_int, c_long};
 
 use super::ptrace::Registers;
 
@@ -141,6 +141,7 @@ impl Call {
             | Self::Link
             | Self::Rename
             | Self::MakeFolder => &[Fails(EINTR), Fails(ENOSPC)],
+            Self::Lock => &[Fails(EINTR), Fails(ENOLCK)],
             Self::Close => return vec![DoneAndFails(EIO), DoneAndFails(EINTR)],
             Self::Open
             | Self::Seek
@@ -149,7 +150,6 @@ impl Call {
             | Self::Unlink
             | Self::RemoveFolder
             | Self::ReadLink
-            | Self::Lock
             | Self::Advise
             | Self::Other => &[Fails(EINTR)],
         };

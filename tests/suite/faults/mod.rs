@@ -58,6 +58,11 @@ impl Case<'_> {
                 let must_fail = self.position.call.is_essential() && !self.fault.is_harmless();
                 assert!(!must_fail, "success, though it failed");
                 self.judge_success(ended);
+                let is_image = self.position.about.iter().any(|path| path.starts_with("backup/"));
+                let is_unlocked = self.is(Call::Lock) && self.fault == Fault::Fails(libc::ENOLCK) && is_image;
+                let is_told = ended.code == Some(3) && ended.stderr.contains("is not locked");
+                let opens_layers = matches!(self.does, Does::Makes | Does::Salvages);
+                assert!(!is_unlocked || !opens_layers || is_told, "nobody is told that there is no lock");
                 if ended.code == Some(0) { "harmless" } else { "warned" }
             }
             Some(1 | 2 | 4 | 6 | 7) => {
@@ -92,7 +97,7 @@ impl Case<'_> {
                 assert!(ended.code == Some(3) || ended.stdout == self.scene.said, "something else was said");
             }
             Does::Salvages if ended.code == Some(3) && !self.fault.is_harmless() => {
-                let kinds = ["lost", "stale", "damaged", "manifest", "checksums"];
+                let kinds = ["lost", "stale", "damaged", "manifest", "checksums", "is not locked"];
                 let said = format!("{}{}", ended.stdout, ended.stderr);
                 assert!(kinds.iter().any(|kind| said.contains(kind)), "no loss is told");
                 let (is, after) = (self.scene.tree(), &self.scene.after);
