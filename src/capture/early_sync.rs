@@ -30,6 +30,14 @@ impl EarlySync {
         Self { running, syncs: spawn_blocking(move || sync_until(&end, &images)) }
     }
 
+    /// Syncs that have failed.
+    #[cfg(test)]
+    pub(super) fn failed(path: PathBuf) -> Self {
+        let (running, _) = channel();
+        let source = io::Error::from(io::ErrorKind::QuotaExceeded);
+        Self { running, syncs: spawn_blocking(|| Err(Error::Io { path, source })) }
+    }
+
     /// What the kernel could not write: whoever opens an image later is not told.
     pub(super) async fn end(self) -> Result<(), Error> {
         drop(self.running);

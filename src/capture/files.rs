@@ -1,16 +1,15 @@
 //! Small files of a backup folder, written so that they outlive a power cut.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::error::Error;
 pub(super) use crate::chain::BOOKKEEPING as FOLDER;
-use crate::chain::ImageName;
-use crate::json;
-use crate::storage::{self, FileStorage, NewFile, Storage};
+use crate::chain::{ImageName, json_file};
+use crate::storage;
 
 /// The end of the name of a fleece image.
 pub(super) const FLEECE: &str = ".fleece.qcow2";
@@ -18,57 +17,15 @@ pub(super) const FLEECE: &str = ".fleece.qcow2";
 /// The end of the name of an image that is not whole.
 const PARTIAL: &str = ".partial";
 
-/// Larger files are none of ours.
-const BYTES_MAX: u64 = 1 << 20;
-
-/// What a file holds; `None` where there is no file.
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    let failed = |source| Error::Io { path: path.to_owned(), source };
-    let file = match FileStorage::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    if file.length() > BYTES_MAX {
-        return Err(failed(io::Error::other(format!("is longer than {BYTES_MAX} bytes"))));
-    }
-    let mut bytes = vec![0; storage::to_usize(file.length())];
-    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
-    Ok(Some(bytes))
-}
-
-/// The JSON in a file; `None` where there is no file.
-pub(super) fn read_json(path: &Path) -> Result<Option<Value>, Error> {
-    let Some(bytes) = read(path)? else { return Ok(None) };
-    let value = json::parse(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
-    value.map(Some).map_err(|source| Error::Io { path: path.to_owned(), source })
-}
-
 /// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    write_with(path, bytes, 0o644)
+    storage::write_whole(path, bytes, 0o644).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
 /// The same for those only who may read the images.
 pub(super) fn write_secret_json(path: &Path, value: &Value) -> Result<(), Error> {
-    write_with(path, &pretty(value), 0o600)
-}
-
-fn write_with(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let write = || {
-        let new = NewFile::create(path, mode)?;
-        new.file().write_all(bytes)?;
-        new.publish(true)
-    };
-    write().map_err(|source| Error::Io { path: path.to_owned(), source })
-}
-
-/// Writes JSON as people read it.
-pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
-    write(path, &pretty(value))
-}
-
-fn pretty(value: &Value) -> Vec<u8> {
-    format!("{value:#}\n").into_bytes()
+    let written = storage::write_whole(path, &json_file::text(value), 0o600);
+    written.map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
 /// Whether nothing leads out of a backup folder: see [`storage::check_inside`].

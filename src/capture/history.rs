@@ -79,6 +79,10 @@ impl History {
             Some(chain::State::Broken(chain::Fault::NoFull)) => {
                 Some("the newest image has no FULL before it".to_owned())
             }
+            // what cannot be read may say anything
+            Some(chain::State::Broken(chain::Fault::JournalUnread { path, reason })) => {
+                return Err(chain::Error::JournalUnread { path: path.clone(), reason: reason.clone() }.into());
+            }
             Some(chain::State::Broken(fault)) => Some(fault.to_string()),
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
             Some(chain::State::Sound) | None => None,
@@ -108,6 +112,7 @@ fn size(image: &Image) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::ErrorKind;
     use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work};
 
     #[test]
@@ -163,6 +168,12 @@ mod tests {
         assert!(fault().contains("up to INC-9-disk was begun and not finished"), "{}", fault());
         std::fs::write(Unfinished::path(&full), "{").unwrap();
         assert!(fault().contains("FULL-5-disk.in-place.json cannot be understood"), "{}", fault());
+        // nor is a new chain begun where a system does not say what is
+        Unfinished::remove(&full).unwrap();
+        std::os::unix::fs::symlink(Unfinished::path(&full), Unfinished::path(&full)).unwrap();
+        let error = History::read(folder.path(), "disk").unwrap_err();
+        assert!(error.to_string().contains("FULL-5-disk.in-place.json cannot be read"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Other);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::error::Error;
 use super::files;
+use crate::chain::json_file;
 
 /// The journal's own version.
 const VERSION: u64 = 1;
@@ -52,13 +53,18 @@ impl Journal {
     /// Reads the journal of a target; none is there where no run has died.
     pub(super) fn read(target: &Path) -> Result<Option<Self>, Error> {
         let path = Self::path(target);
-        let Some(value) = files::read_json(&path)? else { return Ok(None) };
+        let value = match json_file::read(&path) {
+            Ok(Some(value)) => value,
+            Ok(None) => return Ok(None),
+            Err(source) => return Err(Error::Io { path, source }),
+        };
         Self::parse(&value).map(Some).ok_or(Error::Journal { path })
     }
 
     /// Writes it, so that it outlives a power cut.
     pub(super) fn write(&self, target: &Path) -> Result<(), Error> {
-        files::write_json(&Self::path(target), &self.to_json())
+        let path = Self::path(target);
+        json_file::write(&path, &self.to_json()).map_err(|source| Error::Io { path, source })
     }
 
     /// Removes it.

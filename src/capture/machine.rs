@@ -199,3 +199,67 @@ fn ended(event: &qmp::Event) -> Option<Job> {
         total: number("len"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::qmp::Limits;
+    use crate::qmp::fake::Server;
+
+    /// Wants no more from a moment on.
+    struct Until(Instant);
+
+    impl Observer for Until {
+        fn event(&self, _: &Event) {}
+
+        fn is_cancelled(&self) -> bool {
+            Instant::now() >= self.0
+        }
+    }
+
+    /// Says that a job goes on, and between the answers an event each millisecond.
+    async fn flood(server: &Server) {
+        let mut client = server.accept().await;
+        client.greet().await;
+        let mut line = String::new();
+        loop {
+            tokio::select! {
+                read = client.stream.read_line(&mut line) => {
+                    read.unwrap();
+                    let command: Value = serde_json::from_str(&line).unwrap();
+                    line.clear();
+                    client.answer(&command, json!([{"id": names::job(0), "type": "backup", "status": "running"}])).await;
+                }
+                () = tokio::time::sleep(Duration::from_millis(1)) => {
+                    client.stream.write_all(b"{\"event\": \"JOB_STATUS_CHANGE\"}\r\n").await.unwrap();
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_events_does_not_hide_that_the_run_shall_end() {
+        let server = Server::new();
+        let waits = async {
+            let limits = Limits { connect: Duration::from_secs(10), command: Duration::from_secs(10) };
+            let monitor = Monitor::connect(&server.address, limits).await.unwrap();
+            let observer = Until(Instant::now() + Duration::from_millis(300));
+            let machine = Machine { monitor, observer: &observer, features: Features::default() };
+            let mut watch = machine.watch();
+            let mut looks = 0;
+            let mut pauses = Pauses::default();
+            let waited = machine.wait(&mut watch, &mut pauses, |_| looks += 1);
+            let waited = tokio::time::timeout(Duration::from_secs(5), waited).await;
+            assert!(matches!(waited, Ok(Err(Error::Cancelled))), "{waited:?}");
+            // it was one
+            assert!(looks > 10, "{looks}");
+        };
+        tokio::select! {
+            () = flood(&server) => {}
+            () = waits => {}
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::error::{Error, reason};
+use super::error::Error;
 use super::event::Event;
 use super::machine::Machine;
 use super::names;
@@ -12,6 +12,7 @@ use super::order::{self, AGENT_LIMIT};
 use super::plan::{Plan, mark_moment};
 use super::request::Request;
 use crate::agent::Agent;
+use crate::causes;
 use crate::qmp::{Address, Command};
 
 /// How long a monitor that has failed may take to let the machine go on.
@@ -29,11 +30,11 @@ pub(super) async fn find_agent(machine: &Machine<'_>, request: &Request, running
         let Some(address) = &request.connection.agent else {
             return Err("--quiesce needs --agent-socket".to_owned());
         };
-        let mut agent = Agent::connect(address, AGENT_LIMIT).await.map_err(|error| reason(&error))?;
+        let mut agent = Agent::connect(address, AGENT_LIMIT).await.map_err(|error| causes::line(&error))?;
         match agent.supports_freeze().await {
             Ok(true) => Ok(agent),
             Ok(false) => Err("the guest agent cannot freeze file systems".to_owned()),
-            Err(error) => Err(reason(&error)),
+            Err(error) => Err(causes::line(&error)),
         }
     };
     match found.await {
@@ -63,7 +64,7 @@ pub(super) async fn take(
     if let Some(agent) = &mut agent {
         match agent.freeze().await {
             Ok(count) => frozen = Some((Instant::now(), count)),
-            Err(error) => events.push(Event::NotFrozen { reason: reason(&error) }),
+            Err(error) => events.push(Event::NotFrozen { reason: causes::line(&error) }),
         }
     }
     let (result, stopped) = send(machine, plan, &mut events).await;
@@ -71,7 +72,7 @@ pub(super) async fn take(
         // a freeze that was given up may have come to pass
         if let Err(error) = agent.thaw().await {
             thawed = false;
-            events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", reason(&error)) });
+            events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", causes::line(&error)) });
         }
     }
     let frozen = frozen.map(|(since, count)| (since.elapsed(), count));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::device::{Bitmap, Device};
-use super::error::{Error, reason};
+use super::error::Error;
 use super::event::Event;
 use super::files;
 use super::history::History;
@@ -18,6 +18,7 @@ use super::settle::Bitmaps;
 use super::target;
 use super::teardown::Teardown;
 use crate::agent::{self, Agent, FsStatus};
+use crate::causes;
 use crate::chain::FolderLock;
 use crate::qmp::Address;
 
@@ -32,7 +33,7 @@ pub(super) async fn restore(
     run: Option<&Journal>,
 ) -> Result<(), Error> {
     if let Err(error) = recover(machine, agent, own, run).await? {
-        let what = format!("the guest is perhaps frozen, the next run or `recover` thaws it: {}", reason(&error));
+        let what = format!("the guest is perhaps frozen, the next run or `recover` thaws it: {}", causes::line(&error));
         machine.tell(&Event::Trouble { what });
     }
     Ok(())

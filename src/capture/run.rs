@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::early_sums::EarlySums;
 use super::early_sync::EarlySync;
-use super::error::{Error, reason};
+use super::error::Error;
 use super::event::{Event, Observer, Progress};
 use super::files;
 use super::journal::Journal;
@@ -22,6 +22,7 @@ use super::prepare::{Prepared, Target};
 use super::request::{Connection, Request};
 use super::teardown::Teardown;
 use super::{connect, seal, target};
+use crate::causes;
 use crate::chain::{FolderLock, Level, Manifest};
 use crate::qmp::Command;
 
@@ -97,14 +98,15 @@ async fn go_on_after_error(machine: &Machine<'_>, running: bool) {
     if running && observe::status(&reply) == "io-error" {
         let what = match machine.send(&Command::new("cont")).await {
             Ok(_) => "the machine had stopped with a write error, and goes on".to_owned(),
-            Err(error) => format!("the machine has stopped with a write error: {}", reason(&error)),
+            Err(error) => format!("the machine has stopped with a write error: {}", causes::line(&error)),
         };
         machine.tell(&Event::Trouble { what });
     }
 }
 
 fn trouble(machine: &Machine<'_>, left: &Error) {
-    let what = format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", reason(left));
+    let what =
+        format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", causes::line(left));
     machine.tell(&Event::Trouble { what });
 }
 
@@ -264,16 +266,18 @@ async fn follow(
 fn explain(disk: String, reason: &str, target: Option<&Target>) -> Error {
     let folder = |path: &Path| path.parent().unwrap_or(path).to_owned();
     match target {
-        // as strerror has it
-        Some(target) if ["No space left", "Disk quota exceeded"].iter().any(|full| reason.contains(full)) => {
-            Error::TargetFull { disk, folder: folder(&target.image) }
-        }
+        Some(target) if is_full(reason) => Error::TargetFull { disk, folder: folder(&target.image) },
         // the snapshot was broken, so that the guest could go on
         Some(Target { way: Way::Fleece { file, .. }, .. }) if reason.contains("Permission denied") => {
             Error::FleeceFull { disk, folder: folder(file) }
         }
         _ => Error::Job { disk, reason: reason.to_owned() },
     }
+}
+
+/// Whether an error of QEMU says that there is no room, as strerror has it.
+fn is_full(reason: &str) -> bool {
+    ["No space left", "Disk quota exceeded"].iter().any(|full| reason.contains(full))
 }
 
 async fn delay(machine: &Machine<'_>, delay: Duration) -> Result<(), Error> {
@@ -293,5 +297,20 @@ fn tell_published(machine: &Machine<'_>, prepared: &Prepared) {
             level: target.level,
             time: prepared.time,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_that_is_used_up_is_a_full_target() {
+        for error in [libc::ENOSPC, libc::EDQUOT].map(std::io::Error::from_raw_os_error) {
+            assert!(is_full(&error.to_string()), "{error}");
+            let error = Error::Io { path: PathBuf::new(), source: error };
+            assert_eq!(error.kind(), crate::capture::ErrorKind::Full, "{error:?}");
+        }
+        assert!(!is_full("Input/output error"));
     }
 }

@@ -136,12 +136,46 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::ErrorKind;
+    use crate::capture::event::Observer;
+    use crate::qmp::fake::Server;
+    use crate::qmp::{Features, Limits, Monitor};
 
     fn image() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("FULL-5-disk.partial");
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
         (folder, path)
+    }
+
+    struct Patient;
+
+    impl Observer for Patient {
+        fn event(&self, _: &Event) {}
+    }
+
+    #[tokio::test]
+    async fn when_a_sync_has_failed_the_sums_end_and_the_failure_is_told() {
+        let (_folder, path) = image();
+        // holes, of which it takes a second to tell what they are
+        let image = File::options().read(true).write(true).open(&path).unwrap();
+        image.set_len(1 << 40).unwrap();
+        let server = Server::new();
+        let limits = Limits { connect: Duration::from_secs(10), command: Duration::from_secs(10) };
+        let (monitor, _client) = tokio::join!(Monitor::connect(&server.address, limits), async {
+            let mut client = server.accept().await;
+            client.greet().await;
+            client
+        });
+        let machine = Machine { monitor: monitor.unwrap(), observer: &Patient, features: Features::default() };
+        let early = EarlySync::failed(path.clone());
+        let sealed =
+            seal(&machine, early, EarlySums::begin(Vec::new()), vec![(path.clone(), image)], Duration::from_secs(1))
+                .await;
+        let error = sealed.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full);
+        assert!(matches!(&error, Error::Io { path: failed, .. } if *failed == path), "{error:?}");
+        assert!(!Checksums::path(&path).exists());
     }
 
     #[test]

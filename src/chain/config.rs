@@ -46,17 +46,16 @@ impl FormatHint {
     }
 }
 
-/// Reads each `.config` once, and remembers what was wrong with it.
+/// Reads each `.config` once.
 #[derive(Debug, Default)]
 pub(super) struct Configs {
-    known: BTreeMap<PathBuf, Option<FormatHint>>,
-    notes: Vec<Note>,
+    known: BTreeMap<PathBuf, Result<Option<FormatHint>, String>>,
 }
 
 impl Configs {
     /// The format of a disk's images in a folder; without a name of the disk, what the only settings of the nearest
-    /// folder with any say.
-    pub(super) fn format(&mut self, folder: &Path, disk: Option<&OsStr>) -> FormatHint {
+    /// folder with any say. What is wrong with them is added to the notes.
+    pub(super) fn format(&mut self, folder: &Path, disk: Option<&OsStr>, notes: &mut Vec<Note>) -> FormatHint {
         for folder in folder.ancestors().take(FOLDERS) {
             let path = match disk {
                 Some(disk) => file_for(folder, disk),
@@ -66,28 +65,18 @@ impl Configs {
                     _ => return FormatHint::Unknown,
                 },
             };
-            if let Some(format) = self.read(path) {
-                return format;
+            match self.known.entry(path.clone()).or_insert_with(|| read(&path)) {
+                Ok(Some(format)) => return *format,
+                Ok(None) => {}
+                Err(reason) => {
+                    let note = Note::Config { path, reason: reason.clone() };
+                    if !notes.contains(&note) {
+                        notes.push(note);
+                    }
+                }
             }
         }
         FormatHint::Unknown
-    }
-
-    /// What was wrong with files that were read.
-    pub(super) fn into_notes(self) -> Vec<Note> {
-        self.notes
-    }
-
-    fn read(&mut self, path: PathBuf) -> Option<FormatHint> {
-        if let Some(known) = self.known.get(&path) {
-            return *known;
-        }
-        let format = read(&path).unwrap_or_else(|reason| {
-            self.notes.push(Note::Config { path: path.clone(), reason });
-            None
-        });
-        self.known.insert(path, format);
-        format
     }
 }
 
@@ -122,12 +111,16 @@ mod tests {
 
     use super::*;
 
+    fn hint(folder: &Path, disk: Option<&OsStr>) -> FormatHint {
+        Configs::default().format(folder, disk, &mut Vec::new())
+    }
+
     fn format(text: &[u8]) -> (FormatHint, usize) {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("disk.config"), text).unwrap();
-        let mut configs = Configs::default();
-        let format = configs.format(folder.path(), Some(OsStr::new("disk")));
-        (format, configs.into_notes().len())
+        let mut notes = Vec::new();
+        let format = Configs::default().format(folder.path(), Some(OsStr::new("disk")), &mut notes);
+        (format, notes.len())
     }
 
     #[test]
@@ -163,13 +156,13 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let disk = Some(OsStr::new("disk"));
         fs::write(root.path().join("disk.config"), r#"{"format": "raw"}"#).unwrap();
-        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Unknown);
+        assert_eq!(hint(&folder, disk), FormatHint::Unknown);
         fs::write(root.path().join("a/disk.config"), r#"{"format": "raw"}"#).unwrap();
-        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Raw);
+        assert_eq!(hint(&folder, disk), FormatHint::Raw);
         fs::write(folder.join("disk.config"), r#"{"format": "qcow2"}"#).unwrap();
-        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Qcow2);
+        assert_eq!(hint(&folder, disk), FormatHint::Qcow2);
         fs::write(folder.join("disk.config"), "broken").unwrap();
-        assert_eq!(Configs::default().format(&folder, disk), FormatHint::Raw);
+        assert_eq!(hint(&folder, disk), FormatHint::Raw);
     }
 
     #[test]
@@ -178,8 +171,8 @@ mod tests {
         let folder = root.path().join("ide0-hd0");
         fs::create_dir(&folder).unwrap();
         fs::write(root.path().join("disk.config"), r#"{"format": "raw"}"#).unwrap();
-        assert_eq!(Configs::default().format(&folder, None), FormatHint::Raw);
+        assert_eq!(hint(&folder, None), FormatHint::Raw);
         fs::write(root.path().join("other.config"), r#"{"format": "raw"}"#).unwrap();
-        assert_eq!(Configs::default().format(&folder, None), FormatHint::Unknown);
+        assert_eq!(hint(&folder, None), FormatHint::Unknown);
     }
 }

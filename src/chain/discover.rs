@@ -15,6 +15,7 @@ use super::journal::Unfinished;
 use super::layout::{Found, Layout};
 use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
+use super::point::Fault;
 use super::scan::{Folder, scan};
 use super::{Error, FormatHint, Level};
 use crate::storage::read_folder;
@@ -33,11 +34,12 @@ pub struct Inventory {
     pub dir: PathBuf,
     /// The disks, sorted by label.
     pub disks: Vec<Disk>,
-    /// What was left out and should be known.
+    /// The folders that were left out, which may hold any disk; for all that should be known of some disks see
+    /// [`notes_of`](Self::notes_of).
     pub notes: Vec<Note>,
 }
 
-/// Something that was left out of an [`Inventory`].
+/// Something that was left out of an [`Inventory`] or a [`Disk`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Note {
@@ -62,6 +64,16 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+}
+
+impl Note {
+    /// The folder that could not be read, and why.
+    fn folder(&self) -> Option<(&Path, &str)> {
+        match self {
+            Self::Folder { path, reason } => Some((path, reason)),
+            Self::Config { .. } | Self::Manifest { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Note {
@@ -115,7 +127,7 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
         adopt_nameless(&mut group);
         let shared = group.len() > 1;
         for (name, mut images) in group {
-            let mut formats = BTreeMap::new();
+            let (mut formats, mut notes) = (BTreeMap::new(), Vec::new());
             for image in &mut images {
                 image.manifest = Manifest::read(&image.path).transpose().map(|read| {
                     let unknown = |error: ManifestError| {
@@ -128,7 +140,7 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                     };
                     read.map(Arc::new).map_err(unknown)
                 });
-                let format = || configs.format(&real.join(image.folder()), name.as_deref());
+                let format = || configs.format(&real.join(image.folder()), name.as_deref(), &mut notes);
                 image.format = match image.known().map(|manifest| manifest.format) {
                     Some(format) => format,
                     None => *formats.entry(image.folder().to_owned()).or_insert_with(format),
@@ -137,16 +149,16 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                     image.claimed = image.known().and_then(|manifest| manifest.time);
                     image.time = held::time(image.named, image.claimed);
                     let journal = Unfinished::read(&image.path).transpose();
-                    image.in_place = journal.map(|read| read.map(Arc::new).map_err(|error| error.to_string()));
+                    let fault = |error| Fault::of_journal(&image.path, &error);
+                    image.in_place = journal.map(|read| read.map(Arc::new).map_err(fault));
                 }
             }
             let label = labels.label(&node, name.as_deref(), &images, shared);
             let folder = node.file_name().unwrap_or(&labels.root).to_string_lossy().into_owned();
-            disks.push(Disk::new(label, folder, name, images));
+            disks.push(Disk::new(label, folder, name, (images, notes)));
         }
     }
     disks.sort_by(|a, b| a.label().cmp(b.label()));
-    notes.extend(configs.into_notes());
     Ok(Inventory { dir: dir.to_owned(), disks, notes })
 }
 
@@ -155,7 +167,7 @@ impl Inventory {
     /// filter, there must be only one.
     ///
     /// # Errors
-    /// No disk, or more than one, is meant.
+    /// No disk, or more than one, is meant; or a folder that may hold it cannot be read.
     pub fn disk(&self, filter: Option<&str>) -> Result<&Disk, Error> {
         match self.matching(filter)?.as_slice() {
             [disk] => Ok(disk),
@@ -167,11 +179,15 @@ impl Inventory {
     /// a filter, all.
     ///
     /// # Errors
-    /// No disk is meant.
+    /// No disk is meant, or a folder that may hold it cannot be read.
     pub fn matching(&self, filter: Option<&str>) -> Result<Vec<&Disk>, Error> {
         let all: Vec<&Disk> = self.disks.iter().collect();
+        let unread = || {
+            let (path, reason) = self.notes.iter().find_map(Note::folder)?;
+            Some(Error::FolderUnread { path: path.to_owned(), reason: reason.to_owned() })
+        };
         if all.is_empty() {
-            return Err(Error::NoDisk { path: self.dir.clone() });
+            return Err(unread().unwrap_or_else(|| Error::NoDisk { path: self.dir.clone() }));
         }
         let Some(text) = filter else { return Ok(all) };
         let mut matches: Vec<&Disk> = all.iter().copied().filter(|disk| disk.is(text)).collect();
@@ -179,9 +195,32 @@ impl Inventory {
             matches = all.iter().copied().filter(|disk| disk.contains(text)).collect();
         }
         if matches.is_empty() {
-            return Err(Error::NoSuchDisk { filter: text.to_owned(), disks: labels(&all) });
+            let none = || Error::NoSuchDisk { filter: text.to_owned(), disks: labels(&all) };
+            return Err(unread().unwrap_or_else(none));
         }
         Ok(matches)
+    }
+
+    /// What was left out of the disks that [may be meant](Self::matching), or may be of them, each once.
+    ///
+    /// # Errors
+    /// As [`matching`](Self::matching).
+    pub fn notes_of(&self, filter: Option<&str>) -> Result<Vec<&Note>, Error> {
+        let disks = self.matching(filter)?;
+        let may_matter = |note: &&Note| {
+            let (Some(text), Some((path, _))) = (filter, note.folder()) else { return true };
+            let node = without_months(path.strip_prefix(&self.dir).unwrap_or(path));
+            let images = disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
+            node.to_string_lossy().contains(text)
+                || images.into_iter().any(|image| without_months(image.folder()).starts_with(&node))
+        };
+        let mut notes: Vec<&Note> = self.notes.iter().filter(may_matter).collect();
+        for note in disks.iter().flat_map(|disk| disk.notes()) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        Ok(notes)
     }
 }
 

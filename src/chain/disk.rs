@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
+use super::Note;
 use super::held;
 use super::image::Image;
 use super::links::{Chain, Failed};
@@ -19,11 +20,17 @@ pub struct Disk {
     partials: Vec<Arc<Image>>,
     chains: Vec<Chain>,
     points: Vec<Point>,
+    notes: Vec<Note>,
 }
 
 impl Disk {
     /// Puts a disk's images, of any folders and in any order, into order.
-    pub(super) fn new(label: String, node: String, name: Option<OsString>, mut images: Vec<Image>) -> Self {
+    pub(super) fn new(
+        label: String,
+        node: String,
+        name: Option<OsString>,
+        (mut images, notes): (Vec<Image>, Vec<Note>),
+    ) -> Self {
         timeless::place(&mut images);
         images.sort_by(|a, b| (a.made(), a.named, &a.relative).cmp(&(b.made(), b.named, &b.relative)));
         held::refuse_claims(&mut images);
@@ -34,7 +41,7 @@ impl Disk {
         let points = chains.iter().enumerate().flat_map(|(number, chain)| chain.points(number, &failed));
         let mut points: Vec<Point> = points.collect();
         points.sort_by_key(|point| (point.image.moment(), point.depth));
-        Self { label, node, name, images, partials, chains, points }
+        Self { label, node, name, images, partials, chains, points, notes }
     }
 
     /// The name that tells this disk from the others that were found.
@@ -77,6 +84,12 @@ impl Disk {
     #[must_use]
     pub fn points(&self) -> &[Point] {
         &self.points
+    }
+
+    /// What was left out of what is known of its images.
+    #[must_use]
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
     }
 
     /// Whether one of the disk's names is this text.

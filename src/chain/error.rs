@@ -19,10 +19,10 @@ const LISTED: usize = 100;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A folder cannot be read.
+    /// A folder or a manifest cannot be read.
     #[error("cannot read {}", path.display())]
     Io {
-        /// The folder.
+        /// The folder or file.
         path: PathBuf,
         /// What the system says.
         source: io::Error,
@@ -62,6 +62,14 @@ pub enum Error {
         filter: String,
         /// The labels of all disks.
         disks: Vec<String>,
+    },
+    /// No disk fits, but a folder that may hold it cannot be read.
+    #[error("cannot read {}, which may hold the disk that is meant: {reason}", path.display())]
+    FolderUnread {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
     },
     /// Several disks could be meant.
     #[error("several disks could be meant; say which with --filter: {}", Names(disks))]
@@ -167,6 +175,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Whether work in the FULL was begun is unknown: where its journal would be cannot be read.
+    #[error("{} cannot be read, what was begun in the FULL is unknown: {reason}", path.display())]
+    JournalUnread {
+        /// The file, which may not be there.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
     /// The image may lack changes.
     #[error(
         "{} may lack changes: {doubt}; the newest restore point without doubt is {}",
@@ -201,7 +217,9 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { .. } | Self::Lock { .. } => ErrorKind::Io,
+            Self::Io { .. } | Self::Lock { .. } | Self::FolderUnread { .. } | Self::JournalUnread { .. } => {
+                ErrorKind::Io
+            }
             Self::Locked { .. } => ErrorKind::Locked,
             Self::NoFull { .. }
             | Self::SameTime { .. }

@@ -9,6 +9,7 @@ use super::config::FormatHint;
 use super::journal::Unfinished;
 use super::manifest::Manifest;
 use super::name::Level;
+use super::point::Fault;
 
 /// A file that holds an image of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +44,8 @@ pub struct Image {
     pub(super) since: Option<i64>,
     /// The moment that the manifest of a FULL claims.
     pub(super) claimed: Option<i64>,
-    /// The journal of a FULL that is being written to, or why it cannot be read.
-    pub(super) in_place: Option<Result<Arc<Unfinished>, String>>,
+    /// The journal of a FULL that is being written to, or what that is which cannot be read.
+    pub(super) in_place: Option<Result<Arc<Unfinished>, Fault>>,
 }
 
 impl Image {

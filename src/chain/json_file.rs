@@ -1,16 +1,16 @@
 //! Small JSON files beside the images. What they hold may be anything; what is written is there whole or not at all.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::MAX_CONFIG_BYTES;
 use crate::json;
-use crate::storage::{self, FileStorage, NewFile, Storage, to_usize};
+use crate::storage::{self, FileStorage, Storage, to_usize};
 
 /// The JSON in a file; `None` where there is no such file.
-pub(super) fn read(path: &Path) -> io::Result<Option<Value>> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<Value>> {
     read_up_to(path, MAX_CONFIG_BYTES)
 }
 
@@ -30,12 +30,15 @@ pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
 
 /// Writes a file in a folder for bookkeeping, as people read it: it is there whole and on stable storage, as it was before,
 /// or not at all.
-pub(super) fn write(path: &Path, value: &Value) -> io::Result<()> {
+pub(crate) fn write(path: &Path, value: &Value) -> io::Result<()> {
     let folder = storage::parent(path);
     storage::check_inside(storage::parent(folder), Path::new(folder.file_name().unwrap_or_default()))?;
-    let new = NewFile::create(path, 0o644)?;
-    new.file().write_all(format!("{value:#}\n").as_bytes())?;
-    new.publish(true)
+    storage::write_whole(path, &text(value), 0o644)
+}
+
+/// A value as such files have it.
+pub(crate) fn text(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
 }
 
 /// What a file holds is not what it should.

@@ -33,7 +33,7 @@ impl Chain {
     }
 
     /// Work in the FULL that was begun and has not ended, if its journal can be read: see
-    /// [`Fault::Journal`](super::Fault::Journal).
+    /// [`Fault::Journal`](super::Fault::Journal) and [`Fault::JournalUnread`](super::Fault::JournalUnread).
     #[must_use]
     pub fn unfinished(&self) -> Option<&Unfinished> {
         self.full.as_ref()?.in_place.as_ref()?.as_ref().ok().map(Arc::as_ref)
@@ -124,7 +124,7 @@ impl Chain {
             (inc, state)
         });
         let in_place = self.full.as_ref().and_then(|full| in_place(full));
-        let unknown = in_place.clone().filter(|fault| matches!(fault, Fault::Journal { .. }));
+        let unknown = in_place.clone().filter(|fault| !matches!(fault, Fault::Unfinished(_)));
         let members = full.into_iter().chain(incs).enumerate();
         let point = |(depth, (image, otherwise)): (usize, (&Arc<Image>, State))| Point {
             image: Arc::clone(image),
@@ -173,7 +173,7 @@ fn full_state(full: &Arc<Image>, left: Option<&Arc<Image>>, doubt: Option<&(Opti
 fn in_place(full: &Image) -> Option<Fault> {
     Some(match full.in_place.as_ref()? {
         Ok(unfinished) => Fault::Unfinished(Arc::clone(unfinished)),
-        Err(reason) => Fault::Journal { path: Unfinished::path(&full.path), reason: reason.clone() },
+        Err(fault) => fault.clone(),
     })
 }
 

@@ -69,7 +69,7 @@ mod id;
 mod image;
 mod image_id;
 mod journal;
-mod json_file;
+pub(crate) mod json_file;
 mod layout;
 mod lineage;
 mod links;

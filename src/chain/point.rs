@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Error;
@@ -100,11 +100,18 @@ pub enum Fault {
     Lineage(Lineage),
     /// Work in the FULL was begun and has not ended: the FULL holds no moment.
     Unfinished(Arc<Unfinished>),
-    /// There is a journal of such work that cannot be read.
+    /// There is a journal of such work that cannot be understood.
     Journal {
         /// The file.
         path: PathBuf,
         /// Why.
+        reason: String,
+    },
+    /// Whether there is such a journal, and what it says, is unknown: the system does not let it be read.
+    JournalUnread {
+        /// The file, which may not be there.
+        path: PathBuf,
+        /// What the system says.
         reason: String,
     },
 }
@@ -123,6 +130,7 @@ impl fmt::Display for Fault {
             Self::Lineage(lineage) => lineage.fmt(f),
             Self::Unfinished(unfinished) => unfinished.fmt(f),
             Self::Journal { path, reason } => write!(f, "{} cannot be understood: {reason}", path.display()),
+            Self::JournalUnread { path, reason } => write!(f, "{} cannot be read: {reason}", path.display()),
         }
     }
 }
@@ -136,6 +144,18 @@ impl Fault {
             Self::Lineage(lineage) => Error::Lineage { path: image.path.clone(), lineage },
             Self::Unfinished(unfinished) => Error::Unfinished { path: image.path.clone(), unfinished },
             Self::Journal { path, reason } => Error::Journal { path, reason },
+            Self::JournalUnread { path, reason } => Error::JournalUnread { path, reason },
+        }
+    }
+
+    /// Why the journal of a FULL says nothing.
+    pub(super) fn of_journal(full: &Path, error: &io::Error) -> Self {
+        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+        let (path, reason) = (Unfinished::path(full), error.to_string());
+        match error.kind() {
+            // it is no file, or not what it should be
+            InvalidInput | InvalidData | UnexpectedEof => Self::Journal { path, reason },
+            _ => Self::JournalUnread { path, reason },
         }
     }
 }
@@ -161,14 +181,23 @@ pub struct RestorePoint {
 }
 
 impl RestorePoint {
+    /// Its name for messages: that of the image that holds the newest of its data.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.members.last().map(|image| image.display_name()).unwrap_or_default()
+    }
+
     /// Whether the FULL still holds the moment that was found, and no other work in it was begun: to be asked when the
     /// images are locked, since they were found before.
     ///
     /// # Errors
-    /// What the system says, and `InvalidData` where the journal of such work cannot be understood.
-    pub fn is_current(&self) -> io::Result<bool> {
+    /// The manifest of the FULL or the journal of such work cannot be read, or the journal cannot be understood.
+    pub fn is_current(&self) -> Result<bool, Error> {
         let Some(full) = self.members.first().filter(|full| full.level == Level::Full) else { return Ok(true) };
-        let claimed = Manifest::read_again(&full.path)?.and_then(|manifest| manifest.time);
-        Ok(claimed == full.claimed && Unfinished::read(&full.path)? == self.unfinished)
+        let manifest = Manifest::read_again(&full.path);
+        let manifest = manifest.map_err(|source| Error::Io { path: Manifest::path(&full.path), source })?;
+        let unfinished = Unfinished::read(&full.path);
+        let unfinished = unfinished.map_err(|error| Fault::of_journal(&full.path, &error).into_error(full))?;
+        Ok(manifest.and_then(|manifest| manifest.time) == full.claimed && unfinished == self.unfinished)
     }
 }

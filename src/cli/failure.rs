@@ -1,12 +1,11 @@
 //! Why a program fails: what happened, where, why, what to do next, and with which exit code.
 
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
-use crate::{capture, chain, qmp, restore};
+use crate::{capture, causes, chain, qmp, restore};
 
 /// Why a program fails.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +51,7 @@ pub(super) enum Failure {
 impl Failure {
     /// The error and its causes.
     pub(super) fn message(&self) -> String {
-        joined(self)
+        causes::line(self)
     }
 
     pub(super) fn exit(&self) -> Exit {
@@ -86,7 +85,11 @@ impl Failure {
                 capture::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
                 capture::ErrorKind::Other => Exit::Error,
             },
-            Self::Print { source } if source.kind() == io::ErrorKind::StorageFull => Exit::Full,
+            Self::Print { source }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Exit::Full
+            }
             Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
             | Self::Print { .. }
@@ -176,21 +179,24 @@ fn of_capture(error: &capture::Error) -> Option<&'static str> {
     }
 }
 
-/// An error and its causes in one line.
-pub(super) fn joined(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        message.push_str(": ");
-        message.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    message
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quota_that_is_used_up_is_exit_code_7_as_a_full_disk_is() {
+        for error in [libc::ENOSPC, libc::EDQUOT] {
+            let (path, source) = (PathBuf::from("disk"), || io::Error::from_raw_os_error(error));
+            let failures = [
+                Failure::Print { source: source() },
+                Failure::Restore(restore::Error::Write { path: path.clone(), source: source() }),
+                Failure::Capture(capture::Error::Io { path, source: source() }),
+            ];
+            for failure in failures {
+                assert_eq!(failure.exit(), Exit::Full, "{failure:?}");
+            }
+        }
+    }
 
     #[test]
     fn what_somebody_else_uses_is_exit_code_6_with_an_advice() {

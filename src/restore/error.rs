@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::verified::Misfit;
+use super::checked_file::Misfit;
 use crate::chain::{self, ChecksumsError, Manifest, ManifestError, Work};
 use crate::qcow2::{self, Finding, LayoutError};
 

@@ -7,14 +7,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::checked_file::{self, CheckedFile, Unchecked, Unverified};
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::resolve::Mapped;
 use super::salvage::{self, Cause, Slot, Tolerance};
-use super::verified::{self, Unchecked, Unverified, Verified};
-use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint, Unfinished};
+use crate::chain::{self, BLOCK, Checksums, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{Access, FileStorage, Storage};
 
@@ -47,6 +47,8 @@ pub struct Layers {
     layers: Vec<Layer>,
     /// The files, as they are on disk.
     files: Vec<Arc<FileStorage>>,
+    /// The first image that the system had no lock for.
+    unlocked: Option<PathBuf>,
     /// What could not be checked, where that was wanted.
     unchecked: Vec<Unchecked>,
     /// What nothing tells the format of, and whether it is read as raw; only where it is salvaged.
@@ -73,13 +75,13 @@ impl Layers {
     pub fn open_verified(sources: &[Source]) -> Result<Self> {
         let mut unchecked = Vec::new();
         let layers = Self::open_as(sources, |source, file, format| {
-            let (sums, reason) = verified::own_sums(&source.path)?;
+            let (sums, reason) = checked_file::own_sums(&source.path)?;
             unchecked.extend(reason.map(|reason| Unchecked { path: source.path.clone(), reason }));
             let lengths = sums.as_ref().map(|sums| (file.length(), sums.length()));
             if let Some((length, expected)) = lengths.filter(|(length, expected)| length != expected) {
                 return Err(Error::Length { path: source.path.clone(), length, expected });
             }
-            let verified = Arc::new(Verified::new(file.clone(), sums, false));
+            let verified = Arc::new(CheckedFile::new(file.clone(), sums, false));
             // what became a hole of a raw image is no data that is read
             let holes = if format == Format::Raw { verified.check_holes() } else { Ok(()) };
             holes.map_err(|error| Error::misfit(&source.path, &error).unwrap_or_else(|| open_error(source, error)))?;
@@ -109,7 +111,9 @@ impl Layers {
         }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
-        Ok(Self { layers, files, unchecked: Vec::new(), guessed: Vec::new(), all_magic })
+        let unlocked = sources.iter().zip(&files).find(|(_, file)| file.is_unlocked());
+        let unlocked = unlocked.map(|(source, _)| source.path.clone());
+        Ok(Self { layers, files, unlocked, unchecked: Vec::new(), guessed: Vec::new(), all_magic })
     }
 
     /// Opens what there is of a FULL and its INCs, in this order, so that all of it is read that can be: see
@@ -153,12 +157,16 @@ impl Layers {
             .filter(|((image, _), file)| file.is_ok() && image.told.is_none() && image.start == Start::Foreign);
         let guessed = doubtful.map(|((image, format), _)| (image.path.to_owned(), *format == Format::Raw)).collect();
         let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
+        let mut unlocked = None;
         for (((slot, path), file), format) in slots.iter().zip(&paths).zip(opened).zip(formats) {
             let (Slot::Image(Source { size, .. }) | Slot::Missing { size, .. }) = slot;
             let layer = file.and_then(|file| {
-                let (sums, reason) = verified::sums(path);
+                let (sums, reason) = checked_file::sums(path);
                 unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
                 let layer = damaged(path, Arc::clone(&file), sums, (format, *size)).map_err(Some);
+                if file.is_unlocked() {
+                    unlocked.get_or_insert_with(|| path.clone());
+                }
                 files.push(file);
                 layer
             });
@@ -187,13 +195,13 @@ impl Layers {
         if unchecked.len() == files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
             unchecked.clear();
         }
-        Ok(Self { layers, files, unchecked, guessed, all_magic })
+        Ok(Self { layers, files, unlocked, unchecked, guessed, all_magic })
     }
 
     /// Layers as they are.
     #[cfg(test)]
     pub(super) fn of(layers: Vec<Layer>) -> Self {
-        Self { layers, files: Vec::new(), unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
+        Self { layers, files: Vec::new(), unlocked: None, unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
     }
 
     /// Finds what of the disk a block that does not fit its checksum holds.
@@ -255,12 +263,15 @@ impl Layers {
         // a guest may write a header to a raw disk once, but hardly before each backup
         let doubtful = self.all_magic && self.has_raw_increments();
         let raw = self.layers.first().filter(|layer| doubtful && layer.image().is_none());
+        // what one image lacks, the others mostly lack, too
+        let unlocked = self.unlocked.iter().map(|path| Warning::NotLocked { path: path.clone() });
         let unchecked = self.unchecked.iter().cloned();
         let unchecked = unchecked.map(|Unchecked { path, reason }| Warning::Unchecked { path, reason });
         corrupt
             .chain(headers)
             .chain(formats)
             .chain(size)
+            .chain(unlocked)
             .chain(unchecked)
             .chain(raw.map(|layer| Warning::LooksLikeQcow2 { path: layer.path().to_owned() }))
     }
@@ -302,7 +313,7 @@ fn damaged(
     (format, size): (Format, Option<u64>),
 ) -> Result<Layer> {
     let length = sums.as_ref().filter(|_| format == Format::Raw).map(Checksums::length);
-    let file = Arc::new(Verified::new(file, sums, true));
+    let file = Arc::new(CheckedFile::new(file, sums, true));
     if format == Format::Raw {
         // where the system cannot tell holes, they are read as all else
         let _ = file.check_holes();
@@ -350,16 +361,9 @@ pub fn open_writable(path: &Path) -> Result<Arc<FileStorage>> {
 /// from changing the FULL in place.
 ///
 /// # Errors
-/// [`Error::Changed`]; [`Error::Open`] where it cannot be told.
+/// [`Error::Changed`]; [`Error::Folder`] where it cannot be told.
 pub fn check_current(point: &RestorePoint) -> Result<()> {
-    match point.is_current() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::Changed),
-        Err(source) => {
-            let path = point.members.first().map(|full| Unfinished::path(&full.path)).unwrap_or_default();
-            Err(Error::Open { path, source })
-        }
-    }
+    if point.is_current()? { Ok(()) } else { Err(Error::Changed) }
 }
 
 fn lock(path: &Path, storage: &FileStorage, access: Access) -> Result<()> {

@@ -56,6 +56,7 @@
 mod apply;
 mod bits;
 mod check;
+mod checked_file;
 mod commit;
 mod copier;
 mod error;
@@ -83,11 +84,11 @@ mod slices;
 mod space;
 mod sums;
 mod survey;
-mod verified;
 mod verify;
 
 pub use apply::apply_layers;
 pub use check::{Checked, CheckedImage, check};
+pub use checked_file::Unverified;
 pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
@@ -99,7 +100,6 @@ pub use plan::Plan;
 pub use rebase::{Based, PointLink, Rebase};
 pub use salvage::{Cause, Loss, LossKind, Losses, Slot};
 pub use survey::{Facts, survey};
-pub use verified::Unverified;
 pub use verify::{
     Due, Flaw, FlawSeverity, Flawed, Share, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,
 };

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::verified::Unverified;
+use super::checked_file::Unverified;
 
 /// Follows a merge. Calls come from many threads.
 pub trait Observer: Sync {
@@ -88,6 +88,12 @@ pub enum Warning {
     /// A program marked the image as damaged.
     #[error("{}: some program found this image damaged and marked it as corrupt; it is read as it is", .path.display())]
     MarkedCorrupt {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The system had no lock for an image, nor perhaps for those after it.
+    #[error("{}: is not locked, the system has no lock for it now: nobody may write to the images meanwhile", .path.display())]
+    NotLocked {
         /// The image.
         path: PathBuf,
     },

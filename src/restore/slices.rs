@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::ranges::joined;
 use crate::storage::to_usize;
 
 /// Slices are at least this long: several clusters of the largest size.
@@ -24,20 +25,12 @@ impl Slices {
     /// The slices that touch one of the occupied ranges.
     pub(super) fn new(size: u64, occupied: impl IntoIterator<Item = Range<u64>>) -> Self {
         let length = (size / USUAL_NUMBER).clamp(SMALLEST, LARGEST).next_power_of_two();
-        let mut numbers: Vec<_> = occupied
+        let numbers = occupied
             .into_iter()
             .map(|range| range.start..range.end.min(size))
             .filter(|range| !range.is_empty())
-            .map(|range| range.start / length..range.end.div_ceil(length))
-            .collect();
-        numbers.sort_unstable_by_key(|range| range.start);
-        numbers.dedup_by(|next, last| {
-            let joins = next.start <= last.end;
-            if joins {
-                last.end = last.end.max(next.end);
-            }
-            joins
-        });
+            .map(|range| range.start / length..range.end.div_ceil(length));
+        let numbers = joined(numbers.collect());
         Self { size, length, numbers }
     }
 

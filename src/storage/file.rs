@@ -3,7 +3,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -15,6 +15,8 @@ use super::{Storage, WritableStorage};
 pub struct FileStorage {
     pub(super) file: File,
     length: AtomicU64,
+    /// Whether it should have been locked, and the system had no lock.
+    pub(super) unlocked: AtomicBool,
 }
 
 impl FileStorage {
@@ -58,7 +60,7 @@ impl FileStorage {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
         let length = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, length: AtomicU64::new(length) })
+        Ok(Self { file, length: AtomicU64::new(length), unlocked: AtomicBool::new(false) })
     }
 }
 

@@ -9,7 +9,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::publish::{PREFIX, parent, sync};
+use super::leftover::PREFIX;
+use super::publish::{parent, sync};
 
 /// Opens a regular file that is no link to another one, nor a FIFO that makes us wait.
 ///

@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
@@ -78,7 +79,8 @@ impl Access {
 
 impl FileStorage {
     /// Keeps others from what does not go with `access`, among them all programs of QEMU, until the file is closed. Where a
-    /// file system has no such locks, nobody is kept from anything.
+    /// file system has no such locks, nobody is kept from anything. Where it has run out of them, or its lock service does not
+    /// answer, a file that is read stays [without](Self::is_unlocked).
     ///
     /// # Errors
     /// `ResourceBusy` where another open file is in the way, in this process or another, else what the system says; this one
@@ -98,13 +100,24 @@ impl FileStorage {
         };
         // what this does not release ends with the file
         let _ = set(&self.file, libc::F_UNLCK, USED, NOT_SHARED + RESIZE + 1 - USED);
+        let is_out_of_locks = error.raw_os_error() == Some(libc::ENOLCK);
+        if is_out_of_locks && access == Access::Read {
+            self.unlocked.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         Err(error)
+    }
+
+    /// Whether it was to be locked for reading, and the system had no lock for it: others may write to it meanwhile.
+    #[must_use]
+    pub fn is_unlocked(&self) -> bool {
+        self.unlocked.load(Ordering::Relaxed)
     }
 }
 
 /// Whether an error says that the kernel or the file system knows no such locks.
 fn has_no_locks(error: Errno) -> bool {
-    matches!(error, Errno::INVAL | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS)
+    matches!(error, Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS)
 }
 
 /// Locks or unlocks bytes for this open file.
@@ -225,10 +238,10 @@ mod tests {
 
     #[test]
     fn only_a_file_system_without_locks_is_no_reason_to_stop() {
-        for error in [Errno::INVAL, Errno::NOLCK, Errno::OPNOTSUPP, Errno::NOSYS] {
+        for error in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS] {
             assert!(has_no_locks(error), "{error}");
         }
-        for error in [Errno::AGAIN, Errno::ACCESS, Errno::BADF, Errno::IO] {
+        for error in [Errno::AGAIN, Errno::ACCESS, Errno::BADF, Errno::IO, Errno::NOLCK] {
             assert!(!has_no_locks(error), "{error}");
         }
     }

@@ -6,6 +6,7 @@ mod blocks;
 mod file;
 mod folder;
 mod inside;
+mod leftover;
 mod link;
 mod lock;
 mod memory;
@@ -28,7 +29,7 @@ pub use lock::Access;
 pub use memory::MemoryStorage;
 pub(crate) use offload::offload_min;
 pub use publish::{NewFile, Undurable};
-pub(crate) use publish::{parent, sync as sync_folder};
+pub(crate) use publish::{parent, sync as sync_folder, write_whole};
 pub use touched::Touched;
 pub(crate) use writeback::{forget, start_writeback};
 

@@ -1,19 +1,22 @@
 //! Files that exist under their name only when they are whole and on stable storage.
 //!
-//! Where the file system can, the file has no name at all until then, so that even a killed process leaves nothing.
-//! Elsewhere it has a name that nobody can guess, and is removed when it is dropped.
+//! Where the file system can, the file has no name at all until then, so that even a killed process leaves nothing; where it
+//! replaces another, it has a name that nobody can guess for the moment between the two, which whoever replaces a file in
+//! that folder next removes. Elsewhere it has such a name from the beginning, and is removed when it is dropped.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
 use super::inside::create_folder;
+use super::leftover::{self, PREFIX, RANDOM};
 
 /// A file on its way to its name.
 #[derive(Debug)]
@@ -41,9 +44,11 @@ impl NewFile {
         let (file, name) = if let Some(file) = unnamed(&directory, mode)? {
             (file, None)
         } else {
+            leftover::remove(&directory, AGE);
             let mut builder = tempfile::Builder::new();
-            let file = builder.prefix(PREFIX).permissions(Permissions::from_mode(mode)).tempfile_in(&directory)?;
-            let (file, name) = file.into_parts();
+            builder.prefix(PREFIX).rand_bytes(RANDOM).permissions(Permissions::from_mode(mode));
+            let (file, name) = builder.tempfile_in(&directory)?.into_parts();
+            leftover::hold(&file);
             (file, Some(name))
         };
         Ok(Self { file, target: target.to_owned(), directory, name, folders })
@@ -80,12 +85,24 @@ impl NewFile {
     }
 }
 
+/// Writes a small file with these permissions, or replaces it: it is there whole and on stable storage, as it was before, or
+/// not at all. Missing parent folders are made.
+///
+/// # Errors
+/// As [`NewFile::publish`].
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let new = NewFile::create(path, mode)?;
+    new.file().write_all(bytes)?;
+    new.publish(true)
+}
+
 /// A file has its name, in place of the one before it, but its folder could not be synced.
 #[derive(Debug, thiserror::Error)]
 #[error("it is there and whole, but its folder cannot be synced: a power cut may undo it")]
 pub struct Undurable(#[source] io::Error);
 
-pub(super) const PREFIX: &str = ".qmpbackup-";
+/// For how long nobody wrote to a file that is taken for left over, where it has its name for a moment before it is held.
+const AGE: Duration = Duration::from_secs(3600);
 
 /// A file without a name, where there can be such, and a way to name it later.
 fn unnamed(directory: &Path, mode: u32) -> io::Result<Option<File>> {
@@ -126,8 +143,11 @@ fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Resu
     match link(target) {
         // a link cannot replace, a rename can
         Err(Errno::EXIST) if replace => {
+            leftover::remove(directory, Duration::ZERO);
+            leftover::hold(file);
+            let mut builder = tempfile::Builder::new();
             let named: NamedTempFile<()> =
-                tempfile::Builder::new().prefix(PREFIX).make_in(directory, |path| Ok(link(path)?))?;
+                builder.prefix(PREFIX).rand_bytes(RANDOM).make_in(directory, |path| Ok(link(path)?))?;
             named.persist(target)?;
             Ok(true)
         }
@@ -189,7 +209,6 @@ impl Drop for NewFolders {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).unwrap();
@@ -222,6 +241,25 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             drop(NewFile::start(&directory.path().join("a/b/disk"), 0o600, unnamed).unwrap());
             assert!(names(directory.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_beside_its_output_goes_with_the_next() {
+        for unnamed in WAYS {
+            let directory = tempfile::tempdir().unwrap();
+            let target = directory.path().join("disk");
+            std::fs::write(&target, "old").unwrap();
+            let left = File::create(directory.path().join(".qmpbackup-Abc123")).unwrap();
+            left.set_modified(std::time::SystemTime::now() - 2 * AGE).unwrap();
+            drop(left);
+            let held = NewFile::start(&directory.path().join("other"), 0o600, |_, _| Ok(None)).unwrap();
+            held.file().set_modified(std::time::SystemTime::now() - 2 * AGE).unwrap();
+            NewFile::start(&target, 0o600, unnamed).unwrap().publish(true).unwrap();
+            held.publish(false).unwrap();
+            let mut there = names(directory.path());
+            there.sort();
+            assert_eq!(there, ["disk", "other"]);
         }
     }
 

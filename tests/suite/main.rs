@@ -81,6 +81,7 @@ mod snapshots;
 mod sparse;
 mod sums;
 mod tools;
+mod unreadable;
 mod verify;
 mod verify_due;
 mod whole_crash;

@@ -219,7 +219,7 @@ fn settings_that_are_a_fifo_are_not_waited_for() {
     rustix::fs::mknodat(CWD, tree.path("disk.config"), FileType::Fifo, Mode::RUSR, 0).unwrap();
     let inventory = tree.discover();
     assert_eq!(inventory.disks[0].images()[0].format, FormatHint::Unknown);
-    assert!(matches!(inventory.notes.as_slice(), [Note::Config { .. }]));
+    assert!(matches!(inventory.disks[0].notes(), [Note::Config { .. }]));
 }
 
 #[test]
@@ -238,8 +238,9 @@ fn the_format_is_what_the_settings_say() {
     let inventory = tree.discover();
     let formats: Vec<FormatHint> = inventory.disks.iter().map(|disk| disk.images()[0].format).collect();
     assert_eq!(formats, [FormatHint::Raw, FormatHint::Qcow2, FormatHint::Unknown]);
-    assert_eq!(inventory.notes.len(), 1);
-    assert!(inventory.notes[0].to_string().contains("c.config is ignored: "));
+    let notes: Vec<usize> = inventory.disks.iter().map(|disk| disk.notes().len()).collect();
+    assert_eq!((inventory.notes.len(), notes), (0, vec![0, 0, 1]));
+    assert!(inventory.disks[2].notes()[0].to_string().contains("c.config is ignored: "));
     let below = discover(&tree.path("hd0")).unwrap();
     assert_eq!(below.disks[0].images()[0].format, FormatHint::Raw);
 }

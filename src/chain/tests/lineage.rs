@@ -200,7 +200,7 @@ fn a_manifest_that_cannot_be_read_is_told_and_says_nothing() {
     let tree = Tree::chain(&CHAIN);
     tree.write(".qmpbackup/INC-300-d.json", "{");
     let inventory = tree.discover();
-    assert!(inventory.notes[0].to_string().contains("INC-300-d.json is ignored"), "{:?}", inventory.notes);
+    assert!(inventory.disks[0].notes()[0].to_string().contains("INC-300-d.json is ignored"), "{inventory:?}");
     assert_eq!(points(&inventory.disks[0]), CHAIN);
 }
 

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use super::list::without_path;
 use super::progress::Reporter;
 use super::{args, place};
+use crate::causes;
 use crate::chain::{Image, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
-use crate::cli::failure::{Failure, joined};
+use crate::cli::failure::Failure;
 use crate::cli::{signals, units};
 use crate::qcow2::{Features, Header, Report, Severity};
 use crate::restore::{self, Checked, CheckedImage, ErrorKind, Format, Source};
@@ -44,7 +45,7 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>
         return Ok(arguments.images.iter().map(alone).collect());
     };
     let inventory = discover(dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.filter.as_deref(), console)?;
     let disks = inventory.matching(arguments.filter.as_deref())?;
     let chains = disks.iter().flat_map(|disk| disk.chains());
     let images = chains.map(|chain| chain.full().into_iter().chain(chain.incs()));
@@ -148,7 +149,7 @@ fn lines(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Ve
     let first = format!("{path}: {}", verdict.meaning());
     let image = match result {
         Err(error) => {
-            return vec![format!("{first}: {}", without_path(&joined(error), Path::new(&path)))];
+            return vec![format!("{first}: {}", without_path(&causes::line(error), Path::new(&path)))];
         }
         Ok(Checked::Qcow2(image)) => image,
         Ok(_) => return vec![first],
@@ -222,7 +223,7 @@ fn features(header: &Header) -> Vec<&'static str> {
 fn event(console: &Console, path: &Path, verdict: Verdict, result: &restore::Result<Checked>) {
     let mut fields = vec![("path", path.to_string_lossy().into()), ("verdict", verdict.name().into())];
     match result {
-        Err(error) => fields.push(("reason", joined(error).into())),
+        Err(error) => fields.push(("reason", causes::line(error).into())),
         Ok(Checked::Raw { length }) => fields.push(("file_length", (*length).into())),
         Ok(Checked::Qcow2(image)) => fields.extend(image_fields(image)),
     }

@@ -29,10 +29,10 @@ pub(in crate::cli) fn run(
     let start = Instant::now();
     let clock = Clock::system();
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let point = select(&inventory, arguments, &clock)?;
     if let Some(doubt) = &point.doubt {
-        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+        console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     let options = CommitOptions {
@@ -46,7 +46,9 @@ pub(in crate::cli) fn run(
         // before they were locked, others may have changed the images
         if !arguments.dry_run {
             let now = discover(&arguments.place.dir)?;
-            let new = now.notes.iter().filter(|note| !inventory.notes.contains(note));
+            let filter = arguments.place.filter.as_deref();
+            let known = inventory.notes_of(filter)?;
+            let new = now.notes_of(filter)?.into_iter().filter(|note| !known.contains(note));
             new.for_each(|note| console.warning(&note.to_string()));
             if select(&now, arguments, &clock)? != point {
                 return Err(Failure::Refused(restore::Error::Changed));
@@ -84,11 +86,6 @@ fn unfinished(error: restore::Error, summary: &CommitSummary) -> Failure {
     }
 }
 
-/// The name of the restore point.
-fn name(point: &RestorePoint) -> String {
-    point.members.last().map(|image| image.display_name()).unwrap_or_default()
-}
-
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -100,7 +97,7 @@ fn plan(arguments: &args::Commit, point: &RestorePoint, summary: &CommitSummary,
         "plan",
         &[
             ("disk", point.disk.clone().into()),
-            ("restore_point", name(point).into()),
+            ("restore_point", point.name().into()),
             ("time", point.time.into()),
             ("full", summary.full.to_string_lossy().into()),
             ("incs", paths(&summary.incs)),
@@ -122,7 +119,7 @@ fn print(point: &RestorePoint, summary: &CommitSummary, console: &Console) -> Re
     }
     let mut lines = vec![
         format!("disk           {}", point.disk),
-        format!("restore point  {}, {}", name(point), place::local_time(point.time)),
+        format!("restore point  {}, {}", point.name(), place::local_time(point.time)),
         format!("written to     {}", summary.full.display()),
     ];
     let rows: Vec<Vec<String>> = summary
@@ -146,7 +143,7 @@ fn report(summary: &CommitSummary, point: &RestorePoint, start: Instant, console
     let rate = units::rate(summary.bytes, time);
     console.info(&format!(
         "{} of {} is in {}: a disk of {}, {} moved in {}, {}/s",
-        name(point),
+        point.name(),
         point.disk,
         summary.full.display(),
         units::size(summary.size),

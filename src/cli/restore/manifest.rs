@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-use super::args;
 use super::progress::Reporter;
+use super::{args, place};
+use crate::causes;
 use crate::chain::{Chain, Disk, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
-use crate::cli::failure::{Failure, joined};
+use crate::cli::failure::Failure;
 use crate::cli::signals;
 use crate::restore::{self, Describe, Described, ErrorKind};
 
@@ -24,7 +25,7 @@ pub(super) fn run(arguments: &args::Manifest, console: &Console) -> Result<Exit,
         inventory = discover(&arguments.place.dir)?;
         locks
     };
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, filter, console)?;
     let mut work = Work { arguments, console, made: 0, damaged: false };
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     reporter.follow(|| {
@@ -55,7 +56,7 @@ impl Work<'_> {
         match self.describe(chain, reporter) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 self.damaged = true;
-                let reason = joined(&error);
+                let reason = causes::line(&error);
                 self.console.warning(&format!("nothing is made for a chain of {}: {reason}", disk.label()));
                 Ok(())
             }

@@ -31,8 +31,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     signals::watch()?;
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
     refuse_backup(arguments, &inventory)?;
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let (point, layers) =
         if arguments.salvage { salvage::open(arguments, disk, console)? } else { open(arguments, disk, console)? };
@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
 fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {
-        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+        console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }
     let sources: Vec<Source> =
         point.members.iter().map(|image| place::source(image, arguments.source_format.map(Into::into))).collect();
@@ -167,11 +167,6 @@ fn stdout() -> io::Result<File> {
     io::stdout().as_fd().try_clone_to_owned().map(File::from)
 }
 
-/// The name of the restore point.
-pub(super) fn name(point: &RestorePoint) -> String {
-    point.members.last().map(|image| image.display_name()).unwrap_or_default()
-}
-
 fn report(
     arguments: &args::Merge,
     point: &RestorePoint,
@@ -184,7 +179,7 @@ fn report(
     let rate = units::rate(bytes, time);
     console.info(&format!(
         "{} of {} is in {}: a disk of {}, {} moved in {}, {}/s",
-        name(point),
+        point.name(),
         point.disk,
         if arguments.streams() { "stdout".into() } else { arguments.out.display().to_string() },
         units::size(size),
@@ -224,7 +219,7 @@ impl Planned<'_> {
             "plan",
             &[
                 ("disk", self.point.disk.clone().into()),
-                ("restore_point", name(self.point).into()),
+                ("restore_point", self.point.name().into()),
                 ("time", self.point.time.into()),
                 ("images", self.members().map(|(image, layer)| image_json(image, layer)).collect()),
                 (
@@ -255,7 +250,7 @@ impl Planned<'_> {
         let plan = self.merge.summary();
         let mut lines = vec![
             format!("disk           {}", self.point.disk),
-            format!("restore point  {}, {}", name(self.point), place::local_time(self.point.time)),
+            format!("restore point  {}, {}", self.point.name(), place::local_time(self.point.time)),
             "images".to_owned(),
         ];
         let columns = [

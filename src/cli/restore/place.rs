@@ -1,10 +1,18 @@
-//! What several commands say of images and times.
+//! What several commands say of folders, images and times.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::Image;
+use crate::chain::{Image, Inventory};
+use crate::cli::console::Console;
+use crate::cli::failure::Failure;
 use crate::restore::{Format, Source};
+
+/// Says what was left out of the disks that are meant.
+pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Console) -> Result<(), Failure> {
+    inventory.notes_of(filter)?.into_iter().for_each(|note| console.warning(&note.to_string()));
+    Ok(())
+}
 
 /// An image of a chain as something to open.
 pub(super) fn source(image: &Image, format: Option<Format>) -> Source {

@@ -18,11 +18,11 @@ use crate::restore::{self, Based, Layers, Rebase, Source};
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
     signals::watch()?;
     let inventory = discover(&arguments.place.dir)?;
-    inventory.notes.iter().for_each(|note| console.warning(&note.to_string()));
+    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {
-        console.warning(&format!("{} may lack changes: {doubt}", name(&point)));
+        console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }
     if arguments.rate_limit > 0 {
         console.debug("--rate-limit has no effect: no data moves");
@@ -79,11 +79,6 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
     Ok(())
 }
 
-/// The name of the restore point.
-fn name(point: &RestorePoint) -> String {
-    point.members.last().map(|image| image.display_name()).unwrap_or_default()
-}
-
 fn file_name(image: &Based) -> String {
     image.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -97,7 +92,7 @@ fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, cons
         "plan",
         &[
             ("disk", point.disk.clone().into()),
-            ("restore_point", name(point).into()),
+            ("restore_point", point.name().into()),
             ("time", point.time.into()),
             ("images", images),
             (
@@ -117,7 +112,7 @@ fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, cons
 fn print(point: &RestorePoint, rebase: &Rebase, console: &Console) -> Result<(), Failure> {
     let mut lines = vec![
         format!("disk           {}", point.disk),
-        format!("restore point  {}, {}", name(point), place::local_time(point.time)),
+        format!("restore point  {}, {}", point.name(), place::local_time(point.time)),
     ];
     let done = |done| if done { ", as it is already" } else { "" };
     for image in rebase.images() {

@@ -15,7 +15,7 @@ use crate::restore::{self, Layers, Loss, Losses, Slot};
 /// Finds the restore point and opens what there is of it.
 pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
     let found = disk.select_salvage(&arguments.until, &Clock::system())?;
-    let name = super::merge::name(&found.point);
+    let name = found.point.name();
     if let Some(doubt) = &found.point.doubt {
         console.warning(&format!("{name} may lack changes: {doubt}"));
         anywhere(console, "stale", doubt);
@@ -34,7 +34,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();
     let layers = Layers::open_salvage(&slots)?;
     // a journal that cannot be read is the same at any time
-    if !matches!(found.fault, Some(Fault::Journal { .. })) {
+    if !matches!(found.fault, Some(Fault::Journal { .. } | Fault::JournalUnread { .. })) {
         restore::check_current(&found.point)?;
     }
     Ok((found.point, layers))

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use super::args;
 use super::list::without_path;
 use super::progress::Reporter;
+use crate::causes;
 use crate::chain::{Clock, Disk, Note, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
-use crate::cli::failure::{Failure, joined};
+use crate::cli::failure::Failure;
 use crate::cli::{signals, units};
 use crate::qcow2::Part;
 use crate::restore::{
@@ -27,7 +28,8 @@ pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, F
     let place = &arguments.place;
     let inventory = discover(&place.dir)?;
     // what is wrong with manifests is found again, and told in more detail
-    let notes = inventory.notes.iter().filter(|note| !matches!(note, Note::Manifest { .. }));
+    let notes = inventory.notes_of(place.filter.as_deref())?;
+    let notes = notes.into_iter().filter(|note| !matches!(note, Note::Manifest { .. }));
     notes.for_each(|note| console.warning(&note.to_string()));
     let disks = match arguments.until {
         None => inventory.matching(place.filter.as_deref())?,
@@ -125,7 +127,7 @@ fn line(flawed: &Flawed) -> String {
         FlawSeverity::Failed => "FAILED: ",
         FlawSeverity::Damage => "DAMAGED: ",
     };
-    let text = joined(flaw);
+    let text = causes::line(flaw);
     let mut line = match flaw {
         Flaw::Chain(_) | Flaw::Doubtful(_) => format!("{disk}: {word}{text}"),
         // their texts begin with the path
@@ -167,7 +169,7 @@ fn fields(flawed: &Flawed) -> Vec<(&'static str, Value)> {
         ("path", path.to_string_lossy().into()),
         ("kind", flaw.kind().into()),
         ("severity", severity(flaw.severity()).into()),
-        ("message", joined(flaw).into()),
+        ("message", causes::line(flaw).into()),
         ("file", file),
         ("guest", guest),
         ("parts", parts),

@@ -1,15 +1,15 @@
 //! What one layer can tell of a range.
 
-use std::error::Error;
 use std::ops::Range;
 use std::slice;
 
 use super::{Cause, Tolerance};
+use crate::causes;
 use crate::qcow2::{self, Content, Extent, Image, MapBuffer, Unmapped};
+use crate::restore::checked_file::CheckedFile;
 use crate::restore::layer::Layer;
 use crate::restore::ranges::without;
 use crate::restore::resolve::Mapped;
-use crate::restore::verified::Verified;
 
 /// What was found out about a range.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Why<'_> {
     fn cause(self) -> Cause {
         match self {
             Self::Known(cause) => cause,
-            Self::Error(error) => Cause::Tables(told(error)),
+            Self::Error(error) => Cause::Tables(causes::line(error)),
         }
     }
 }
@@ -204,7 +204,7 @@ fn unallocated(extent: &Extent) -> Option<Range<u64>> {
 }
 
 /// The parts of an extent that come from blocks that do not fit their checksums.
-fn doubtful(file: &Verified, extent: &Extent) -> Vec<Range<u64>> {
+fn doubtful(file: &CheckedFile, extent: &Extent) -> Vec<Range<u64>> {
     let guest = &extent.guest;
     match extent.content {
         Content::Unallocated | Content::Zero => Vec::new(),
@@ -217,15 +217,4 @@ fn doubtful(file: &Verified, extent: &Extent) -> Vec<Range<u64>> {
             if wrong.is_empty() { Vec::new() } else { vec![guest.clone()] }
         }
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn told(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

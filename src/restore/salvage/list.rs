@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::layer::Note;
 use super::{Cause, Loss, LossKind, Losses, Tolerance, shared};
 use crate::qcow2::{Image, MapBuffer};
+use crate::restore::checked_file::Unverified;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
 use crate::restore::layers::Layers;
@@ -14,7 +15,6 @@ use crate::restore::pool;
 use crate::restore::ranges::{joined, without};
 use crate::restore::resolve::Mapped;
 use crate::restore::slices::Slices;
-use crate::restore::verified::Unverified;
 
 /// Losses that are listed; more are counted.
 const LISTED: usize = 10_000;

@@ -21,9 +21,9 @@ pub(super) use list::list;
 pub use loss::{Cause, Loss, LossKind, Losses};
 pub(super) use rescue::reason;
 
+use super::checked_file::CheckedFile;
 use super::layers::Source;
 use super::ranges::Ranges;
-use super::verified::Verified;
 
 /// An image of a restore point, or the place of one that is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) struct Tolerance {
     /// Why all of it is lost, if it is.
     pub(super) absent: Option<Cause>,
     /// The file, when it is one that checks what is read.
-    pub(super) file: Option<Arc<Verified>>,
+    pub(super) file: Option<Arc<CheckedFile>>,
     /// Ranges of the disk of which the tables could not be read: they stay unknown, so that plan, output and list are of one
     /// disk.
     unmapped: Mutex<Ranges<Cause>>,
@@ -61,7 +61,7 @@ impl Tolerance {
     /// Ranges of which it is remembered that they share their places.
     const MOST_SHARED: usize = 1 << 16;
 
-    pub(super) fn of(file: Arc<Verified>) -> Self {
+    pub(super) fn of(file: Arc<CheckedFile>) -> Self {
         let ranges = || Mutex::new(Ranges::new(Self::MOST));
         Self { absent: None, file: Some(file), unmapped: ranges(), unreadable: ranges(), shared: Self::none() }
     }

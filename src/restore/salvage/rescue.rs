@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::Cause;
-use super::layer::told;
+use crate::causes;
 use crate::qcow2::MapBuffer;
+use crate::restore::checked_file::PIECE;
 use crate::restore::copier::LayerReader;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
 use crate::restore::plan::{Operation, Origin, operations_apart};
 use crate::restore::resolve::resolve;
-use crate::restore::verified::PIECE;
 use crate::storage::to_usize;
 
 impl LayerReader {
@@ -74,8 +74,8 @@ impl Operation {
 /// What is wrong, without the name of the image.
 pub(in crate::restore) fn reason(error: &Error) -> String {
     match error {
-        Error::Image { source, .. } => told(source),
-        Error::Read { source, .. } | Error::Open { source, .. } => told(source),
-        error => told(error),
+        Error::Image { source, .. } => causes::line(source),
+        Error::Read { source, .. } | Error::Open { source, .. } => causes::line(source),
+        error => causes::line(error),
     }
 }

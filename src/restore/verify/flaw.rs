@@ -143,6 +143,7 @@ impl Flaw {
             Self::Checksums(ChecksumsError::Io { source, .. }) => {
                 damage_if(source.kind() == io::ErrorKind::UnexpectedEof)
             }
+            Self::Chain(Fault::JournalUnread { .. }) => FlawSeverity::Failed,
             Self::Unreadable(error) => damage_if(error.kind() == ErrorKind::Damaged),
             Self::Chain(_)
             | Self::Manifest(_)

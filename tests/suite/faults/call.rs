@@ -1,6 +1,6 @@
 //! The system calls that are made to fail, and how each can.
 
-use libc::{EDQUOT, EINTR, EIO, ENOSPC, EOPNOTSUPP, EXDEV, c_int, c_long};
+use libc::{EDQUOT, EINTR, EIO, ENOLCK, ENOSPC, EOPNOTSUPP, EXDEV, c_int, c_long};
 
 use super::ptrace::Registers;
 
@@ -46,6 +46,8 @@ pub(super) enum Fault {
     One,
     /// It moves half of its bytes.
     Half,
+    /// It moves nothing, and does not fail.
+    Nothing,
 }
 
 /// Which argument says what the call is about.
@@ -126,11 +128,11 @@ impl Call {
 
     /// What can happen to it.
     pub(super) fn faults(self) -> Vec<Fault> {
-        use Fault::{DoneAndFails, Fails, Half, One};
+        use Fault::{DoneAndFails, Fails, Half, Nothing, One};
         let more: &[Fault] = match self {
             Self::Read => &[Fails(EINTR), One, Half],
             Self::Write => &[Fails(EINTR), Fails(ENOSPC), Fails(EDQUOT), One, Half],
-            Self::CopyRange => &[Fails(EINTR), Fails(ENOSPC), Fails(EXDEV), One, Half],
+            Self::CopyRange => &[Fails(EINTR), Fails(ENOSPC), Fails(EDQUOT), Fails(EXDEV), One, Half, Nothing],
             Self::Clone | Self::Allocate => &[Fails(EINTR), Fails(ENOSPC), Fails(EOPNOTSUPP)],
             Self::OpenCreate
             | Self::OpenUnnamed
@@ -139,6 +141,7 @@ impl Call {
             | Self::Link
             | Self::Rename
             | Self::MakeFolder => &[Fails(EINTR), Fails(ENOSPC)],
+            Self::Lock => &[Fails(EINTR), Fails(ENOLCK)],
             Self::Close => return vec![DoneAndFails(EIO), DoneAndFails(EINTR)],
             Self::Open
             | Self::Seek
@@ -147,7 +150,6 @@ impl Call {
             | Self::Unlink
             | Self::RemoveFolder
             | Self::ReadLink
-            | Self::Lock
             | Self::Advise
             | Self::Other => &[Fails(EINTR)],
         };
@@ -163,7 +165,10 @@ impl Call {
 impl Fault {
     /// Whether it is an error that goes away by itself, or none.
     pub(super) fn is_harmless(self) -> bool {
-        matches!(self, Self::One | Self::Half | Self::Fails(EINTR | EXDEV | EOPNOTSUPP) | Self::DoneAndFails(_))
+        matches!(
+            self,
+            Self::One | Self::Half | Self::Nothing | Self::Fails(EINTR | EXDEV | EOPNOTSUPP) | Self::DoneAndFails(_)
+        )
     }
 
     /// Whether it says that there is no room.
@@ -174,14 +179,18 @@ impl Fault {
     /// The registers with which the call begins then.
     pub(super) fn begin(self, registers: &Registers) -> Registers {
         let mut changed = *registers;
-        let shorter = |count: u64| if self == Self::One { count.min(1) } else { count.div_ceil(2) };
+        let shorter = |count: u64| match self {
+            Self::Nothing => 0,
+            Self::One => count.min(1),
+            _ => count.div_ceil(2),
+        };
         match self {
             Self::Fails(_) => changed.orig_rax = u64::MAX,
             Self::DoneAndFails(_) => {}
-            Self::One | Self::Half if number(registers) == libc::SYS_copy_file_range => {
+            Self::One | Self::Half | Self::Nothing if number(registers) == libc::SYS_copy_file_range => {
                 changed.r8 = shorter(registers.r8);
             }
-            Self::One | Self::Half => changed.rdx = shorter(registers.rdx),
+            Self::One | Self::Half | Self::Nothing => changed.rdx = shorter(registers.rdx),
         }
         changed
     }
@@ -200,6 +209,11 @@ impl Fault {
 /// The arguments of a call.
 pub(super) fn arguments(registers: &Registers) -> [u64; 6] {
     [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9]
+}
+
+/// Where the kind of a file system was written by a call that has just asked for it.
+pub(super) fn kind_of_system(after: &Registers) -> Option<u64> {
+    (number(after) == libc::SYS_fstatfs && after.rax == 0).then_some(after.rsi)
 }
 
 /// The number of a call.

@@ -58,6 +58,11 @@ impl Case<'_> {
                 let must_fail = self.position.call.is_essential() && !self.fault.is_harmless();
                 assert!(!must_fail, "success, though it failed");
                 self.judge_success(ended);
+                let is_image = self.position.about.iter().any(|path| path.starts_with("backup/"));
+                let is_unlocked = self.is(Call::Lock) && self.fault == Fault::Fails(libc::ENOLCK) && is_image;
+                let is_told = ended.code == Some(3) && ended.stderr.contains("is not locked");
+                let opens_layers = matches!(self.does, Does::Makes | Does::Salvages);
+                assert!(!is_unlocked || !opens_layers || is_told, "nobody is told that there is no lock");
                 if ended.code == Some(0) { "harmless" } else { "warned" }
             }
             Some(1 | 2 | 4 | 6 | 7) => {
@@ -92,7 +97,7 @@ impl Case<'_> {
                 assert!(ended.code == Some(3) || ended.stdout == self.scene.said, "something else was said");
             }
             Does::Salvages if ended.code == Some(3) && !self.fault.is_harmless() => {
-                let kinds = ["lost", "stale", "damaged", "manifest", "checksums"];
+                let kinds = ["lost", "stale", "damaged", "manifest", "checksums", "is not locked"];
                 let said = format!("{}{}", ended.stdout, ended.stderr);
                 assert!(kinds.iter().any(|kind| said.contains(kind)), "no loss is told");
                 let (is, after) = (self.scene.tree(), &self.scene.after);
@@ -159,11 +164,11 @@ fn chosen(does: Does, positions: &[Position]) -> Vec<(usize, Fault)> {
 }
 
 /// Does the command again and again, disturbed each time in another way.
-fn disturb(does: Does, all_are_named: bool, earlier: &[&[&str]], words: &[&str]) {
+fn disturb(does: Does, system: Plan, earlier: &[&[&str]], words: &[&str]) {
     let scene = Scene::new(earlier, words);
     let once = |fault| {
         scene.reset();
-        run(&mut scene.command(), &scene.folder(), Plan { fault, all_are_named })
+        run(&mut scene.command(), &scene.folder(), Plan { fault, ..system })
     };
     let counted = once(None);
     assert_eq!(counted.output.status.code(), Some(0));
@@ -186,43 +191,51 @@ fn disturb(does: Does, all_are_named: bool, earlier: &[&[&str]], words: &[&str])
             wrong.push(said);
         }
     }
+    let offloads = positions.iter().any(|position| position.call == Call::CopyRange);
+    assert!(offloads || !system.shares_blocks, "nothing is left to the kernel");
     println!("{words:?}: {} calls, {classes:?}", positions.len());
     assert!(wrong.is_empty(), "{} are wrong, see above: {classes:?}", wrong.len());
     assert!(classes.len() > 1, "{classes:?}");
 }
 
+const USUAL: Plan = Plan { fault: None, all_are_named: false, shares_blocks: false };
+const NAMED: Plan = Plan { all_are_named: true, ..USUAL };
+const SHARING: Plan = Plan { shares_blocks: true, ..USUAL };
+
 /// The table: a test, what the command does, where, what comes before it, and the command.
 macro_rules! disturbed {
-    ($($name:ident: $does:ident, $named:literal, [$($earlier:expr),*], $words:expr;)+) => {
+    ($($name:ident: $does:ident, $system:expr, [$($earlier:expr),*], $words:expr;)+) => {
         $(
             #[test]
             fn $name() {
-                disturb(Does::$does, $named, &[$(&$earlier),*], &$words);
+                disturb(Does::$does, $system, &[$(&$earlier),*], &$words);
             }
         )+
     };
 }
 
 disturbed! {
-    a_merge_to_qcow2: Makes, false, [], ["merge", "--out", "new/folder/made"];
-    a_merge_to_qcow2_where_all_files_have_names: Makes, true, [], ["merge", "--out", "new/folder/made"];
-    a_merge_to_raw: Makes, false, [], ["merge", "--format", "raw", "--out", "made"];
-    a_compressed_merge: Makes, false, [], ["merge", "--compress", "--out", "new/made"];
-    a_merge_over_an_output: Makes, false, [], ["merge", "--force", "--out", "old"];
-    a_merge_over_an_output_where_all_files_have_names: Makes, true, [], ["merge", "--force", "--out", "old"];
-    a_commit: Changes, false, [], ["commit"];
-    a_commit_where_all_files_have_names: Changes, true, [], ["commit"];
-    a_commit_of_a_part_of_a_rebased_chain: Changes, false, [["rebase"]], ["commit", "--until", "INC-1700000100"];
-    a_rebase: Changes, false, [], ["rebase"];
-    a_snapshotrebase: Changes, false, [], ["snapshotrebase"];
-    a_snapshotrebase_of_a_rebased_chain: Changes, false, [["rebase"]], ["snapshotrebase"];
-    a_merge_that_verifies: Makes, false, [], ["merge", "--verify", "--out", "new/made"];
-    a_merge_to_a_stream: Looks, false, [], ["merge", "--format", "raw", "--out", "-"];
-    a_salvage: Salvages, false, [], ["merge", "--salvage", "--out", "new/made"];
-    a_repair: Changes, false, [], ["check", "--repair", "all"];
-    a_manifest: Changes, false, [], ["manifest"];
-    a_verify: Looks, false, [], ["verify"];
-    a_check: Looks, false, [], ["check"];
-    a_check_in_json: Looks, false, [], ["check", "--json"];
-    a_list: Looks, false, [], ["list"];
+    a_merge_to_qcow2: Makes, USUAL, [], ["merge", "--out", "new/folder/made"];
+    a_merge_to_qcow2_where_all_files_have_names: Makes, NAMED, [], ["merge", "--out", "new/folder/made"];
+    a_merge_to_qcow2_where_blocks_can_be_shared: Makes, SHARING, [], ["merge", "--out", "new/folder/made"];
+    a_merge_to_raw: Makes, USUAL, [], ["merge", "--format", "raw", "--out", "made"];
+    a_compressed_merge: Makes, USUAL, [], ["merge", "--compress", "--out", "new/made"];
+    a_merge_over_an_output: Makes, USUAL, [], ["merge", "--force", "--out", "old"];
+    a_merge_over_an_output_where_all_files_have_names: Makes, NAMED, [], ["merge", "--force", "--out", "old"];
+    a_commit: Changes, USUAL, [], ["commit"];
+    a_commit_where_all_files_have_names: Changes, NAMED, [], ["commit"];
+    a_commit_where_blocks_can_be_shared: Changes, SHARING, [], ["commit"];
+    a_commit_of_a_part_of_a_rebased_chain: Changes, USUAL, [["rebase"]], ["commit", "--until", "INC-1700000100"];
+    a_rebase: Changes, USUAL, [], ["rebase"];
+    a_snapshotrebase: Changes, USUAL, [], ["snapshotrebase"];
+    a_snapshotrebase_of_a_rebased_chain: Changes, USUAL, [["rebase"]], ["snapshotrebase"];
+    a_merge_that_verifies: Makes, USUAL, [], ["merge", "--verify", "--out", "new/made"];
+    a_merge_to_a_stream: Looks, USUAL, [], ["merge", "--format", "raw", "--out", "-"];
+    a_salvage: Salvages, USUAL, [], ["merge", "--salvage", "--out", "new/made"];
+    a_repair: Changes, USUAL, [], ["check", "--repair", "all"];
+    a_manifest: Changes, USUAL, [], ["manifest"];
+    a_verify: Looks, USUAL, [], ["verify"];
+    a_check: Looks, USUAL, [], ["check"];
+    a_check_in_json: Looks, USUAL, [], ["check", "--json"];
+    a_list: Looks, USUAL, [], ["list"];
 }

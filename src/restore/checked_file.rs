@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::bits::Bits;
+use crate::causes;
 use crate::chain::{BLOCK, Checksums, ChecksumsError};
 use crate::storage::{Storage, to_usize};
 
@@ -36,7 +37,7 @@ impl fmt::Display for Misfit {
 impl std::error::Error for Misfit {}
 
 /// A file, its checksums, and what is known of it by now.
-pub(super) struct Verified {
+pub(super) struct CheckedFile {
     file: Arc<dyn Storage>,
     sums: Option<Checksums>,
     /// Whether a block that does not fit is read all the same, and what cannot be read is remembered.
@@ -49,13 +50,13 @@ pub(super) struct Verified {
     unchecked: OnceLock<String>,
 }
 
-impl fmt::Debug for Verified {
+impl fmt::Debug for CheckedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verified").field("sums", &self.sums).finish_non_exhaustive()
+        f.debug_struct("CheckedFile").field("sums", &self.sums).finish_non_exhaustive()
     }
 }
 
-impl Verified {
+impl CheckedFile {
     pub(super) fn new(file: Arc<dyn Storage>, sums: Option<Checksums>, lenient: bool) -> Self {
         let blocks = sums.as_ref().map_or(0, Checksums::blocks);
         let (checked, misfits) = (Bits::new(blocks), Bits::new(blocks));
@@ -237,7 +238,7 @@ impl Verified {
     }
 }
 
-impl Storage for Verified {
+impl Storage for CheckedFile {
     fn length(&self) -> u64 {
         self.file.length()
     }
@@ -300,13 +301,7 @@ fn judged(opened: Result<Option<Checksums>, ChecksumsError>) -> (Option<Checksum
             (Some(sums), (blocks > 0).then_some(Unverified::Unsettled { blocks }))
         }
         Ok(None) => (None, Some(Unverified::None)),
-        Err(error) => {
-            let mut reason = error.to_string();
-            if let Some(source) = std::error::Error::source(&error) {
-                reason = format!("{reason}: {source}");
-            }
-            (None, Some(Unverified::Unusable(reason)))
-        }
+        Err(error) => (None, Some(Unverified::Unusable(causes::line(&error)))),
     }
 }
 
@@ -344,9 +339,9 @@ mod tests {
         FileExt::write_all_at(&file, &[byte[0] ^ 1], at).unwrap();
     }
 
-    fn open(path: &Path, lenient: bool) -> Verified {
+    fn open(path: &Path, lenient: bool) -> CheckedFile {
         let (sums, _) = sums(path);
-        Verified::new(Arc::new(FileStorage::open(path).unwrap()), sums, lenient)
+        CheckedFile::new(Arc::new(FileStorage::open(path).unwrap()), sums, lenient)
     }
 
     #[test]
