@@ -9,10 +9,8 @@ use super::entry::L1Entry;
 use super::error::{Allowed, Error, Invalid, Result};
 use super::geometry::Geometry;
 use super::header::Table;
+use super::pieces::read_pieces;
 use crate::storage::{Storage, to_usize};
-
-/// Bytes of a table that are read at once.
-const CHUNK: u64 = 256 << 10;
 
 /// Entries that are lost together where they cannot be read: those of a page.
 const PIECE: u64 = 512;
@@ -194,19 +192,13 @@ pub(crate) fn read_table(
     if offset.0.checked_add(length).is_none_or(|end| end > storage.length()) {
         return Err(Error::Truncated { what, offset, length, file_length: storage.length() });
     }
-    let mut buffer = vec![0; to_usize(length.min(CHUNK))];
-    let mut done = 0;
-    while done < length {
-        let part = buffer.get_mut(..to_usize((length - done).min(CHUNK))).unwrap_or_default();
-        let at = HostOffset(offset.0 + done);
-        storage.read_exact_at(part, at.0).map_err(|source| Error::Io { what, offset: at, source })?;
-        for (index, bytes) in (done / 8..).zip(part.chunks_exact(8)) {
+    read_pieces(storage, offset.0..offset.0 + length, what, &mut Vec::new(), |start, bytes| {
+        for (index, bytes) in ((start - offset.0) / 8..).zip(bytes.chunks_exact(8)) {
             let value = BigEndian::read_u64(bytes);
             if value != 0 {
                 each(index, value)?;
             }
         }
-        done += part.len() as u64;
-    }
-    Ok(())
+        Ok(())
+    })
 }
