@@ -169,14 +169,6 @@ impl Image {
         ranges
     }
 
-    /// Guest ranges of which a damaged L1 table says nothing, in order.
-    #[must_use]
-    pub fn unmapped(&self) -> Vec<Range<u64>> {
-        let coverage = self.header.geometry.l2_coverage();
-        let guest = |index: u64| index.saturating_mul(coverage).min(self.size());
-        self.l1.damaged().map(|indices| guest(indices.start)..guest(indices.end)).collect()
-    }
-
     /// The parts of a guest range whose entries, in L1 or L2 table, lie where `wrong` says that the file is not right. Asked
     /// for parts of the file, it names parts of these.
     pub(crate) fn mapped_from(

@@ -86,15 +86,19 @@ impl Image {
             let mut start = guest.start;
             while start < end {
                 let index = geometry.l1_index(GuestOffset(start));
-                let next =
-                    (index + 1).checked_mul(geometry.l2_coverage()).map_or(self.size(), |next| next.min(self.size()));
-                let stop = next.min(end);
-                let guest = start..stop;
-                start = stop;
-                if let Some(error) = self.l1().damage(index) {
+                let of_table = |index: u64| {
+                    index.checked_mul(geometry.l2_coverage()).map_or(self.size(), |at| at.min(self.size()))
+                };
+                if let Some((index, error)) = self.l1().damage(index) {
+                    let guest = start..of_table(index).min(end);
+                    start = guest.end;
                     joined.break_off(Unmapped { guest, error })?;
                     continue;
                 }
+                let next = of_table(index + 1);
+                let stop = next.min(end);
+                let guest = start..stop;
+                start = stop;
                 let Some(table) = self.l1().get(index) else {
                     joined.push(Extent { guest, content: Content::Unallocated })?;
                     continue;
