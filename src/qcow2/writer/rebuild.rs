@@ -150,7 +150,7 @@ impl Rebuild<'_> {
             flags.write()
         })?;
         if recount.is_damaged() && !self.takes_damage {
-            return Err(Error::NotWritable { reason: "its tables are damaged: check it" });
+            return Err(Error::DamagedTables);
         }
         Ok((used, moved))
     }
