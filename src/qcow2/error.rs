@@ -156,6 +156,9 @@ pub enum Error {
         /// Why not.
         reason: &'static str,
     },
+    /// Tables of an image that is to be changed in place are damaged.
+    #[error("its tables are damaged, and what they lead to cannot be counted: check the image")]
+    DamagedTables,
     /// A cluster that something refers to counts as free.
     #[error("the cluster at offset {cluster} is in use, but its refcount is 0: repair the image first")]
     InUse {

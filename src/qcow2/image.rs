@@ -138,28 +138,36 @@ impl Image {
         read_to_end(self.data(), buffer, host, "guest data")
     }
 
-    /// Guest ranges outside of which nothing is allocated, in order: what the L2 tables map.
+    /// Guest ranges outside of which nothing is allocated, in order: what the L2 tables map, but for those parts of the
+    /// tables that are holes in the file.
     #[must_use]
     pub fn occupied(&self) -> Vec<Range<u64>> {
-        let coverage = self.header.geometry.l2_coverage();
+        /// Bytes of a table that are holes or not, as far as this goes.
+        const PART: u64 = 64 << 10;
+        let geometry = self.header.geometry;
+        let (cluster, entry) = (geometry.cluster_size(), geometry.l2_entry_size());
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for index in self.l1.indices() {
-            let start = index * coverage;
-            let end = start.saturating_add(coverage).min(self.size());
-            match ranges.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => ranges.push(start..end),
+        for (index, table) in self.l1.indices().filter_map(|index| Some((index, self.l1.get(index)?.0))) {
+            let guest = |bytes: u64| {
+                let in_table = (bytes - table) / entry * cluster;
+                index.saturating_mul(geometry.l2_coverage()).saturating_add(in_table).min(self.size())
+            };
+            let (mut done, end) = (table, table + cluster);
+            // who reads the table is told why it cannot be read
+            while let Some(data) = self.storage.next_data_within(done..end).unwrap_or(Some(done)) {
+                let start = (table + (data - table) / PART * PART).max(done);
+                done = start.saturating_add(PART).min(end);
+                let part = guest(start)..guest(done);
+                match ranges.last_mut() {
+                    Some(last) if last.end == part.start => last.end = part.end,
+                    _ => ranges.push(part),
+                }
+                if done == end {
+                    break;
+                }
             }
         }
         ranges
-    }
-
-    /// Guest ranges of which a damaged L1 table says nothing, in order.
-    #[must_use]
-    pub fn unmapped(&self) -> Vec<Range<u64>> {
-        let coverage = self.header.geometry.l2_coverage();
-        let guest = |index: u64| index.saturating_mul(coverage).min(self.size());
-        self.l1.damaged().map(|indices| guest(indices.start)..guest(indices.end)).collect()
     }
 
     /// The parts of a guest range whose entries, in L1 or L2 table, lie where `wrong` says that the file is not right. Asked

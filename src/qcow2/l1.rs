@@ -9,10 +9,8 @@ use super::entry::L1Entry;
 use super::error::{Allowed, Error, Invalid, Result};
 use super::geometry::Geometry;
 use super::header::Table;
+use super::pieces::read_pieces;
 use crate::storage::{Storage, to_usize};
-
-/// Bytes of a table that are read at once.
-const CHUNK: u64 = 256 << 10;
 
 /// Entries that are lost together where they cannot be read: those of a page.
 const PIECE: u64 = 512;
@@ -57,7 +55,7 @@ impl L1Table {
                 Ok(())
             });
             if let Err(error) = whole {
-                read.lose(indices, &error);
+                read.lose(indices, error.to_string());
             }
         }
         // behind the end of the table
@@ -68,7 +66,7 @@ impl L1Table {
                 value: table.entries,
                 allowed: Allowed::Because("the disk needs more entries"),
             };
-            read.lose(table.entries..needed, &short.into());
+            read.lose(table.entries..needed, Error::from(short).to_string());
         }
         read.drop_shared();
         read
@@ -86,15 +84,16 @@ impl L1Table {
             Ok(entry) => self.entries.extend(entry.map(|entry| (index, entry.table))),
             Err(allowed) => {
                 let invalid = Invalid { field: "L1 entry", offset, value, allowed };
-                self.lose(index..index + 1, &invalid.into());
+                self.lose(index..index + 1, Error::from(invalid).to_string());
             }
         }
     }
 
-    fn lose(&mut self, indices: Range<u64>, error: &Error) {
+    /// Neighbours are lost together, for the reason of the first.
+    fn lose(&mut self, indices: Range<u64>, reason: String) {
         match self.damaged.last_mut() {
             Some((last, _)) if last.end == indices.start => last.end = indices.end,
-            _ => self.damaged.push((indices, error.to_string())),
+            _ => self.damaged.push((indices, reason)),
         }
     }
 
@@ -112,22 +111,21 @@ impl L1Table {
         let (lost, kept): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.entries).into_iter().partition(|(_, table)| shared.binary_search(table).is_ok());
         self.entries = kept;
-        self.damaged.extend(lost.into_iter().map(|(index, table)| {
+        let mut damaged = std::mem::take(&mut self.damaged);
+        damaged.extend(lost.into_iter().map(|(index, table)| {
             (index..index + 1, format!("another L1 entry points to the L2 table at offset {table}, too"))
         }));
-        self.damaged.sort_by_key(|(indices, _)| indices.start);
+        damaged.sort_by_key(|(indices, _)| indices.start);
+        for (indices, reason) in damaged {
+            self.lose(indices, reason);
+        }
     }
 
-    /// Why the entry cannot be used, if it cannot.
-    pub(crate) fn damage(&self, index: u64) -> Option<Error> {
+    /// Why the entry cannot be used, if it cannot, nor those that follow it up to another one.
+    pub(crate) fn damage(&self, index: u64) -> Option<(u64, Error)> {
         let place = self.damaged.partition_point(|(indices, _)| indices.end <= index);
-        let (_, reason) = self.damaged.get(place).filter(|(indices, _)| indices.contains(&index))?;
-        Some(Error::DamagedL1 { index, reason: reason.clone() })
-    }
-
-    /// The indices of the entries that cannot be used, in order.
-    pub(crate) fn damaged(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.damaged.iter().map(|(indices, _)| indices.clone())
+        let (indices, reason) = self.damaged.get(place).filter(|(indices, _)| indices.contains(&index))?;
+        Some((indices.end, Error::DamagedL1 { index, reason: reason.clone() }))
     }
 
     /// The entries with a table whose indices are in a range.
@@ -194,19 +192,13 @@ pub(crate) fn read_table(
     if offset.0.checked_add(length).is_none_or(|end| end > storage.length()) {
         return Err(Error::Truncated { what, offset, length, file_length: storage.length() });
     }
-    let mut buffer = vec![0; to_usize(length.min(CHUNK))];
-    let mut done = 0;
-    while done < length {
-        let part = buffer.get_mut(..to_usize((length - done).min(CHUNK))).unwrap_or_default();
-        let at = HostOffset(offset.0 + done);
-        storage.read_exact_at(part, at.0).map_err(|source| Error::Io { what, offset: at, source })?;
-        for (index, bytes) in (done / 8..).zip(part.chunks_exact(8)) {
+    read_pieces(storage, offset.0..offset.0 + length, what, &mut Vec::new(), |start, bytes| {
+        for (index, bytes) in ((start - offset.0) / 8..).zip(bytes.chunks_exact(8)) {
             let value = BigEndian::read_u64(bytes);
             if value != 0 {
                 each(index, value)?;
             }
         }
-        done += part.len() as u64;
-    }
-    Ok(())
+        Ok(())
+    })
 }

@@ -86,31 +86,36 @@ impl Image {
             let mut start = guest.start;
             while start < end {
                 let index = geometry.l1_index(GuestOffset(start));
-                let next =
-                    (index + 1).checked_mul(geometry.l2_coverage()).map_or(self.size(), |next| next.min(self.size()));
-                let stop = next.min(end);
-                let guest = start..stop;
-                start = stop;
-                if let Some(error) = self.l1().damage(index) {
+                let of_table = |index: u64| {
+                    index.checked_mul(geometry.l2_coverage()).map_or(self.size(), |at| at.min(self.size()))
+                };
+                if let Some((index, error)) = self.l1().damage(index) {
+                    let guest = start..of_table(index).min(end);
+                    start = guest.end;
                     joined.break_off(Unmapped { guest, error })?;
                     continue;
                 }
+                let next = of_table(index + 1);
+                let stop = next.min(end);
+                let guest = start..stop;
+                start = stop;
                 let Some(table) = self.l1().get(index) else {
                     joined.push(Extent { guest, content: Content::Unallocated })?;
                     continue;
                 };
                 let piece = if let Some(piece) = read.take().filter(|piece: &Piece| piece.index == index) {
-                    Ok(piece)
+                    Ok(Some(piece))
                 } else {
                     let behind = ranges.iter().skip(number).take_while(|range| range.start < next);
                     let last = behind.last().map_or(stop, |range| range.end.min(next));
                     self.read_table(index, table, guest.start..last, buffer)
                 };
                 match piece {
-                    Ok(piece) => {
+                    Ok(Some(piece)) => {
                         self.map_table(&piece, guest, buffer, &mut joined)?;
                         read = Some(piece);
                     }
+                    Ok(None) => joined.push(Extent { guest, content: Content::Unallocated })?,
                     Err(error) => joined.break_off(Unmapped { guest, error })?,
                 }
             }
@@ -119,18 +124,32 @@ impl Image {
         Ok(())
     }
 
-    /// Reads the entries for a guest range that lies in one L2 table.
-    fn read_table(&self, index: u64, table: HostOffset, guest: Range<u64>, buffer: &mut MapBuffer) -> Result<Piece> {
+    /// Reads the entries for a guest range that lies in one L2 table; `None` where there are many and all lie in a hole.
+    fn read_table(
+        &self,
+        index: u64,
+        table: HostOffset,
+        guest: Range<u64>,
+        buffer: &mut MapBuffer,
+    ) -> Result<Option<Piece>> {
+        /// Bytes that are read sooner than the system says whether they are a hole.
+        const FEW: usize = 64 << 10;
         let geometry = self.header().geometry;
         let first = geometry.l2_index(GuestOffset(guest.start));
         let last = geometry.l2_index(GuestOffset(guest.end - 1));
         let offset = HostOffset(table.0 + first * geometry.l2_entry_size());
         let length = to_usize((last - first + 1) * geometry.l2_entry_size());
+        let io = |source| Error::Io { what: "an L2 table", offset, source };
+        let end = offset.0 + length as u64;
+        // a table that was cut off is for whoever reads it
+        let is_whole = length > FEW && end <= self.storage().length();
+        if is_whole && self.storage().next_data_within(offset.0..end).map_err(io)?.is_none() {
+            return Ok(None);
+        }
         buffer.table.resize(buffer.table.len().max(length), 0);
         let bytes = buffer.table.get_mut(..length).unwrap_or_default();
-        let io = |source| Error::Io { what: "an L2 table", offset, source };
         self.storage().read_exact_at(bytes, offset.0).map_err(io)?;
-        Ok(Piece { index, offset, first, length })
+        Ok(Some(Piece { index, offset, first, length }))
     }
 
     fn map_table(

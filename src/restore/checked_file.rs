@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::bits::Bits;
 use crate::causes;
-use crate::chain::{BLOCK, Checksums, ChecksumsError};
+use crate::chain::{BLOCK, Checksums, ChecksumsError, ZERO_BLOCK_SUM};
 use crate::storage::{Storage, to_usize};
 
 /// Bytes that are given up together where they cannot be read: a page.
@@ -91,12 +91,6 @@ impl CheckedFile {
         /// Blocks whose sums are in memory at once.
         const BATCH: u64 = 1 << 14;
         let Some(sums) = &self.sums else { return Ok(()) };
-        let zeroes = vec![0; to_usize(BLOCK)];
-        let sum_of = |block: u64| {
-            let length = to_usize((sums.length() - block * BLOCK).min(BLOCK));
-            crc32fast::hash(zeroes.get(..length).unwrap_or_default())
-        };
-        let (usual, last) = (crc32fast::hash(&zeroes), sums.blocks().saturating_sub(1));
         let mut start = 0;
         while start < sums.length() {
             let data = self.file.next_data(start)?.unwrap_or(sums.length()..u64::MAX);
@@ -104,11 +98,7 @@ impl CheckedFile {
             let mut first = start.div_ceil(BLOCK);
             while first < hole_end {
                 let batch = first..(first + BATCH).min(hole_end);
-                for (block, sum) in batch.clone().zip(sums.read(batch.clone()).map_err(io::Error::other)?) {
-                    let zero = if block == last { sum_of(block) } else { usual };
-                    if !self.wants(block) || sum == zero {
-                        continue;
-                    }
+                for block in self.not_zeroes(sums, batch.clone()).map_err(io::Error::other)? {
                     if self.lenient {
                         self.misfits.set(block);
                     } else {
@@ -120,6 +110,20 @@ impl CheckedFile {
             start = data.end;
         }
         Ok(())
+    }
+
+    /// Those of some blocks that should be something else than zeroes, if they were not checked yet.
+    fn not_zeroes(&self, sums: &Checksums, blocks: Range<u64>) -> Result<Vec<u64>, ChecksumsError> {
+        let last = sums.blocks().saturating_sub(1);
+        let zeroes = |block: u64| {
+            if block < last {
+                return *ZERO_BLOCK_SUM;
+            }
+            let length = to_usize((sums.length() - block * BLOCK).min(BLOCK));
+            crc32fast::hash(&vec![0; length])
+        };
+        let known = blocks.clone().zip(sums.read(blocks)?);
+        Ok(known.filter(|(block, sum)| self.wants(*block) && *sum != zeroes(*block)).map(|(block, _)| block).collect())
     }
 
     /// Whether a block has a sum that says anything, and was not checked yet.
@@ -253,6 +257,22 @@ impl Storage for CheckedFile {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.file.next_data(offset)
     }
+
+    /// What became a hole and should be something else is no hole: whoever reads it is told.
+    fn next_data_within(&self, range: Range<u64>) -> io::Result<Option<u64>> {
+        let data = self.file.next_data_within(range.clone())?;
+        let Some(sums) = &self.sums else { return Ok(data) };
+        let blocks = range.start / BLOCK..data.unwrap_or(range.end).div_ceil(BLOCK).min(sums.blocks());
+        if range.is_empty() || blocks.is_empty() {
+            return Ok(data);
+        }
+        let lost = match self.not_zeroes(sums, blocks) {
+            Ok(blocks) => blocks.first().map(|block| (block * BLOCK).max(range.start)),
+            // so is whoever reads where that cannot be said
+            Err(_) => Some(range.start),
+        };
+        Ok([lost, data].into_iter().flatten().min())
+    }
 }
 
 /// Why nothing, or not all, of an image can be checked.
@@ -378,6 +398,23 @@ mod tests {
         let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&file, punch, 4 * BLOCK, BLOCK).unwrap();
         assert_eq!(open(&path, false).check_holes().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_hole_that_should_be_data_is_read_by_who_leaves_out_holes() {
+        let (_folder, path) = image();
+        let next = |range: Range<u64>| open(&path, false).next_data_within(range).unwrap();
+        assert_eq!([next(BLOCK..2 * BLOCK), next(BLOCK..3 * BLOCK), next(0..1)], [None, Some(2 * BLOCK), Some(0)]);
+        let file = File::options().write(true).open(&path).unwrap();
+        let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        // a whole block, and a page of one
+        rustix::fs::fallocate(&file, punch, 4 * BLOCK, BLOCK).unwrap();
+        rustix::fs::fallocate(&file, punch, 6 * BLOCK + 8192, 4096).unwrap();
+        for hole in [4 * BLOCK + 5..5 * BLOCK, 6 * BLOCK + 8192..6 * BLOCK + 9000] {
+            assert_eq!(next(hole.clone()), Some(hole.start));
+            let image: Arc<dyn Storage> = Arc::new(open(&path, true));
+            assert_eq!(image.next_data_within(hole.clone()).unwrap(), Some(hole.start));
+        }
     }
 
     #[test]

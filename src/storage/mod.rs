@@ -63,6 +63,15 @@ pub trait Storage: Send + Sync {
         Ok(self.next_data(offset)?.map(|data| data.start))
     }
 
+    /// Where data begins in a range of which not all is holes. What is before it, or all of the range, reads as zeroes and need
+    /// not be read.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn next_data_within(&self, range: Range<u64>) -> io::Result<Option<u64>> {
+        Ok(self.next_data_start(range.start)?.filter(|start| *start < range.end))
+    }
+
     /// The open file behind this storage, if there is one, for copies that stay in the kernel.
     fn as_file(&self) -> Option<&File> {
         None
@@ -115,6 +124,10 @@ impl<S: Storage + ?Sized> Storage for &S {
         (**self).next_data_start(offset)
     }
 
+    fn next_data_within(&self, range: Range<u64>) -> io::Result<Option<u64>> {
+        (**self).next_data_within(range)
+    }
+
     fn as_file(&self) -> Option<&File> {
         (**self).as_file()
     }
@@ -135,6 +148,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
         self.as_ref().next_data_start(offset)
+    }
+
+    fn next_data_within(&self, range: Range<u64>) -> io::Result<Option<u64>> {
+        self.as_ref().next_data_within(range)
     }
 
     fn as_file(&self) -> Option<&File> {

@@ -139,6 +139,28 @@ fn what_is_marked_as_corrupt_is_refused() {
     }
 }
 
+/// What would end the work when a part of it is done, and each time that it is done again.
+#[test]
+fn a_full_with_damaged_tables_is_refused_whether_it_is_to_be_checked_or_not() {
+    let backup = Backup::new();
+    let sound = fs::read(&backup.images[0]).unwrap();
+    let map = Map::of(&sound);
+    let entries = [map.l2[0], map.l2[map.l2.len() - 1]];
+    // bits that nothing uses, and a cluster behind the end of the file
+    let damages = entries.into_iter().flat_map(|at| [(at, 1 << 57), (at, 1 << 63 | 1 << 50)]);
+    for (at, value) in damages.chain([(map.refcount_table[0], 512)]) {
+        let mut bytes = sound.clone();
+        put(&mut bytes, at, value);
+        fs::write(&backup.images[0], bytes).unwrap();
+        for words in [&["--skip-check"][..], &[]] {
+            assert_refused(&backup, words, 4, "nothing was changed");
+        }
+    }
+    // and when it is right again, nothing was begun
+    fs::write(&backup.images[0], sound).unwrap();
+    backup.does(&["snapshotrebase", "--skip-check"]).with(0);
+}
+
 #[test]
 fn refcounts_that_cannot_count_the_snapshots_are_refused() {
     let backup = Backup::new();

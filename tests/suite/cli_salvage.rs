@@ -179,7 +179,7 @@ fn clusters_with_two_owners_are_listed_as_damaged() {
 }
 
 /// Writes an image of version 3 that has one L1 table, L2 tables with the given entries and some data.
-fn build(path: &Path, (cluster_bits, size): (u32, u64), entry: impl Fn(u64, u64) -> u64, data: &[u8]) {
+pub(crate) fn build(path: &Path, (cluster_bits, size): (u32, u64), entry: impl Fn(u64, u64) -> u64, data: &[u8]) {
     let cluster = 1_u64 << cluster_bits;
     let clusters = size.div_ceil(cluster);
     let tables = clusters.div_ceil(cluster / 8);
@@ -208,17 +208,17 @@ fn build(path: &Path, (cluster_bits, size): (u32, u64), entry: impl Fn(u64, u64)
 
 /// What a program took, as looks now and then show it.
 #[derive(Debug, Default)]
-struct Cost {
-    code: Option<i32>,
+pub(crate) struct Cost {
+    pub(crate) code: Option<i32>,
     /// Its peak of memory in KiB.
     peak: u64,
-    reads: u64,
+    pub(crate) reads: u64,
     /// Of all its processors together: that others use them, too, makes it no longer.
     time: Duration,
 }
 
 /// Runs a command to its end.
-fn measured(mut command: Command) -> Cost {
+pub(crate) fn measured(mut command: Command) -> Cost {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let mut cost = Cost::default();
     while child.try_wait().unwrap().is_none() {
@@ -283,6 +283,38 @@ fn hostile_images_take_little_time_and_memory() {
     build(&full, (21, size), |_, data| 1 << 62 | sectors << 49 | data, &stream);
     build(&inc(1), (9, size), |number, _| number % 2, &[]);
     salvage("damaged streams");
+}
+
+#[test]
+fn an_l1_table_that_leads_to_one_place_costs_as_much_as_its_entries_not_as_the_disk() {
+    const ENTRIES: u64 = 65_536;
+    const COVERAGE: u64 = 1 << 39;
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("FULL-1700000000-disk");
+    // every one of them; and every other one, the rest leads nowhere
+    for step in [1, 2] {
+        build(&full, (21, COVERAGE), |number, data| if number == 0 { 1 << 63 | data } else { 0 }, &[5; 512]);
+        put(&full, 24, ENTRIES * COVERAGE);
+        File::options().write(true).open(&full).unwrap().write_all_at(&[0, 1, 0, 0], 36).unwrap();
+        let (l1, l2) = (3 << 21, 4 << 21);
+        let table = (0..ENTRIES).flat_map(|entry| if entry % step == 0 { l2 } else { 0_u64 }.to_be_bytes());
+        File::options().write(true).open(&full).unwrap().write_all_at(&table.collect::<Vec<u8>>(), l1).unwrap();
+        let salvage = |words: &[&str]| {
+            let mut command = qmprestore(["merge", "--salvage", "--force", "--dir"]);
+            command.arg(folder.path()).arg("--out").arg(folder.path().join("out/out")).args(words);
+            command
+        };
+        let cost = measured(salvage(&[]));
+        assert_eq!(cost.code, Some(3), "{step}: {cost:?}");
+        assert!(cost.time < Duration::from_secs(5) && cost.peak < 256 << 10, "{step}: {cost:?}");
+        let lost = listed(&Ended::of(&mut salvage(&["--json"])).with(3), "lost");
+        let each: Vec<Range<u64>> = (0..ENTRIES / 2).map(|at| at * 2 * COVERAGE..(at * 2 + 1) * COVERAGE).collect();
+        if step == 1 {
+            assert_eq!(lost, std::slice::from_ref(&(0..ENTRIES * COVERAGE)));
+        } else {
+            assert!(lost == each[..lost.len()] && lost.len() == 10_000, "{}", lost.len());
+        }
+    }
 }
 
 #[test]

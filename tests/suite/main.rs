@@ -50,6 +50,7 @@ mod edited;
 #[cfg(target_arch = "x86_64")]
 mod faults;
 mod header_crash;
+mod holes;
 mod hostile_folder;
 mod imago_judge;
 mod in_place;

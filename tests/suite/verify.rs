@@ -1,5 +1,6 @@
 //! Damage of every kind is found and named, and nothing that is right is.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::ops::Range;
@@ -15,8 +16,9 @@ use qmpbackup::restore::{
 use qmpbackup::storage::{Access, FileStorage};
 use serde_json::Value;
 
+use crate::cli_salvage::{build, measured};
 use crate::prng::Prng;
-use crate::program::{Backup, Ended, event};
+use crate::program::{Backup, Ended, event, qmprestore};
 use crate::random_chain::Chain;
 use crate::seeds::{Told, shared_seeds};
 use crate::sparse;
@@ -368,6 +370,39 @@ fn images_that_were_swapped_are_told_from_damaged_ones() {
     fs::write(&backup.images[1], vec![7; backup.images[1].metadata().unwrap().len() as usize]).unwrap();
     let found = told(&verified(&backup.dir));
     assert!(found.contains(&(all[1].clone(), "blocks", all[1..].to_vec())), "{found:#?}");
+}
+
+/// Each image is looked at a few times, however many of them are damaged, and whether their damage is hidden or not.
+#[test]
+fn the_damage_of_many_images_costs_a_few_reads_of_each() {
+    const IMAGES: u64 = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |number: u64| {
+        let level = if number == 0 { "FULL" } else { "INC" };
+        folder.path().join(format!("{level}-{}-disk", 1_700_000_000 + number))
+    };
+    let images: Vec<PathBuf> = (0..IMAGES).map(path).collect();
+    for hides in [false, true] {
+        for (number, image) in (0..).zip(&images) {
+            let entry = |cluster: u64, data| if hides || cluster == number { 1 << 63 | data } else { 0 };
+            build(image, (16, IMAGES << 16), entry, &vec![1; 65_536]);
+        }
+        keep_books(&images);
+        for (number, image) in (0..).zip(&images) {
+            let mut bytes = fs::read(image).unwrap();
+            let at = bytes.len() - 1000 - number;
+            bytes[at] ^= 1;
+            fs::write(image, bytes).unwrap();
+        }
+        let cost = measured(qmprestore([OsStr::new("verify"), OsStr::new("--dir"), folder.path().as_os_str()]));
+        assert_eq!(cost.code, Some(4));
+        assert!(cost.reads < 200 * IMAGES, "{hides}: {cost:?}");
+        let verified = verified(folder.path());
+        let blocks = verified.flaws.iter().filter(|flawed| flawed.flaw.kind() == "blocks");
+        let suffering: Vec<u64> = blocks.map(|flawed| flawed.points.len() as u64).collect();
+        let expected: Vec<u64> = (0..IMAGES).map(|number| if hides { 1 } else { IMAGES - number }).collect();
+        assert_eq!(suffering, expected, "{hides}");
+    }
 }
 
 #[test]

@@ -134,7 +134,7 @@ pub(in crate::cli) struct Commit {
     /// Threads to work with, at most 256 [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(in crate::cli) threads: Option<NonZeroUsize>,
-    /// Do not check the metadata of the images before they are changed
+    /// Do not check the INC images before they are written into the FULL; the metadata of the FULL is checked all the same
     #[arg(long)]
     pub(in crate::cli) skip_check: bool,
     /// Go on even where a failed backup run may have lost changes

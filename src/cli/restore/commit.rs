@@ -42,7 +42,7 @@ pub(in crate::cli) fn run(
         dry_run: arguments.dry_run,
     };
     reporter.follow(|| {
-        let commit = Commit::plan(&point, options, &reporter).map_err(Failure::Refused)?;
+        let mut commit = Commit::plan(&point, options, &reporter).map_err(Failure::Refused)?;
         // before they were locked, others may have changed the images
         if !arguments.dry_run {
             let now = discover(&arguments.place.dir)?;
@@ -56,9 +56,8 @@ pub(in crate::cli) fn run(
         }
         let summary = commit.summary().clone();
         plan(arguments, &point, &summary, console);
-        if !arguments.skip_check {
-            commit.check(&reporter).map_err(Failure::Refused)?;
-        }
+        let checked = if arguments.skip_check { commit.check_full(&reporter) } else { commit.check(&reporter) };
+        checked.map_err(Failure::Refused)?;
         if arguments.dry_run {
             return show(&point, &summary, console);
         }

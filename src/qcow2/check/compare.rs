@@ -1,41 +1,64 @@
 //! Holds counted references against stored refcounts.
 
-use super::counters::{COUNT_MAX, Counters};
+use std::ops::Range;
+
+use super::counters::{COUNT_MAX, Counted, Counter};
 use super::finding::Finding;
-use super::report::Report;
+use super::report::{FINDINGS_KEPT, Report};
 use super::stored::Stored;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::error::Result;
 use crate::qcow2::geometry::Geometry;
 
-/// Reports every cluster of the window whose refcount is not the number of its references, and metadata that is
-/// used twice.
+/// Reports every cluster of a range whose refcount is not the number of its references, and metadata that is used twice.
+/// Behind so many clusters the file ends.
 pub(super) fn compare(
-    counters: &mut Counters,
+    range: Range<u64>,
+    counted: &Counted<'_>,
     stored: &Stored<'_>,
-    clusters: u64,
-    geometry: Geometry,
+    (clusters, geometry): (u64, Geometry),
     report: &mut Report,
 ) -> Result<()> {
-    stored.for_each(counters.window(), |index, refcount| {
-        let (references, overlap) = counters.get(index);
-        // behind the end of the file only what something refers to
-        let refcount = refcount.filter(|_| index < clusters || references > 0);
-        if references == 0 && refcount.is_none_or(|refcount| refcount == 0) {
-            return;
-        }
-        report.image_end_offset = HostOffset((index + 1) * geometry.cluster_size());
-        let (cluster, counted) = (HostOffset(index * geometry.cluster_size()), u64::from(references));
-        match refcount {
-            Some(stored) if stored < counted => report.add(Finding::RefcountTooLow { cluster, stored, counted }),
-            // a counter at its end says "at least"
-            Some(stored) if stored > counted && references < COUNT_MAX => {
-                report.add(Finding::Leak { cluster, stored, counted });
+    stored.runs(range, &mut |run, refcount| {
+        counted.runs(run, &mut |mut run, counter| {
+            // behind the end of the file only what something refers to
+            if counter.references() == 0 {
+                run.end = run.end.min(clusters);
             }
-            _ => {}
-        }
-        if overlap {
-            report.add(Finding::Overlap { cluster });
-        }
+            if !run.is_empty() {
+                judge(&run, refcount, counter, geometry, report);
+            }
+            Ok(())
+        })
     })
+}
+
+/// A run of clusters with one refcount and one counter.
+fn judge(run: &Range<u64>, refcount: Option<u64>, found: Counter, geometry: Geometry, report: &mut Report) {
+    let counted = u64::from(found.references());
+    if counted == 0 && refcount.is_none_or(|refcount| refcount == 0) {
+        return;
+    }
+    report.image_end_offset = HostOffset(run.end << geometry.cluster_bits());
+    let offset = |cluster: u64| HostOffset(cluster << geometry.cluster_bits());
+    let wrong = |cluster: u64| {
+        let cluster = offset(cluster);
+        match refcount {
+            Some(stored) if stored < counted => Some(Finding::RefcountTooLow { cluster, stored, counted }),
+            // a counter at its end says "at least"
+            Some(stored) if stored > counted && found.references() < COUNT_MAX => {
+                Some(Finding::Leak { cluster, stored, counted })
+            }
+            _ => None,
+        }
+    };
+    let overlap = |cluster: u64| found.overlaps().then_some(Finding::Overlap { cluster: offset(cluster) });
+    let told = run.end.min(run.start.saturating_add(FINDINGS_KEPT as u64));
+    for cluster in run.start..told {
+        wrong(cluster).into_iter().chain(overlap(cluster)).for_each(|finding| report.add(finding));
+    }
+    // no more are kept
+    for finding in wrong(told).into_iter().chain(overlap(told)) {
+        report.add_all(finding, run.end - told);
+    }
 }

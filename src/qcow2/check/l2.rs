@@ -9,7 +9,7 @@ use super::walk::Walk;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::entry::{CompressedCluster, L2Entry};
 use crate::qcow2::error::{Allowed, Invalid, Result};
-use crate::qcow2::image::read_to_end;
+use crate::qcow2::pieces::read_pieces;
 use crate::qcow2::wire::{FLAG_COMPRESSED, FLAG_COPIED, OFFSET_MASK};
 use crate::storage::to_usize;
 
@@ -25,7 +25,7 @@ struct Place {
     guest: Option<u64>,
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_> {
     /// Counts what an L2 table refers to, and the table itself.
     pub(super) fn l2(&mut self, cluster: u64, noted: Noted, buffer: &mut Vec<u8>) -> Result<()> {
         let geometry = self.rules.geometry;
@@ -34,46 +34,51 @@ impl Walk<'_> {
         if let Some(entry) = noted.shared {
             self.find(Finding::SharedL2Table { table: HostOffset(table), entry });
         }
-        buffer.resize(to_usize(self.cluster_size()), 0);
-        read_to_end(self.storage, buffer, HostOffset(table), "an L2 table")?;
         let first = noted.active.and_then(|index| u64::from(index).checked_mul(geometry.l2_coverage()));
         let mut follows = 0;
-        for (index, bytes) in (0..).zip(buffer.chunks_exact(to_usize(geometry.l2_entry_size()))) {
-            let (value, bitmap) = bytes.split_at(8);
-            let bitmap = bitmap.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-            let value = BigEndian::read_u64(value);
-            if value == 0 && bitmap == 0 {
-                continue;
+        let storage = self.storage;
+        read_pieces(storage, table..table + self.cluster_size(), "an L2 table", buffer, |start, bytes| {
+            let start = (start - table) / geometry.l2_entry_size();
+            for (index, bytes) in (start..).zip(bytes.chunks_exact(to_usize(geometry.l2_entry_size()))) {
+                let (value, bitmap) = bytes.split_at(8);
+                let bitmap = bitmap.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+                let value = BigEndian::read_u64(value);
+                if value == 0 && bitmap == 0 {
+                    continue;
+                }
+                let guest = first.and_then(|first| first.checked_add(index << geometry.cluster_bits()));
+                let place = Place {
+                    entry: HostOffset(table + index * geometry.l2_entry_size()),
+                    value,
+                    references: noted.references,
+                    active: noted.active.is_some(),
+                    guest: guest.filter(|guest| *guest < self.header.size),
+                };
+                self.entry(place, bitmap)?;
+                if self.first && place.active {
+                    self.tally(value, &mut follows);
+                }
             }
-            let guest = first.and_then(|first| first.checked_add(index << geometry.cluster_bits()));
-            let place = Place {
-                entry: HostOffset(table + index * geometry.l2_entry_size()),
-                value,
-                references: noted.references,
-                active: noted.active.is_some(),
-                guest: guest.filter(|guest| *guest < self.header.size),
-            };
-            self.entry(place, bitmap);
-            if self.first && place.active {
-                self.tally(value, &mut follows);
-            }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
-    fn entry(&mut self, place: Place, bitmap: u64) {
+    fn entry(&mut self, place: Place, bitmap: u64) -> Result<()> {
         match L2Entry::decode(place.value, bitmap, self.rules) {
-            Ok(L2Entry::Unallocated) => {}
+            Ok(L2Entry::Unallocated) => Ok(()),
             Ok(L2Entry::Zero { host, copied }) => self.data(place, host, copied, 0),
             Ok(L2Entry::Data { host, copied }) => self.data(place, Some(host), copied, self.cluster_size()),
             Ok(L2Entry::Subclusters { host, copied, allocated, .. }) => {
                 let used = u64::from(u32::BITS - allocated.leading_zeros());
-                self.data(place, host, copied, used * self.rules.geometry.subcluster_size());
+                self.data(place, host, copied, used * self.rules.geometry.subcluster_size())
             }
-            Ok(L2Entry::Compressed(data)) => self.compressed(place, data),
+            Ok(L2Entry::Compressed(data)) => {
+                self.compressed(place, data);
+                Ok(())
+            }
             Err(allowed) => {
                 self.invalid(place, allowed);
-                self.claim_invalid(place, bitmap);
+                self.claim_invalid(place, bitmap)
             }
         }
     }
@@ -83,24 +88,23 @@ impl Walk<'_> {
     }
 
     /// `used`: bytes of the cluster that hold data.
-    fn data(&mut self, place: Place, host: Option<HostOffset>, copied: bool, used: u64) {
-        let Some(HostOffset(host)) = host else { return };
+    fn data(&mut self, place: Place, host: Option<HostOffset>, copied: bool, used: u64) -> Result<()> {
+        let Some(HostOffset(host)) = host else { return Ok(()) };
         if self.rules.data_file {
-            return self.external(place, host, copied);
+            self.external(place, host, copied);
+            return Ok(());
         }
         // the last cluster of the disk need not be whole, and nothing is known of VM state and snapshots
         let used = used.min(place.guest.map_or(1, |guest| self.header.size - guest));
         let file_length = self.storage.length();
         if !self.claim_inside("a data cluster", (host, self.cluster_size()), place.references, Owner::Data) {
-            return;
+            return Ok(());
         }
         if host + used > file_length.next_multiple_of(512) {
             let offset = HostOffset(host);
             self.find(Finding::BeyondEnd { what: "a data cluster", offset, length: used, file_length });
         }
-        if place.active {
-            self.copied("L2", place.entry, host, copied);
-        }
+        if place.active { self.copied("L2", place.entry, host, copied) } else { Ok(()) }
     }
 
     /// Clusters of an external data file have no refcounts, and guest and host offsets are the same.
@@ -119,9 +123,9 @@ impl Walk<'_> {
     }
 
     /// As QEMU, counts what an entry with wrong bits most probably means, so that one wrong bit does not make leaks.
-    fn claim_invalid(&mut self, place: Place, bitmap: u64) {
+    fn claim_invalid(&mut self, place: Place, bitmap: u64) -> Result<()> {
         if self.rules.data_file {
-            return;
+            return Ok(());
         }
         let offset = place.value & OFFSET_MASK;
         if place.value & FLAG_COMPRESSED != 0 {
@@ -131,9 +135,10 @@ impl Walk<'_> {
         } else if offset != 0 && (bitmap >> 32) & bitmap == 0 {
             let range = (offset, self.cluster_size());
             if self.claim_inside("a data cluster", range, place.references, Owner::Data) && place.active {
-                self.copied("L2", place.entry, offset, place.value & FLAG_COPIED != 0);
+                return self.copied("L2", place.entry, offset, place.value & FLAG_COPIED != 0);
             }
         }
+        Ok(())
     }
 
     fn tally(&mut self, value: u64, follows: &mut u64) {

@@ -6,9 +6,10 @@
 //! refcount table ──> stored ────┘
 //! ```
 //!
-//! Refcounts are compared in windows of the file, and L2 tables are walked in batches, so memory stays below 64 MiB
-//! for an image of any size. Each table is read once in a pass, however often the image refers to it, so that time
-//! goes with the length of the file, whatever the image claims.
+//! Only so many clusters are counted at a time, and L2 tables are walked in batches, so memory stays below 64 MiB for an
+//! image of any size. Each table is read once in a pass, however often the image refers to it; what is a hole in the file
+//! is not read, and what nothing refers to is not looked at. So time goes with what the tables hold, whatever the image
+//! claims, and however long its file is.
 //!
 //! Stricter than QEMU, since a backup that was cut must not pass: L2 tables and refcount blocks must be whole in the
 //! file, and data must be there up to the last sector that the disk has of it. Also metadata clusters must not be
@@ -22,6 +23,7 @@ mod l2;
 mod recount;
 mod report;
 mod roots;
+mod spans;
 mod stored;
 mod tables;
 mod walk;
@@ -36,6 +38,8 @@ pub(super) use stored::Stored;
 
 use self::compare::compare;
 use self::counters::Counters;
+use self::spans::Spans;
+use self::stored::Lookup;
 use self::walk::Walk;
 use super::entry::EntryRules;
 use super::error::{Error, Result};
@@ -55,7 +59,7 @@ pub struct Progress {
 /// What a check may hold in memory at a time. The report is the same for any numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckLimits {
-    /// Host clusters with a counter of four bytes; 8 Mi by default.
+    /// Host clusters that are counted, for four bytes each; 7 Mi by default. Where they lie apart it is fewer.
     pub window: u64,
     /// L2 tables; 256 Ki by default.
     pub tables: usize,
@@ -63,7 +67,7 @@ pub struct CheckLimits {
 
 impl Default for CheckLimits {
     fn default() -> Self {
-        Self { window: 8 << 20, tables: 256 << 10 }
+        Self { window: 7 << 20, tables: 256 << 10 }
     }
 }
 
@@ -97,7 +101,10 @@ impl Image {
         let stored = Stored::read(self.storage(), self.header(), &mut Report::default())?;
         let mut highest = 0;
         let clusters = self.header().geometry.clusters(self.storage().length());
-        stored.for_each_used(0..clusters, |_, refcount| highest = refcount.max(highest))?;
+        stored.runs(0..clusters, &mut |_, refcount| {
+            highest = refcount.unwrap_or_default().max(highest);
+            Ok(())
+        })?;
         Ok(highest)
     }
 }
@@ -115,18 +122,15 @@ fn check_header(
     let roots = Roots::read(storage, header, &mut report)?;
     let stored = Stored::read(storage, header, &mut report)?;
     let clusters = geometry.clusters(storage.length());
-    let window = limits.window.max(1);
-    let mut observe = Observe { observer, pass: 0, passes: clusters.div_ceil(window), length: storage.length() };
-    let mut start = Some(0);
-    while let Some(first) = start {
+    let spans = Spans::of(&roots, geometry);
+    let mut lookup = Lookup::new(&stored);
+    let mut observe = Observe { observer, start: 0, share: 0, length: storage.length() };
+    let mut first = 0;
+    // a cluster that is cut by the end of the file may reach into the next one
+    while first <= clusters {
+        observe.pass(first << geometry.cluster_bits(), limits.window.saturating_mul(geometry.cluster_size()));
         observe.tell(0)?;
-        // a cluster that is cut by the end of the file may reach into the next one
-        let mut counters = Counters::new(first..first.saturating_add(window).min(clusters + 1))?;
-        stored.for_each_used(counters.window(), |cluster, refcount| {
-            if refcount == 1 {
-                counters.store_one(cluster);
-            }
-        })?;
+        let mut counters = Counters::new(&spans, first, limits.window)?;
         let mut tally = report.clusters;
         let mut walk = Walk {
             storage,
@@ -136,14 +140,17 @@ fn check_header(
             clusters: &mut tally,
             found: &mut |finding| report.add(finding),
             first: first == 0,
+            is_one: &mut |cluster| {
+                if first == 0 { lookup.get(cluster).map(|refcount| Some(refcount == 1)) } else { Ok(None) }
+            },
         };
         walk.run(&roots, &stored.references, limits, &mut observe)?;
         report.clusters = tally;
-        compare(&mut counters, &stored, clusters, geometry, &mut report)?;
+        let counted = counters.finish();
         // what is referred to behind the end of the file is a finding already, and has no refcount to compare
-        let next = [counters.next(), stored.next(counters.window().end)].into_iter().flatten().min();
-        start = next.filter(|next| *next <= clusters);
-        observe.pass = start.unwrap_or_default() / window;
+        let below = counted.below().min(clusters + 1);
+        compare(first..below, &counted, &stored, (clusters, geometry), &mut report)?;
+        first = below.max(first + 1);
     }
     Ok(report)
 }
@@ -151,15 +158,23 @@ fn check_header(
 /// Tells the observer.
 struct Observe<'a> {
     observer: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
-    pass: u64,
-    passes: u64,
+    /// Bytes of the file that earlier passes count for, and this one.
+    start: u64,
+    share: u64,
     length: u64,
 }
 
 impl Observe<'_> {
+    /// Begins a pass that counts for so many bytes, if there are so many.
+    fn pass(&mut self, start: u64, share: u64) {
+        self.start = start.min(self.length);
+        self.share = share.min(self.length - self.start);
+    }
+
+    /// Tells how far a pass is, in bytes of the file.
     fn tell(&mut self, offset: u64) -> Result<()> {
-        let pass = u128::from(self.pass) * u128::from(self.length) + u128::from(offset);
-        let done = u64::try_from(pass / u128::from(self.passes.max(1))).unwrap_or(u64::MAX).min(self.length);
+        let part = u128::from(self.share) * u128::from(offset.min(self.length)) / u128::from(self.length.max(1));
+        let done = self.start.saturating_add(u64::try_from(part).unwrap_or(self.share));
         match (self.observer)(Progress { done, total: self.length }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Cancelled),

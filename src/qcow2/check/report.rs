@@ -69,15 +69,20 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, finding: impl Into<Finding>) {
-        let finding = finding.into();
-        match finding.severity() {
-            Severity::Leak => self.leaks += 1,
-            Severity::Refcount => self.refcount_errors += 1,
-            Severity::Structure => self.structure_errors += 1,
-        }
+        self.add_all(finding.into(), 1);
+    }
+
+    /// Counts so many findings of a kind, of which this is the first.
+    pub(super) fn add_all(&mut self, finding: Finding, times: u64) {
+        let counter = match finding.severity() {
+            Severity::Leak => &mut self.leaks,
+            Severity::Refcount => &mut self.refcount_errors,
+            Severity::Structure => &mut self.structure_errors,
+        };
+        *counter = counter.saturating_add(times);
         // refcounts can be made again, what else was cut off is lost
         self.beyond_end |= matches!(finding, Finding::BeyondEnd { what, .. } if what != REFCOUNT_TABLE);
-        if self.findings.len() < FINDINGS_KEPT {
+        if times > 0 && self.findings.len() < FINDINGS_KEPT {
             self.findings.push(finding);
         }
     }

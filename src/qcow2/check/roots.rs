@@ -46,6 +46,13 @@ pub(super) struct Root {
     pub(super) references: u32,
 }
 
+impl Root {
+    /// The bytes of the table.
+    pub(super) fn range(self) -> Range<u64> {
+        range(self.table)
+    }
+}
+
 /// Where the walk starts. The tables do not overlap, so that the work is bounded by the length of the file, however
 /// many snapshots and bitmaps the image claims to have.
 #[derive(Debug, Default)]

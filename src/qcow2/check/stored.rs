@@ -1,5 +1,6 @@
 //! Refcounts as the image has them, read block by block.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::report::Report;
@@ -8,6 +9,7 @@ use crate::qcow2::error::{Allowed, Invalid, Result};
 use crate::qcow2::header::{Header, Table};
 use crate::qcow2::image::read_to_end;
 use crate::qcow2::l1::read_table;
+use crate::qcow2::pieces::read_pieces;
 use crate::qcow2::refcount;
 use crate::qcow2::wire::REFCOUNT_OFFSET_MASK;
 use crate::storage::{Storage, to_usize};
@@ -51,6 +53,7 @@ impl<'a> Stored<'a> {
             order: header.refcount_order,
             clusters: storage.length().div_ceil(cluster_size),
         };
+        let mut known = HashSet::new();
         let table = inside(storage, header.refcount_table);
         if table.entries == 0 {
             // all of it is beyond the end
@@ -58,7 +61,7 @@ impl<'a> Stored<'a> {
         }
         read_table(storage, table, "the refcount table", |index, value| {
             let offset = HostOffset(table.offset.0 + index * 8);
-            let block = stored.block(value, |allowed| {
+            let block = stored.block(value, &mut known, |allowed| {
                 report.add(Invalid { field: "refcount table entry", offset, value, allowed });
             });
             stored.blocks.resize(to_usize(index), Block::Zero);
@@ -68,7 +71,7 @@ impl<'a> Stored<'a> {
         Ok(stored)
     }
 
-    fn block(&mut self, value: u64, mut report: impl FnMut(Allowed)) -> Block {
+    fn block(&mut self, value: u64, known: &mut HashSet<u64>, mut report: impl FnMut(Allowed)) -> Block {
         let offset = value & REFCOUNT_OFFSET_MASK;
         if offset % self.cluster_size != 0 {
             report(Allowed::MultipleOf(self.cluster_size));
@@ -78,58 +81,111 @@ impl<'a> Stored<'a> {
             report(Allowed::BeforeEnd(self.storage.length()));
             return Block::Zero;
         }
+        // no block counts two parts of the file; if one is twice in the table, its references tell
+        let block = if known.insert(offset) { Block::At(offset) } else { Block::Unknown };
         if value != offset {
             report(Allowed::Bits(REFCOUNT_OFFSET_MASK));
-            return Block::At(offset);
+            return block;
         }
         if offset + self.cluster_size > self.storage.length() {
             report(Allowed::Because("but the block does not end before the end of the file"));
         }
         self.references.push(HostOffset(offset));
-        Block::At(offset)
+        block
     }
 
-    /// The first cluster at or behind this one that may have a refcount.
-    pub(super) fn next(&self, cluster: u64) -> Option<u64> {
-        let first = cluster / self.entries;
-        let blocks = self.blocks.get(to_usize(first)..).unwrap_or_default();
-        let skipped = blocks.iter().position(|block| *block != Block::Zero)? as u64;
-        Some(cluster.max((first + skipped) * self.entries)).filter(|cluster| *cluster < self.clusters)
-    }
-
-    /// Calls `each` with every cluster of the range and its refcount; `None` where the block is damaged.
-    /// Clusters behind the end of the file have refcounts, too.
-    pub(in crate::qcow2) fn for_each(&self, range: Range<u64>, mut each: impl FnMut(u64, Option<u64>)) -> Result<()> {
-        let mut bytes = vec![0; to_usize(self.cluster_size)];
-        let mut cluster = range.start;
-        while cluster < range.end {
-            let index = cluster / self.entries;
-            let end = range.end.min((index + 1) * self.entries);
-            match self.blocks.get(to_usize(index)).copied().unwrap_or_default() {
-                Block::Zero => (cluster..end).for_each(|cluster| each(cluster, Some(0))),
-                Block::Unknown => (cluster..end).for_each(|cluster| each(cluster, None)),
-                Block::At(offset) => {
-                    read_to_end(self.storage, &mut bytes, HostOffset(offset), "a refcount block")?;
-                    (cluster..end).for_each(|cluster| each(cluster, Some(self.refcount(&bytes, cluster))));
-                }
-            }
-            cluster = end;
-        }
-        Ok(())
-    }
-
-    /// As [`Stored::for_each`], but only for clusters whose refcount may be other than zero.
-    pub(super) fn for_each_used(&self, range: Range<u64>, mut each: impl FnMut(u64, u64)) -> Result<()> {
+    /// Calls `each` for the parts of a range of clusters that have one refcount, in order and without gaps; `None` where the
+    /// block is damaged. Clusters behind the end of the file have refcounts, too.
+    pub(in crate::qcow2) fn runs(
+        &self,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Range<u64>, Option<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let mut buffer = Vec::new();
         let mut start = range.start;
-        while let Some(cluster) = self.next(start).filter(|cluster| *cluster < range.end) {
-            start = range.end.min((cluster / self.entries + 1) * self.entries);
-            self.for_each(cluster..start, |cluster, refcount| each(cluster, refcount.unwrap_or_default()))?;
+        while start < range.end {
+            let index = start / self.entries;
+            let Some(block) = self.blocks.get(to_usize(index)) else { return each(start..range.end, Some(0)) };
+            let end = range.end.min((index + 1) * self.entries);
+            match block {
+                Block::Zero => each(start..end, Some(0))?,
+                Block::Unknown => each(start..end, None)?,
+                Block::At(offset) => self.block_runs(*offset, start..end, &mut buffer, each)?,
+            }
+            start = end;
         }
         Ok(())
     }
 
-    fn refcount(&self, block: &[u8], cluster: u64) -> u64 {
-        refcount::get(block, to_usize(cluster % self.entries), self.order)
+    /// The same for clusters whose refcounts are in the block at this offset.
+    fn block_runs(
+        &self,
+        offset: u64,
+        range: Range<u64>,
+        buffer: &mut Vec<u8>,
+        each: &mut dyn FnMut(Range<u64>, Option<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let first = range.start / self.entries * self.entries;
+        // sectors hold whole refcounts
+        let sector = |cluster: u64| ((cluster - first) << self.order) / 8 / 512 * 512;
+        let bytes = offset + sector(range.start)..offset + sector(range.end - 1) + 512;
+        let mut run = range.start..range.start;
+        let mut last = 0;
+        let mut grow = |end: u64, refcount: u64| -> Result<()> {
+            if refcount != last && !run.is_empty() {
+                each(run.clone(), Some(last))?;
+                run.start = run.end;
+            }
+            last = refcount;
+            run.end = end.max(run.end);
+            Ok(())
+        };
+        read_pieces(self.storage, bytes, "a refcount block", buffer, |start, bytes| {
+            let start = first + (((start - offset) * 8) >> self.order);
+            let clusters = start..start + ((bytes.len() as u64 * 8) >> self.order);
+            // a hole
+            grow(start.min(range.end), 0)?;
+            for cluster in clusters.start.max(range.start)..clusters.end.min(range.end) {
+                grow(cluster + 1, refcount::get(bytes, to_usize(cluster - start), self.order))?;
+            }
+            Ok(())
+        })?;
+        grow(range.end, 0)?;
+        if run.is_empty() { Ok(()) } else { each(run, Some(last)) }
+    }
+}
+
+/// Refcounts of single clusters: what was read of the blocks last is kept.
+pub(super) struct Lookup<'a> {
+    stored: &'a Stored<'a>,
+    /// Parts of blocks by offset.
+    parts: Vec<(u64, Vec<u8>)>,
+}
+
+impl<'a> Lookup<'a> {
+    /// Parts that are kept: 4 MiB.
+    const PARTS: u64 = 1 << 10;
+    /// Bytes of a part, if blocks are not smaller.
+    const PART: u64 = 4096;
+
+    pub(super) fn new(stored: &'a Stored<'a>) -> Self {
+        Self { stored, parts: vec![(0, Vec::new()); to_usize(Self::PARTS)] }
+    }
+
+    /// The refcount of a cluster; zero where the block is damaged.
+    pub(super) fn get(&mut self, cluster: u64) -> Result<u64> {
+        let Self { stored, parts } = self;
+        let Some(Block::At(block)) = stored.blocks.get(to_usize(cluster / stored.entries)) else { return Ok(0) };
+        let size = Self::PART.min(stored.cluster_size);
+        let in_part = (size * 8) >> stored.order;
+        let offset = block + cluster % stored.entries / in_part * size;
+        let Some((kept, bytes)) = parts.get_mut(to_usize(offset / size % Self::PARTS)) else { return Ok(0) };
+        if *kept != offset {
+            bytes.resize(to_usize(size), 0);
+            read_to_end(stored.storage, bytes, HostOffset(offset), "a refcount block")?;
+            *kept = offset;
+        }
+        Ok(refcount::get(bytes, to_usize(cluster % in_part), stored.order))
     }
 }
 

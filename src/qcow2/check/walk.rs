@@ -14,21 +14,23 @@ use crate::qcow2::l1::read_table;
 use crate::qcow2::wire::{BITMAP_ENTRY_ONES, FLAG_COPIED, OFFSET_MASK};
 use crate::storage::Storage;
 
-/// One pass over all tables, for one window of counters.
-pub(super) struct Walk<'a> {
+/// One pass over all tables.
+pub(super) struct Walk<'a, 'c> {
     pub(super) storage: &'a dyn Storage,
     pub(super) header: &'a Header,
     pub(super) rules: EntryRules,
-    pub(super) counters: &'a mut Counters,
+    pub(super) counters: &'a mut Counters<'c>,
     pub(super) clusters: &'a mut ClusterCounts,
     /// Hears what is wrong.
     pub(super) found: &'a mut dyn FnMut(Finding),
-    /// The first pass: what has nothing to do with the window is reported and counted now.
+    /// The first pass: what has nothing to do with counters is reported and counted now.
     pub(super) first: bool,
+    /// Says of a cluster whether its refcount is exactly one, where that is to be known.
+    pub(super) is_one: &'a mut dyn FnMut(u64) -> Result<Option<bool>>,
 }
 
-impl Walk<'_> {
-    /// Counts all, and the refcount blocks, which are at these places.
+impl Walk<'_, '_> {
+    /// Counts all but the spans, and the refcount blocks, which are at these places.
     pub(super) fn run(
         &mut self,
         roots: &Roots,
@@ -36,18 +38,10 @@ impl Walk<'_> {
         limits: CheckLimits,
         observe: &mut Observe<'_>,
     ) -> Result<()> {
-        for range in &roots.metadata {
-            self.claim(range.start, range.end - range.start, 1, Owner::Metadata);
-        }
         for block in blocks {
             self.claim(block.0, self.cluster_size(), 1, Owner::Metadata);
         }
-        for root in &roots.tables {
-            self.claim(root.table.offset.0, root.table.bytes(), root.references, Owner::Metadata);
-            if root.kind == Kind::Bitmap {
-                self.bitmap(*root)?;
-            }
-        }
+        roots.tables.iter().filter(|root| root.kind == Kind::Bitmap).try_for_each(|root| self.bitmap(*root))?;
         let mut start = Some(0);
         while let Some(from) = start {
             let mut tables = Tables::new(from, limits.tables);
@@ -129,7 +123,7 @@ impl Walk<'_> {
         read_table(self.storage, root.table, root.kind.name(), |index, value| {
             let entry = HostOffset(root.table.offset.0 + index * 8);
             let table = value & OFFSET_MASK;
-            let usable = if first_scan { self.l1_entry(root, entry, value) } else { self.holds_table(table) };
+            let usable = if first_scan { self.l1_entry(root, entry, value)? } else { self.holds_table(table) };
             if usable {
                 let index = u32::try_from(index).ok().filter(|_| active);
                 let cluster = table >> self.rules.geometry.cluster_bits();
@@ -144,7 +138,7 @@ impl Walk<'_> {
     }
 
     /// Checks an entry; true where it leads to a table that can be walked.
-    fn l1_entry(&mut self, root: Root, entry: HostOffset, value: u64) -> bool {
+    fn l1_entry(&mut self, root: Root, entry: HostOffset, value: u64) -> Result<bool> {
         let (table, cluster_size) = (value & OFFSET_MASK, self.cluster_size());
         let because = Allowed::Because("which has flags but no offset");
         match L1Entry::decode(value, self.rules.geometry) {
@@ -156,7 +150,7 @@ impl Walk<'_> {
             if table != 0 {
                 self.claim_inside("an L2 table", (table, cluster_size), root.references, Owner::L2Table);
             }
-            return false;
+            return Ok(false);
         }
         let file_length = self.storage.length();
         if table + cluster_size > file_length {
@@ -164,17 +158,18 @@ impl Walk<'_> {
             self.find(Finding::BeyondEnd { what: "an L2 table", offset, length: cluster_size, file_length });
         }
         if root.kind == Kind::ActiveL1 {
-            self.copied("L1", entry, table, value & FLAG_COPIED != 0);
+            self.copied("L1", entry, table, value & FLAG_COPIED != 0)?;
         }
-        true
+        Ok(true)
     }
 
     /// In the active tables, COPIED says that the refcount is exactly one.
-    pub(super) fn copied(&mut self, table: &'static str, entry: HostOffset, offset: u64, copied: bool) {
+    pub(super) fn copied(&mut self, table: &'static str, entry: HostOffset, offset: u64, copied: bool) -> Result<()> {
         let cluster = offset >> self.rules.geometry.cluster_bits();
-        if self.counters.is_stored_one(cluster).is_some_and(|one| one != copied) {
+        if (self.is_one)(cluster)?.is_some_and(|one| one != copied) {
             let cluster = HostOffset(cluster * self.cluster_size());
             (self.found)(Finding::Copied { table, entry, cluster, copied });
         }
+        Ok(())
     }
 }

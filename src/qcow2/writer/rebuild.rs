@@ -133,11 +133,11 @@ impl Rebuild<'_> {
         let mut observer = share(storage.length(), 0, 2, observer);
         let mut recount = Recount::read(storage, header, &[], self.limits)?;
         recount.windows(&mut observer, |window| {
-            for cluster in window.range() {
-                if count(window.references(cluster), cluster, header)? > 0 {
-                    used.insert(cluster / unit);
-                }
-            }
+            window.runs(window.range(), |run, references| {
+                count(references, run.start, header)?;
+                used.extend(run.start / unit..run.end.div_ceil(unit));
+                check_table(&used)
+            })?;
             let mut flags =
                 Flags { storage, room: &mut self.room, moved: &mut moved, table: None, geometry: header.geometry };
             let mut result = Ok(());
@@ -150,7 +150,7 @@ impl Rebuild<'_> {
             flags.write()
         })?;
         if recount.is_damaged() && !self.takes_damage {
-            return Err(Error::NotWritable { reason: "its tables are damaged: check it" });
+            return Err(Error::DamagedTables);
         }
         Ok((used, moved))
     }
@@ -172,10 +172,8 @@ impl Rebuild<'_> {
             if entries <= table.entries {
                 return Ok(Places { blocks, table });
             }
-            let (bytes, most) = ((entries * 8).next_multiple_of(geometry.cluster_size()), REFCOUNT_TABLE_BYTES_MAX);
-            if bytes > most {
-                return Err(Error::TableTooLarge { what: "the refcount table", bytes, most });
-            }
+            check_table(&used)?;
+            let bytes = (entries * 8).next_multiple_of(geometry.cluster_size());
             // one that is too short is not used, so that it is free
             table = Table { offset: self.room.take_run(bytes)?, entries: bytes / 8 };
         }
@@ -186,17 +184,25 @@ impl Rebuild<'_> {
         let (storage, geometry, unit) = (self.storage, header.geometry, entries_in_block(header));
         let mut observer = share(storage.length(), 1, 2, observer);
         let offsets: Vec<HostOffset> = places.blocks.values().copied().collect();
-        let mut empty = places.blocks.clone();
         Recount::read(storage, header, &offsets, self.limits)?.windows(&mut observer, |window| {
             let range = window.range();
-            for (index, place) in places.blocks.range(range.start / unit..range.end / unit) {
+            for (index, place) in places.blocks.range(range.start / unit..range.end.div_ceil(unit)) {
+                let clusters = index * unit..(index + 1) * unit;
                 let mut block = vec![0; to_usize(geometry.cluster_size())];
-                for (entry, cluster) in (index * unit..(index + 1) * unit).enumerate() {
-                    let references = count(window.references(cluster), cluster, header)?;
-                    refcount::set(&mut block, entry, header.refcount_order, references);
+                // an earlier window has counted a part of it
+                if clusters.start < range.start {
+                    read_to_end(storage, &mut block, *place, "a refcount block")?;
                 }
+                let part = clusters.start.max(range.start)..clusters.end.min(range.end);
+                window.runs(part, |run, references| {
+                    let references = count(references, run.start, header)?;
+                    for cluster in run {
+                        let entry = to_usize(cluster - clusters.start);
+                        refcount::set(&mut block, entry, header.refcount_order, references);
+                    }
+                    Ok(())
+                })?;
                 write(&**storage, "a refcount block", place.0, &block)?;
-                empty.remove(index);
             }
             for entry in l1.iter_mut() {
                 let table = *entry & OFFSET_MASK;
@@ -208,9 +214,7 @@ impl Rebuild<'_> {
                 }
             }
             Ok(())
-        })?;
-        let zeroes = vec![0; to_usize(geometry.cluster_size())];
-        empty.values().try_for_each(|place| write(&**storage, "a refcount block", place.0, &zeroes))
+        })
     }
 }
 
@@ -277,6 +281,12 @@ impl Flags<'_, '_> {
             None => Ok(()),
         }
     }
+}
+
+/// A refcount table can lead to these blocks.
+fn check_table(used: &BTreeSet<u64>) -> Result<()> {
+    let (bytes, most) = (used.last().map_or(0, |last| (last + 1) * 8), REFCOUNT_TABLE_BYTES_MAX);
+    if bytes > most { Err(Error::TableTooLarge { what: "the refcount table", bytes, most }) } else { Ok(()) }
 }
 
 fn entries_in_block(header: &Header) -> u64 {

@@ -100,8 +100,10 @@ impl<'a> Room<'a> {
         let (index, place) = (cluster / self.unit, to_usize(cluster % self.unit));
         if self.known.0 != index || self.known.1.is_empty() {
             let mut free = Vec::with_capacity(to_usize(self.unit));
-            stored
-                .for_each(index * self.unit..(index + 1) * self.unit, |_, refcount| free.push(refcount == Some(0)))?;
+            stored.runs(index * self.unit..(index + 1) * self.unit, &mut |run, refcount| {
+                free.extend(run.map(|_| refcount == Some(0)));
+                Ok(())
+            })?;
             self.known = (index, free);
         }
         Ok(self.known.1.get(place).copied().unwrap_or_default())

@@ -41,7 +41,7 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::RefcountOverflow`] where refcounts are too narrow for one more owner, and [`Error::TooMany`],
-    /// [`Error::TableTooLarge`], [`Error::NotWritable`]: nothing is changed then. What the system says.
+    /// [`Error::TableTooLarge`], [`Error::DamagedTables`]: nothing is changed then. What the system says.
     pub fn create_snapshot(&mut self, name: &str, date: Duration) -> Result<String> {
         self.rebuilt(|writer, room| {
             let mut entries = writer.entries()?;

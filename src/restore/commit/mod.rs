@@ -67,6 +67,8 @@ pub struct Commit {
     next: Option<Arc<Image>>,
     resumed: Option<Unfinished>,
     summary: CommitSummary,
+    /// Whether the tables of the FULL are known to be right.
+    checked: bool,
     pool: rayon::ThreadPool,
 }
 
@@ -150,7 +152,7 @@ impl Commit {
         if point.unfinished.is_none() {
             space::check(&full.path, needs.growth)?;
         }
-        Ok(Self { options, chain, rest, incs, next, resumed: point.unfinished.clone(), summary, pool })
+        Ok(Self { options, chain, rest, incs, next, resumed: point.unfinished.clone(), summary, checked: false, pool })
     }
 
     /// What will be done.
@@ -165,22 +167,40 @@ impl Commit {
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Checksum`], [`Error::Length`], or what makes an image or its checksums unreadable.
-    pub fn check(&self, observer: &dyn Observer) -> Result<()> {
+    pub fn check(&mut self, observer: &dyn Observer) -> Result<()> {
         self.pool.install(|| {
             check::check_layers(self.chain.layers(), observer)?;
             sums::verify(self.chain.incs(), observer)
-        })
+        })?;
+        self.checked = true;
+        Ok(())
     }
 
-    /// Writes the INCs into the FULL and removes them.
+    /// Checks the tables of the FULL only: what is damaged there would end the work when a part of it is done, and each time
+    /// that it is done again.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], or what makes the FULL unreadable.
+    pub fn check_full(&mut self, observer: &dyn Observer) -> Result<()> {
+        // what only removes INCs does not write to it
+        if !self.checked && !self.incs.is_empty() {
+            let full = self.chain.layers().get(..1).unwrap_or_default();
+            self.pool.install(|| check::check_layers(full, observer))?;
+        }
+        self.checked = true;
+        Ok(())
+    }
+
+    /// Writes the INCs into the FULL and removes them. The FULL is [checked](Self::check_full) before, if it was not yet.
     ///
     /// # Errors
     /// What is wrong with an image, what the system says, or [`Error::Cancelled`]. Unless nothing was changed yet, the same
     /// work must be done again then.
-    pub fn run(self, observer: &dyn Observer) -> Result<()> {
+    pub fn run(mut self, observer: &dyn Observer) -> Result<()> {
         if self.options.dry_run {
             return Ok(());
         }
+        self.check_full(observer)?;
         let full = self.summary.full.as_path();
         if let Some(unfinished) = &self.resumed {
             // an earlier run may have ended between writing it and its sync

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::layer::Note;
 use super::{Cause, Loss, LossKind, Losses, Tolerance, shared};
-use crate::qcow2::{Image, MapBuffer};
+use crate::qcow2::MapBuffer;
 use crate::restore::checked_file::Unverified;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
@@ -14,13 +14,16 @@ use crate::restore::observer::{Observer, Warning};
 use crate::restore::pool;
 use crate::restore::ranges::{joined, without};
 use crate::restore::resolve::Mapped;
-use crate::restore::slices::Slices;
+use crate::restore::slices::{Slices, parts};
 
 /// Losses that are listed; more are counted.
 const LISTED: usize = 10_000;
 
 /// Losses of all layers in a slice that are kept apart.
 const APART: usize = 1 << 13;
+
+/// Parts of a disk that holds nothing.
+const GAPS: u64 = 1 << 10;
 
 /// What was lost in a range.
 #[derive(Debug, Default)]
@@ -45,9 +48,7 @@ pub(in crate::restore) fn list(layers: &Layers, observer: &dyn Observer) -> Resu
             observer.warning(Warning::Unchecked { path: layer.path().to_owned(), reason });
         }
     }
-    let occupied = all.iter().flat_map(Layer::occupied);
-    let unmapped = all.iter().filter_map(Layer::image).flat_map(Image::unmapped);
-    let slices = Slices::new(layers.size(), occupied.chain(unmapped)).ranges();
+    let slices = Slices::new(layers.size(), all.iter().flat_map(Layer::occupied)).ranges();
     let mut lister = Lister { layers: all, losses: Losses::default(), last: BTreeMap::new() };
     pool::in_order(
         with_gaps(slices, layers.size()),
@@ -66,14 +67,15 @@ pub(in crate::restore) fn list(layers: &Layers, observer: &dyn Observer) -> Resu
     Ok(lister.losses)
 }
 
-/// Slices, and what lies between them and behind the last.
+/// Slices, and what lies between them and behind the last. That may be most of a huge disk, and has few parts all the same.
 fn with_gaps(slices: impl Iterator<Item = Range<u64>>, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let part = (size / GAPS).max(1);
     let mut end = 0;
     let behind = std::iter::once(size..size);
     slices.chain(behind).flat_map(move |slice| {
         let gap = end..slice.start;
         end = slice.end;
-        [gap, slice].into_iter().filter(|range| !range.is_empty())
+        parts(gap, part).chain(std::iter::once(slice)).filter(|range| !range.is_empty())
     })
 }
 

@@ -1,12 +1,18 @@
 //! Whose content an image holds that is not its own: two images that were swapped, or one that was copied over another.
+//!
+//! All images are asked about together: the checksums of each are opened once, however many images hold something else.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::flaw::Flaw;
 use super::look::Subject;
-use super::read::Bad;
-use crate::chain::{Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
+use super::read::Found;
+use crate::chain::{BLOCK, Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
+use crate::restore::error::{Error, Result};
+use crate::restore::layers;
+use crate::restore::observer::Observer;
+use crate::restore::pool;
 use crate::storage::Storage;
 
 /// Blocks that are looked at, beside the bad ones, for such that are not zeroes.
@@ -15,60 +21,89 @@ const SEARCHED: u64 = 256;
 /// Blocks of each kind that must fit.
 const COMPARED: usize = 64;
 
-/// The images of disks by the lengths that their checksums tell; they are opened only when they are asked for.
-#[derive(Default)]
-pub(super) struct Identities<'a> {
-    disks: Mutex<BTreeMap<&'a str, Arc<ByLength<'a>>>>,
+/// What an image holds.
+struct Content {
+    length: u64,
+    /// Blocks that tell it from others, and their checksums; those that are bad last.
+    blocks: Vec<(u64, u32)>,
 }
 
-type ByLength<'a> = BTreeMap<u64, Vec<&'a Arc<Image>>>;
-
-impl<'a> Identities<'a> {
-    /// The other image of the same disk whose checksums fit the content of this one.
-    pub(super) fn of(&self, subject: &Subject<'a>, storage: &dyn Storage, bad: &[Bad]) -> Option<Arc<Image>> {
-        let disk = self.disk(subject.disk);
-        let others = disk.get(&storage.length())?;
-        let content = content(storage, bad)?;
-        let is_own = |path: &Path| path == subject.image.path;
-        let found = others.iter().find(|image| !is_own(&image.path) && fits(&image.path, &content));
-        found.map(|image| Arc::clone(image))
+/// For each image the other image of the same disk whose checksums fit its content, if it is damaged and there is one.
+///
+/// # Errors
+/// [`Error::Cancelled`].
+pub(super) fn others<'a>(
+    subjects: &[Subject<'a>],
+    found: &[Found],
+    observer: &dyn Observer,
+) -> Result<Vec<Option<Arc<Image>>>> {
+    let cancelled = || if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
+    let contents: Vec<Option<Content>> = pool::for_each(
+        subjects.iter().zip(found),
+        || (),
+        |(), (subject, found)| cancelled().map(|()| content(subject, found)),
+    )?;
+    let mut disks: BTreeMap<&str, (&'a Disk, Wanted<'_>)> = BTreeMap::new();
+    for (number, (subject, content)) in subjects.iter().zip(&contents).enumerate() {
+        let Some(content) = content else { continue };
+        disks.entry(subject.disk.label()).or_insert_with(|| (subject.disk, Wanted::default())).1.add(number, content);
     }
-
-    fn disk(&self, disk: &'a Disk) -> Arc<ByLength<'a>> {
-        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = || {
-            let mut lengths = ByLength::new();
-            // those that are missing have checksums, too
-            let chains = disk.chains().iter();
-            for image in chains.flat_map(|chain| chain.full().into_iter().chain(chain.incs())) {
-                if let Ok(Some(sums)) = Checksums::open(&image.path) {
-                    lengths.entry(sums.length()).or_default().push(image);
+    let mut others = vec![None; subjects.len()];
+    for (disk, wanted) in disks.into_values() {
+        // those that are missing have checksums, too
+        for image in disk.chains().iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs())) {
+            cancelled()?;
+            let Ok(Some(sums)) = Checksums::open(&image.path) else { continue };
+            for number in wanted.fitting(&sums) {
+                let is_own = subjects.get(number).is_some_and(|subject| subject.image.path == image.path);
+                if let Some(other) = others.get_mut(number).filter(|other| other.is_none() && !is_own) {
+                    *other = Some(Arc::clone(image));
                 }
             }
-            Arc::new(lengths)
+        }
+    }
+    Ok(others)
+}
+
+/// The contents that are looked for, by length.
+#[derive(Default)]
+struct Wanted<'c>(BTreeMap<u64, ByBlock<'c>>);
+
+/// Contents and the numbers of their images, by one of their blocks and its checksum.
+type ByBlock<'c> = BTreeMap<(u64, u32), Vec<(usize, &'c Content)>>;
+
+impl<'c> Wanted<'c> {
+    fn add(&mut self, number: usize, content: &'c Content) {
+        // hardly another image has what a bad block holds now
+        if let Some(last) = content.blocks.last() {
+            self.0.entry(content.length).or_default().entry(*last).or_default().push((number, content));
+        }
+    }
+
+    /// The images that hold what these checksums are of.
+    fn fitting(&self, sums: &Checksums) -> Vec<usize> {
+        let Some(wanted) = self.0.get(&sums.length()) else { return Vec::new() };
+        let sum = |block: u64| sums.read(block..block + 1).ok()?.first().copied();
+        let blocks: BTreeSet<u64> = wanted.keys().map(|(block, _)| *block).collect();
+        let known = blocks.into_iter().filter_map(|block| wanted.get(&(block, sum(block)?))).flatten();
+        let fits = |(_, content): &&(usize, &Content)| {
+            content.blocks.iter().all(|(block, wanted)| sum(*block).is_some_and(|sum| sum == *wanted))
         };
-        Arc::clone(disks.entry(disk.label()).or_insert_with(read))
+        known.filter(fits).map(|(number, _)| *number).collect()
     }
 }
 
-/// Blocks that tell an image from others, and their checksums; `None` where it holds nothing but zeroes.
-fn content(storage: &dyn Storage, bad: &[Bad]) -> Option<Vec<(u64, u32)>> {
-    let blocks = storage.length().div_ceil(crate::chain::BLOCK);
-    let sums = block_sums(storage, 0..blocks.min(SEARCHED)).ok()?;
+/// What a damaged image holds; `None` where it is nothing but zeroes, or cannot be read.
+fn content(subject: &Subject<'_>, found: &Found) -> Option<Content> {
+    let is_damaged = !found.bad.is_empty() || found.flaws.iter().any(|flaw| matches!(flaw, Flaw::Length { .. }));
+    let storage = is_damaged.then(|| layers::open_locked(&subject.source()).ok()).flatten()?;
+    let length = storage.length();
+    let sums = block_sums(&storage, 0..length.div_ceil(BLOCK).min(SEARCHED)).ok()?;
     let telling = |(_, sum): &(u64, u32)| *sum != *ZERO_BLOCK_SUM;
-    let mut content: Vec<(u64, u32)> = (0..).zip(sums).filter(telling).take(COMPARED).collect();
-    for block in bad.iter().flat_map(|bad| bad.blocks.clone()).take(COMPARED) {
-        let sum = block_sums(storage, block..block + 1).ok()?.first().copied()?;
-        content.push((block, sum));
+    let mut blocks: Vec<(u64, u32)> = (0..).zip(sums).filter(telling).take(COMPARED).collect();
+    for block in found.bad.iter().flat_map(|bad| bad.blocks.clone()).take(COMPARED) {
+        let sum = block_sums(&storage, block..block + 1).ok()?.first().copied()?;
+        blocks.push((block, sum));
     }
-    content.iter().any(telling).then_some(content)
-}
-
-/// Whether checksums are of this content.
-fn fits(image: &Path, content: &[(u64, u32)]) -> bool {
-    let Ok(Some(sums)) = Checksums::open(image) else { return false };
-    let fits = |(block, sum): &(u64, u32)| {
-        sums.read(*block..*block + 1).is_ok_and(|known| known.first().is_some_and(|known| known == sum))
-    };
-    content.iter().all(fits)
+    blocks.iter().any(telling).then_some(Content { length, blocks })
 }

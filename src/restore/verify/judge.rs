@@ -4,10 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::flaw::{Flaw, FlawSeverity};
-use super::identity::Identities;
 use super::look::{Looked, Subject};
-use super::read::{Bad, Found, push};
-use crate::chain::BLOCK;
+use super::read::{Bad, Found};
+use crate::chain::{self, BLOCK};
 use crate::qcow2::{Image, Meaning, Part, locate};
 use crate::restore::error::Error;
 use crate::restore::layer::Format;
@@ -51,29 +50,22 @@ impl Judged {
     }
 }
 
-pub(super) fn judge<'a>(subject: &Subject<'a>, looked: &Looked, found: Found, identities: &Identities<'a>) -> Judged {
-    let Found { mut flaws, mut bad, mut more, compared, structure } = found;
-    bad.sort_by_key(|bad| bad.blocks.start);
-    let mut runs = Vec::new();
-    for bad in bad {
-        push(&mut runs, bad);
-    }
+/// `other` is the image whose content this one holds, if it is damaged and there is such an image.
+pub(super) fn judge(subject: &Subject<'_>, looked: &Looked, found: Found, other: Option<Arc<chain::Image>>) -> Judged {
+    let Found { mut flaws, bad: mut runs, mut more, compared, structure } = found;
     let blocks = runs.iter().map(|bad| bad.blocks.clone()).collect();
 
     let mut content = Vec::new();
     let is_length = |flaw: &Flaw| matches!(flaw, Flaw::Length { .. });
-    if !runs.is_empty() || flaws.iter().any(is_length) {
+    if let Some(other) = other {
+        flaws.retain(|flaw| !is_length(flaw));
+        content.push((Flaw::Holds(other), Reach::All));
+    } else if !runs.is_empty() {
         let storage = layers::open_locked(&subject.source()).ok();
-        let other = storage.as_ref().and_then(|storage| identities.of(subject, storage, &runs));
-        if let Some(other) = other {
-            flaws.retain(|flaw| !is_length(flaw));
-            content.push((Flaw::Holds(other), Reach::All));
-        } else {
-            more += runs.iter().skip(TOLD).map(|bad| bad.blocks.end - bad.blocks.start).sum::<u64>();
-            runs.truncate(TOLD);
-            content.extend(told(subject, looked, storage, runs));
-            content.extend((more > 0).then_some((Flaw::MoreBlocks(more), Reach::All)));
-        }
+        more += runs.iter().skip(TOLD).map(|bad| bad.blocks.end - bad.blocks.start).sum::<u64>();
+        runs.truncate(TOLD);
+        content.extend(told(subject, looked, storage, runs));
+        content.extend((more > 0).then_some((Flaw::MoreBlocks(more), Reach::All)));
     }
     let mut flaws: Vec<(Flaw, Reach)> = flaws.into_iter().map(with_reach).collect();
     flaws.extend(content);

@@ -26,10 +26,10 @@ use std::time::Duration;
 
 pub use flaw::{Flaw, FlawSeverity, Flawed};
 
-use self::identity::Identities;
 use self::judge::{Judged, Reach};
-use self::look::{Looked, Subject};
+use self::look::{Looked, Members, Subject};
 use self::read::{Found, Item};
+use self::suffer::Flaws;
 use super::error::{Error, Result};
 use super::observer::{Observer, Phase};
 use super::pool;
@@ -161,31 +161,52 @@ fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Obs
     let items = items.flat_map(|(((subject, looked), chosen), found)| read::items(subject, looked, chosen, found));
     pool::filter_map(items, Vec::new, |buffer, item: Item<'_>| item.run(buffer, observer).map(|()| None::<()>))?;
 
-    let identities = Identities::default();
-    let found = found.into_iter().map(|found| found.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let settled = |found: Mutex<Found>| {
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.settle();
+        found
+    };
+    let found: Vec<Found> = found.into_iter().map(settled).collect();
+    let others = identity::others(&subjects, &found, observer)?;
     let judged: Vec<Judged> = pool::for_each(
-        subjects.iter().zip(&looked).zip(found),
+        subjects.iter().zip(&looked).zip(found.into_iter().zip(others)),
         || (),
-        |(), ((subject, looked), found)| cancelled().map(|()| judge::judge(subject, looked, found, &identities)),
+        |(), ((subject, looked), (found, other))| cancelled().map(|()| judge::judge(subject, looked, found, other)),
     )?;
-    let untrusted = judged.iter().zip(&subjects).filter(|(judged, _)| judged.untrusted);
-    let untrusted: BTreeSet<(usize, usize)> = untrusted.map(|(_, subject)| (subject.chain, subject.depth)).collect();
-    let points: Vec<Vec<Vec<Arc<Image>>>> = pool::for_each(
-        subjects.iter().zip(&judged),
-        || (),
-        |(), (Subject { chain, depth, .. }, judged)| {
-            let reaches: Vec<&Reach> = judged.flaws.iter().map(|(_, reach)| reach).collect();
-            let points =
-                |members| suffer::points(members, *depth, &reaches, |place| untrusted.contains(&(*chain, place)));
-            cancelled().map(|()| chains.get(*chain).map(points).unwrap_or_default())
-        },
-    )?;
+    let points = points(&chains, &subjects, &judged, cancelled)?;
     if let Some(due) = options.due {
         let outcomes = subjects.iter().zip(&looked).zip(&chosen).zip(&judged);
         let outcomes = outcomes.map(|(((subject, looked), chosen), judged)| (subject, looked, chosen, judged));
         remember::remember(outcomes, due.now, observer);
     }
     Ok(told(targets, &subjects, &looked, judged, points))
+}
+
+/// For each of the flaws of each image the restore points that suffer.
+fn points(
+    chains: &[Members<'_>],
+    subjects: &[Subject<'_>],
+    judged: &[Judged],
+    cancelled: impl Fn() -> Result<()> + Sync,
+) -> Result<Vec<Vec<Vec<Arc<Image>>>>> {
+    let untrusted = judged.iter().zip(subjects).filter(|(judged, _)| judged.untrusted);
+    let untrusted: BTreeSet<(usize, usize)> = untrusted.map(|(_, subject)| (subject.chain, subject.depth)).collect();
+    let mut flawed: Vec<Vec<Flaws<'_>>> = chains.iter().map(|_| Vec::new()).collect();
+    for (subject, judged) in subjects.iter().zip(judged) {
+        let reaches = judged.flaws.iter().map(|(_, reach)| reach).collect();
+        if let Some(of_chain) = flawed.get_mut(subject.chain) {
+            of_chain.push(Flaws { depth: subject.depth, reaches });
+        }
+    }
+    // images come chain by chain
+    let points = pool::for_each(
+        chains.iter().zip(&flawed).enumerate(),
+        || (),
+        |(), (chain, (members, flawed))| {
+            suffer::points(members, flawed, |place| untrusted.contains(&(chain, place)), &cancelled)
+        },
+    )?;
+    Ok(points.into_iter().flatten().collect())
 }
 
 /// Puts all that was found together.

@@ -30,7 +30,7 @@ const KEPT: usize = 1 << 12;
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) flaws: Vec<Flaw>,
-    /// What is bad, in no order.
+    /// What is bad, in no order before it is [settled](Found::settle).
     pub(super) bad: Vec<Bad>,
     /// Blocks that are bad, too.
     pub(super) more: u64,
@@ -38,6 +38,17 @@ pub(super) struct Found {
     pub(super) compared: u64,
     /// Whether the tables were checked.
     pub(super) structure: bool,
+}
+
+impl Found {
+    /// Puts what is bad in order; neighbours become one.
+    pub(super) fn settle(&mut self) {
+        let mut bad = std::mem::take(&mut self.bad);
+        bad.sort_by_key(|bad| bad.blocks.start);
+        for bad in bad {
+            push(&mut self.bad, bad);
+        }
+    }
 }
 
 /// Blocks that are not what they were.
@@ -222,7 +233,7 @@ impl Opened<'_> {
 }
 
 /// Adds blocks to a list, to the last ones where they are neighbours.
-pub(super) fn push(list: &mut Vec<Bad>, next: Bad) {
+fn push(list: &mut Vec<Bad>, next: Bad) {
     let kind = |bad: &Bad| bad.error.as_ref().map(io::Error::kind);
     match list.last_mut() {
         Some(before) if before.blocks.end == next.blocks.start && kind(before) == kind(&next) => {

@@ -3,53 +3,85 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::judge::Reach;
 use super::look::Members;
 use crate::chain::Image;
 use crate::qcow2::{Content, MapBuffer};
+use crate::restore::error::Result;
 use crate::restore::layer::Layer;
 use crate::restore::layers::{self, Source};
 use crate::restore::resolve::Mapped;
 
-/// For each of the flaws of an image, which is in this place of its chain, the restore points that suffer.
+/// The flaws of an image of a chain.
+pub(super) struct Flaws<'a> {
+    /// The place of the image in its chain.
+    pub(super) depth: usize,
+    pub(super) reaches: Vec<&'a Reach>,
+}
+
+/// A flaw on its way through the chain.
+struct Spread {
+    /// What of it is to be seen yet; `None` where that is all, or nobody knows.
+    visible: Option<Vec<Range<u64>>>,
+    points: Vec<Arc<Image>>,
+}
+
+/// For each of the flaws of some images, which are in the order of their chain, the restore points that suffer. Each image
+/// of the chain is opened once at most.
 ///
 /// An image that is `untrusted` hides nothing.
+///
+/// # Errors
+/// What `cancelled` returns, which is asked for each image.
 pub(super) fn points(
     chain: &Members<'_>,
-    depth: usize,
-    reaches: &[&Reach],
+    flawed: &[Flaws<'_>],
     untrusted: impl Fn(usize) -> bool,
-) -> Vec<Vec<Arc<Image>>> {
-    let visible = |reach: &&Reach| match reach {
-        Reach::Nothing => Some(Vec::new()),
-        Reach::Guest(ranges) => Some(ranges.clone()),
-        Reach::All => None,
-    };
-    let mut visible: Vec<Option<Vec<Range<u64>>>> = reaches.iter().map(visible).collect();
-    let mut points: Vec<Vec<Arc<Image>>> = vec![Vec::new(); reaches.len()];
-    let members = chain.images.iter().zip(&chain.formats).enumerate().skip(depth);
-    for (place, (image, format)) in members {
-        let mut ranges = visible.iter_mut().flatten().filter(|ranges| !ranges.is_empty()).peekable();
-        if place > depth && ranges.peek().is_some() && !image.missing && !untrusted(place) {
+    cancelled: impl Fn() -> Result<()>,
+) -> Result<Vec<Vec<Vec<Arc<Image>>>>> {
+    let spread = |flawed: &Flaws<'_>| flawed.reaches.iter().map(|reach| Spread::of(reach)).collect();
+    let mut all: Vec<Vec<Spread>> = flawed.iter().map(spread).collect();
+    let mut waiting = flawed.iter().zip(&mut all).peekable();
+    let mut active: Vec<&mut Spread> = Vec::new();
+    for (place, (image, format)) in chain.images.iter().zip(&chain.formats).enumerate() {
+        cancelled()?;
+        let parts: Vec<_> = active.iter_mut().filter_map(|spread| spread.visible.as_mut()).collect();
+        if !parts.is_empty() && !image.missing && !untrusted(place) {
             let source = Source::from(&***image);
             let layer = layers::open(&source).and_then(|storage| Layer::new(source.path.clone(), storage, *format));
             if let Ok(layer) = layer {
-                ranges.for_each(|ranges| *ranges = shown(&layer, ranges));
+                parts.into_par_iter().for_each_init(MapBuffer::default, |buffer, ranges| {
+                    *ranges = shown(&layer, ranges, buffer);
+                });
             }
         }
-        for (points, visible) in points.iter_mut().zip(&visible) {
-            if visible.as_ref().is_none_or(|ranges| !ranges.is_empty()) {
-                points.push(Arc::clone(image));
-            }
+        while let Some((_, begun)) = waiting.next_if(|(flawed, _)| flawed.depth == place) {
+            active.extend(begun);
+        }
+        active.retain(|spread| spread.visible.as_ref().is_none_or(|ranges| !ranges.is_empty()));
+        for spread in &mut active {
+            spread.points.push(Arc::clone(image));
         }
     }
-    points
+    Ok(all.into_iter().map(|flaws| flaws.into_iter().map(|spread| spread.points).collect()).collect())
+}
+
+impl Spread {
+    fn of(reach: &Reach) -> Self {
+        let visible = match reach {
+            Reach::Nothing => Some(Vec::new()),
+            Reach::Guest(ranges) => Some(ranges.clone()),
+            Reach::All => None,
+        };
+        Self { visible, points: Vec::new() }
+    }
 }
 
 /// The parts of guest ranges that a layer does not hide.
-fn shown(layer: &Layer, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+fn shown(layer: &Layer, ranges: &[Range<u64>], buffer: &mut MapBuffer) -> Vec<Range<u64>> {
     let mut shown: Vec<Range<u64>> = Vec::new();
-    let mut buffer = MapBuffer::default();
     for range in ranges {
         let before = shown.len();
         // behind the end of a smaller disk there are zeroes
@@ -57,7 +89,7 @@ fn shown(layer: &Layer, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
         if inside.is_empty() {
             continue;
         }
-        let mapped = layer.map(inside.clone(), &mut buffer, &mut |extent| {
+        let mapped = layer.map(inside.clone(), buffer, &mut |extent| {
             if extent.content == Content::Unallocated {
                 shown.push(extent.guest);
             }
