@@ -22,9 +22,9 @@
 //! |---|---|---|
 //! | buffers in huge pages | 0.48 s | 0.62 s |
 //! | clusters of zeroes looked for and left out, where there are none | 0.50 s | 0.58 s |
-//! | io_uring, 8 at once: plain buffers, registered ones, the kernel's workers | 0.52 s, 0.51 s, 0.50 s | 0.68 s, 0.63 s, 0.81 s |
-//! | io_uring by one thread | 0.51 s | 0.65 s |
-//! | io_uring to `O_DIRECT` output, the same with `fallocate` before | 0.69 s, 0.67 s | 0.63 s, 0.55 s |
+//! | `io_uring`, 8 at once: plain buffers, registered ones, the kernel's workers | 0.52 s, 0.51 s, 0.50 s | 0.68 s, 0.63 s, 0.81 s |
+//! | `io_uring` by one thread | 0.51 s | 0.65 s |
+//! | `io_uring` to `O_DIRECT` output, the same with `fallocate` before | 0.69 s, 0.67 s | 0.63 s, 0.55 s |
 //!
 //! And where nothing was read before, as it was 1.14 s; with `POSIX_FADV_SEQUENTIAL` 1.11 s, `WILLNEED` for the slice at
 //! hand or the one after the next 1.62 s, `RANDOM` 2.04 s: the kernel's own readahead is left alone.
