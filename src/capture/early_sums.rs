@@ -21,12 +21,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct EarlySums {
     running: Sender<()>,
-    sums: JoinHandle<Vec<EarlySum>>,
+    sums: JoinHandle<Vec<KnownSums>>,
 }
 
 /// What is known of an image that is being written.
 #[derive(Debug)]
-pub(super) struct EarlySum {
+struct EarlySum {
     image: Arc<File>,
     /// The L1 and the refcount table when it was made.
     tables: Option<[Table; 2]>,
@@ -40,14 +40,14 @@ impl EarlySums {
         Self { running, sums: spawn_blocking(move || sum_until(&end, images)) }
     }
 
-    /// What was computed, for each image; where it cannot be relied on, nothing.
+    /// What was computed, for each image, which QEMU has closed; where it cannot be relied on, nothing.
     pub(super) async fn end(self) -> Vec<KnownSums> {
         drop(self.running);
-        self.sums.await.unwrap_or_default().into_iter().map(EarlySum::known).collect()
+        self.sums.await.unwrap_or_default()
     }
 }
 
-fn sum_until(end: &Receiver<()>, images: Vec<(Arc<File>, Settled)>) -> Vec<EarlySum> {
+fn sum_until(end: &Receiver<()>, images: Vec<(Arc<File>, Settled)>) -> Vec<KnownSums> {
     let (mut images, settled): (Vec<EarlySum>, Vec<Settled>) =
         images.into_iter().map(|(image, settled)| (EarlySum::new(image), settled)).unzip();
     let mut wait = PAUSE;
@@ -58,7 +58,7 @@ fn sum_until(end: &Receiver<()>, images: Vec<(Arc<File>, Settled)>) -> Vec<Early
         });
         wait = if more { Duration::ZERO } else { PAUSE };
     }
-    images
+    images.into_iter().map(EarlySum::known).collect()
 }
 
 impl EarlySum {

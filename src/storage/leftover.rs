@@ -18,7 +18,14 @@ use super::folder::read_folder;
 pub(super) const PREFIX: &str = ".qmpbackup-";
 
 /// How many letters and digits follow, which nobody can guess.
-pub(super) const RANDOM: usize = 6;
+const RANDOM: usize = 6;
+
+/// Makes files with such a name.
+pub(super) fn builder() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).rand_bytes(RANDOM);
+    builder
+}
 
 /// Says that a file is somebody's, until it is closed.
 pub(super) fn hold(file: &File) {

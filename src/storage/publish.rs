@@ -16,7 +16,7 @@ use rustix::io::{Errno, retry_on_intr};
 use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
 use super::inside::create_folder;
-use super::leftover::{self, PREFIX, RANDOM};
+use super::leftover;
 
 /// A file on its way to its name.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ impl NewFile {
             (file, None)
         } else {
             leftover::remove(&directory, AGE);
-            let mut builder = tempfile::Builder::new();
-            builder.prefix(PREFIX).rand_bytes(RANDOM).permissions(Permissions::from_mode(mode));
+            let mut builder = leftover::builder();
+            builder.permissions(Permissions::from_mode(mode));
             let (file, name) = builder.tempfile_in(&directory)?.into_parts();
             leftover::hold(&file);
             (file, Some(name))
@@ -145,9 +145,7 @@ fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Resu
         Err(Errno::EXIST) if replace => {
             leftover::remove(directory, Duration::ZERO);
             leftover::hold(file);
-            let mut builder = tempfile::Builder::new();
-            let named: NamedTempFile<()> =
-                builder.prefix(PREFIX).rand_bytes(RANDOM).make_in(directory, |path| Ok(link(path)?))?;
+            let named: NamedTempFile<()> = leftover::builder().make_in(directory, |path| Ok(link(path)?))?;
             named.persist(target)?;
             Ok(true)
         }
