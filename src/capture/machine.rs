@@ -86,8 +86,12 @@ impl Machine<'_> {
             if jobs.iter().all(Job::is_concluded) || jobs.iter().any(|job| job.error.is_some()) {
                 return Ok(jobs);
             }
-            for command in jobs.iter().filter_map(|job| pauses.next(job)) {
-                self.send_unless_ended(&command).await?;
+            for job in &jobs {
+                if let Some(command) = pauses.next(job)
+                    && !self.send_unless_ended(&command).await?
+                {
+                    pauses.refused(job);
+                }
             }
             let until = Instant::now() + LOOK;
             let glance = if pauses.are_none() { GLANCE } else { Pauses::GLANCE };
@@ -127,11 +131,11 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Sends a command for a job, which QEMU refuses where the job has ended by itself.
-    async fn send_unless_ended(&self, command: &Command) -> Result<(), Error> {
+    /// Sends a command for a job, which QEMU refuses where the job has ended by itself. Whether it took it comes back.
+    async fn send_unless_ended(&self, command: &Command) -> Result<bool, Error> {
         match self.send(command).await {
-            Err(Error::Monitor(error)) if error.refused().is_some() => Ok(()),
-            result => result.map(drop),
+            Err(Error::Monitor(error)) if error.refused().is_some() => Ok(false),
+            result => result.map(|_| true),
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! QEMU calls a job paused when none of its writes is on its way any more. One that reads from a snapshot is the only one
 //! that writes to its image, and writes each cluster of the disk once: so what the image holds by then but for its tables is
-//! what it will hold. The guest notices nothing, and the job loses no time: it is paused when the last of many writes is
-//! done, and goes on at once.
+//! what it will hold. That is so where it does not compress: QEMU fills a cluster with compressed ones for as long as they
+//! fit, and incompressible ones may have come between, any number of them. The guest notices nothing, and the job loses no
+//! time: it is paused when the last of many writes is done, and goes on at once.
 
 use std::fs::File;
 use std::io;
@@ -18,9 +19,6 @@ use crate::qmp::Command;
 /// Bytes that an image grows by before its job pauses.
 const STEP: u64 = 64 << 20;
 
-/// Bytes before the end of an image that may be written to again: of a cluster with compressed ones in it.
-const OPEN: u64 = 2 << 20;
-
 /// The jobs that pause, in the order of their disks.
 #[derive(Debug, Default)]
 pub(super) struct Pauses(Vec<Pausing>);
@@ -31,7 +29,16 @@ struct Pausing {
     /// The length of the image when its job paused last.
     length: u64,
     settled: Settled,
-    asked: bool,
+    state: State,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    /// It was asked to pause.
+    Asked,
+    /// It has ended and may wait for others, or somebody else has paused it.
+    Still,
 }
 
 /// How many bytes of an image nobody writes to any more, but for its tables.
@@ -47,7 +54,7 @@ impl Settled {
 impl Pauses {
     /// Has jobs pause that write these images, in the order of their disks.
     pub(super) fn new(images: Vec<(Arc<File>, Settled)>) -> Self {
-        let pausing = |(image, settled)| Pausing { image, length: 0, settled, asked: false };
+        let pausing = |(image, settled)| Pausing { image, length: 0, settled, state: State::Running };
         Self(images.into_iter().map(pausing).collect())
     }
 
@@ -64,34 +71,49 @@ impl Pauses {
         self.0.iter().any(|pausing| pausing.is_due().unwrap_or(false))
     }
 
-    /// What to send to QEMU, seeing a job; it may refuse, since the job may have ended.
+    /// What to send to QEMU, seeing a job; it may refuse, see [`refused`](Self::refused).
     pub(super) fn next(&mut self, job: &Job) -> Option<Command> {
         let pausing = names::disk_of(&job.id).and_then(|number| self.0.get_mut(number))?;
         let command = |name| Command::new(name).with("id", job.id.clone());
-        match job.status.as_str() {
-            "running" if pausing.is_due().unwrap_or(false) => {
-                pausing.asked = true;
-                Some(command("job-pause"))
+        match (job.status.as_str(), &pausing.state) {
+            ("running", State::Asked) => None,
+            ("running", _) => {
+                pausing.state = State::Running;
+                let is_due = pausing.is_due().unwrap_or(false);
+                is_due.then(|| {
+                    pausing.state = State::Asked;
+                    command("job-pause")
+                })
             }
-            "paused" if pausing.asked => {
-                pausing.asked = false;
+            ("paused", State::Asked) => {
+                pausing.state = State::Running;
                 // where the length cannot be told, no more is settled
                 pausing.settle().ok();
                 Some(command("job-resume"))
             }
-            _ => None,
+            _ => {
+                pausing.state = State::Still;
+                None
+            }
+        }
+    }
+
+    /// QEMU did not take what was to be sent: the job has ended, or somebody else has paused it, who lets it go on.
+    pub(super) fn refused(&mut self, job: &Job) {
+        if let Some(pausing) = names::disk_of(&job.id).and_then(|number| self.0.get_mut(number)) {
+            pausing.state = State::Still;
         }
     }
 }
 
 impl Pausing {
     fn is_due(&self) -> io::Result<bool> {
-        Ok(!self.asked && self.image.metadata()?.len() >= self.length + STEP)
+        Ok(self.state == State::Running && self.image.metadata()?.len() >= self.length + STEP)
     }
 
     fn settle(&mut self) -> io::Result<()> {
         self.length = self.image.metadata()?.len();
-        self.settled.0.store(self.length.saturating_sub(OPEN), Ordering::Release);
+        self.settled.0.store(self.length, Ordering::Release);
         Ok(())
     }
 }
@@ -123,13 +145,22 @@ mod tests {
         images[1].set_len(2 * STEP).unwrap();
         assert_eq!(settled[1].bytes(), 0);
         assert_eq!(sent("paused").as_deref(), Some("job-resume"));
-        assert_eq!(settled.each_ref().map(Settled::bytes), [0, 2 * STEP - OPEN]);
+        assert_eq!(settled.each_ref().map(Settled::bytes), [0, 2 * STEP]);
         assert_eq!(sent("paused"), None);
         images[1].set_len(3 * STEP - 1).unwrap();
         assert_eq!(sent("running"), None);
         images[1].set_len(3 * STEP).unwrap();
-        assert_eq!(sent("concluded"), None);
         assert_eq!(sent("running").as_deref(), Some("job-pause"));
+        // somebody else was faster, and it is theirs to have the job go on
+        pauses.refused(&job(&second, "running"));
+        let mut sent = |status: &str| pauses.next(&job(&second, status)).map(|command| command.name().to_owned());
+        assert_eq!(sent("paused"), None);
+        assert_eq!(sent("running").as_deref(), Some("job-pause"));
+        assert_eq!(sent("paused").as_deref(), Some("job-resume"));
+        images[1].set_len(4 * STEP).unwrap();
+        assert!(pauses.are_due());
+        assert!(pauses.next(&job(&second, "waiting")).is_none());
+        assert!(!pauses.are_due());
         assert!(Pauses::default().next(&job(&second, "running")).is_none());
     }
 }

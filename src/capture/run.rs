@@ -185,7 +185,7 @@ async fn make(
         target::open(&partial).map(|image| (partial, image))
     };
     let sync = EarlySync::begin(prepared.targets.iter().map(open).collect::<Result<_, _>>()?);
-    let (mut pauses, sums) = begin_sums(prepared)?;
+    let (mut pauses, sums) = begin_sums(request, prepared)?;
     let jobs = tokio::select! {
         jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared) => jobs?,
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
@@ -215,11 +215,12 @@ async fn make(
     written
 }
 
-/// Has jobs pause, and sums what has settled then, where jobs read from snapshots.
-fn begin_sums(prepared: &Prepared) -> Result<(Pauses, EarlySums), Error> {
+/// Has jobs pause, and sums what has settled then, where jobs read from snapshots and write each byte once.
+fn begin_sums(request: &Request, prepared: &Prepared) -> Result<(Pauses, EarlySums), Error> {
     let fleeced = prepared.targets.iter().all(|target| matches!(target.way, Way::Fleece { .. }));
+    let settles = fleeced && !request.compress;
     let open = |target: &Target| Ok((Arc::new(target::open(&files::partial(&target.image))?), Settled::default()));
-    let images = prepared.targets.iter().filter(|_| fleeced).map(open).collect::<Result<Vec<_>, Error>>()?;
+    let images = prepared.targets.iter().filter(|_| settles).map(open).collect::<Result<Vec<_>, Error>>()?;
     Ok((Pauses::new(images.clone()), EarlySums::begin(images)))
 }
 

@@ -1,6 +1,7 @@
 //! The active L1 table, kept sparse: memory goes with what is allocated, not with the size of the disk.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -18,9 +19,24 @@ const PIECE: u64 = 512;
 /// The L2 tables of a disk, by L1 index.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct L1Table {
+    /// Where its first entry is in the file.
+    offset: HostOffset,
     entries: Vec<(u64, HostOffset)>,
     /// The indices of entries that cannot be used, in order, and why; only where that was allowed.
-    damaged: Vec<(Range<u64>, String)>,
+    damaged: Vec<(Range<u64>, Reason)>,
+}
+
+/// Why entries cannot be used.
+#[derive(Debug, Clone)]
+enum Reason {
+    /// The first of them has this value.
+    Invalid { value: u64, allowed: Allowed },
+    /// Others point to the same L2 table.
+    Shared(HostOffset),
+    /// The table has only so many.
+    Short(u64),
+    /// This part of the table cannot be read.
+    Unread(Arc<str>),
 }
 
 impl L1Table {
@@ -39,42 +55,35 @@ impl L1Table {
             Ok(())
         })?;
         refuse_shared(&entries)?;
-        Ok(Self { entries, damaged: Vec::new() })
+        Ok(Self { offset: table.offset, entries, damaged: Vec::new() })
     }
 
     /// As [`read`](Self::read), but what is wrong with an entry, or with a part of the table, costs only that. Of several
     /// entries for one table nobody knows which is right: none is used.
     pub(crate) fn read_damaged(storage: &dyn Storage, table: Table, needed: u64, geometry: Geometry) -> Self {
-        let mut read = Self::default();
+        let mut read = Self { offset: table.offset, ..Self::default() };
         for start in (0..needed.min(table.entries)).step_by(to_usize(PIECE)) {
             let indices = start..(start + PIECE).min(needed).min(table.entries);
             let entries = indices.end - indices.start;
             let piece = Table { offset: HostOffset(table.offset.0.saturating_add(start * 8)), entries };
             let whole = read_table(storage, piece, "the L1 table", |index, value| {
-                read.judge(storage, (table, start + index, value), geometry);
+                read.judge(storage, (start + index, value), geometry);
                 Ok(())
             });
             if let Err(error) = whole {
-                read.lose(indices, error.to_string());
+                read.lose(indices, Reason::Unread(error.to_string().into()));
             }
         }
         // behind the end of the table
         if table.entries < needed {
-            let short = Invalid {
-                field: "l1_size",
-                offset: HostOffset(36),
-                value: table.entries,
-                allowed: Allowed::Because("the disk needs more entries"),
-            };
-            read.lose(table.entries..needed, Error::from(short).to_string());
+            read.lose(table.entries..needed, Reason::Short(table.entries));
         }
         read.drop_shared();
         read
     }
 
     /// Takes an entry that is right.
-    fn judge(&mut self, storage: &dyn Storage, (table, index, value): (Table, u64, u64), geometry: Geometry) {
-        let offset = HostOffset(table.offset.0 + index * 8);
+    fn judge(&mut self, storage: &dyn Storage, (index, value): (u64, u64), geometry: Geometry) {
         let entry = L1Entry::decode(value, geometry).and_then(|entry| match entry {
             // what is left of a table that was cut off can be read
             Some(entry) => check_inside(entry.table, storage, geometry, 1).map(|()| Some(entry)),
@@ -82,19 +91,13 @@ impl L1Table {
         });
         match entry {
             Ok(entry) => self.entries.extend(entry.map(|entry| (index, entry.table))),
-            Err(allowed) => {
-                let invalid = Invalid { field: "L1 entry", offset, value, allowed };
-                self.lose(index..index + 1, Error::from(invalid).to_string());
-            }
+            Err(allowed) => self.lose(index..index + 1, Reason::Invalid { value, allowed }),
         }
     }
 
     /// Neighbours are lost together, for the reason of the first.
-    fn lose(&mut self, indices: Range<u64>, reason: String) {
-        match self.damaged.last_mut() {
-            Some((last, _)) if last.end == indices.start => last.end = indices.end,
-            _ => self.damaged.push((indices, reason)),
-        }
+    fn lose(&mut self, indices: Range<u64>, reason: Reason) {
+        push_joined(&mut self.damaged, indices, reason);
     }
 
     fn drop_shared(&mut self) {
@@ -108,24 +111,35 @@ impl L1Table {
                 }
             }
         }
-        let (lost, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.entries).into_iter().partition(|(_, table)| shared.binary_search(table).is_ok());
-        self.entries = kept;
-        let mut damaged = std::mem::take(&mut self.damaged);
-        damaged.extend(lost.into_iter().map(|(index, table)| {
-            (index..index + 1, format!("another L1 entry points to the L2 table at offset {table}, too"))
-        }));
-        damaged.sort_by_key(|(indices, _)| indices.start);
-        for (indices, reason) in damaged {
-            self.lose(indices, reason);
-        }
+        let mut lost = Vec::new();
+        self.entries.retain(|(index, table)| {
+            let is_kept = shared.binary_search(table).is_err();
+            if !is_kept {
+                push_joined(&mut lost, *index..*index + 1, Reason::Shared(*table));
+            }
+            is_kept
+        });
+        self.damaged.append(&mut lost);
+        self.damaged.sort_by_key(|(indices, _)| indices.start);
     }
 
     /// Why the entry cannot be used, if it cannot, nor those that follow it up to another one.
     pub(crate) fn damage(&self, index: u64) -> Option<(u64, Error)> {
         let place = self.damaged.partition_point(|(indices, _)| indices.end <= index);
         let (indices, reason) = self.damaged.get(place).filter(|(indices, _)| indices.contains(&index))?;
-        Some((indices.end, Error::DamagedL1 { index, reason: reason.clone() }))
+        let because =
+            |field, offset, value, allowed| Error::from(Invalid { field, offset, value, allowed }).to_string();
+        let reason = match reason {
+            Reason::Invalid { value, allowed } => {
+                because("L1 entry", HostOffset(self.offset.0 + indices.start * 8), *value, *allowed)
+            }
+            Reason::Shared(table) => format!("another L1 entry points to the L2 table at offset {table}, too"),
+            Reason::Short(entries) => {
+                because("l1_size", HostOffset(36), *entries, Allowed::Because("the disk needs more entries"))
+            }
+            Reason::Unread(why) => why.to_string(),
+        };
+        Some((indices.end, Error::DamagedL1 { index, reason }))
     }
 
     /// The entries with a table whose indices are in a range.
@@ -143,6 +157,13 @@ impl L1Table {
     /// The indices of the entries with a table, in order.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u64> + '_ {
         self.entries.iter().map(|(index, _)| *index)
+    }
+}
+
+fn push_joined(lost: &mut Vec<(Range<u64>, Reason)>, indices: Range<u64>, reason: Reason) {
+    match lost.last_mut() {
+        Some((last, _)) if last.end == indices.start => last.end = indices.end,
+        _ => lost.push((indices, reason)),
     }
 }
 

@@ -66,11 +66,11 @@ impl Renewed {
         let Some(renewal) = renewal else {
             return Renewal::settle(&self.path, &self.file).map_err(|source| self.error(source));
         };
-        let blocks = renewal.damaged();
+        let blocks = renewal.finish(&self.touched, &self.touched).map_err(|source| self.error(source))?;
         if blocks > 0 {
             observer.warning(Warning::WasDamaged { path: self.path.clone(), blocks });
         }
-        renewal.finish(&self.touched, &self.touched).map_err(|source| self.error(source))
+        Ok(())
     }
 
     fn error(&self, source: io::Error) -> Error {

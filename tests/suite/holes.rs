@@ -147,6 +147,20 @@ fn a_refcount_block_that_is_everywhere_is_read_once() {
 }
 
 #[test]
+fn millions_of_damaged_l1_entries_are_salvaged_in_little_memory() {
+    for (entries, is_garbage) in [(4 << 20, false), (1 << 20, true)] {
+        let claim = Claim::new(9, entries);
+        // all lead to one table, or every other one nowhere
+        let value =
+            |index| if is_garbage && index % 2 == 0 { 1 } else { (GIB + u64::from(is_garbage) * index * 512) | COPIED };
+        claim.numbers(3 * 512, &(0..entries.into()).map(value).collect::<Vec<u64>>());
+        let (dir, out) = (claim.dir.as_os_str(), claim.dir.with_file_name("out"));
+        let words = ["merge", "--salvage", "--dir"].map(OsStr::new);
+        assert_eq!(run(&[&words[..], &[dir, OsStr::new("--out"), out.as_os_str()]].concat()), 3, "{entries}");
+    }
+}
+
+#[test]
 fn what_the_tables_map_is_where_they_are_no_holes() {
     let claim = Claim::new(21, 3);
     claim.table(3 << 21, 3, (GIB, 1 << 21));

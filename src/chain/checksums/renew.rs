@@ -72,7 +72,7 @@ impl Renewal {
         if sums.header.unsettled.1 == 0 {
             return Ok(());
         }
-        Self::begin(image, 0..0)?.finish(&**storage, &Touched::new(Arc::clone(storage), BLOCK))
+        Self::begin(image, 0..0)?.finish(&**storage, &Touched::new(Arc::clone(storage), BLOCK)).map(drop)
     }
 
     /// Looks at the blocks of which only a part is about to change, before they do; one caller at a time. What was touched
@@ -90,19 +90,24 @@ impl Renewal {
         }
     }
 
-    /// How many blocks did not fit.
-    #[must_use]
-    pub fn damaged(&self) -> u64 {
-        self.damaged.count()
+    /// The block with the old end of a file that has grown is another one now, also where nobody wrote to its old part.
+    fn look_at_end(&self, old: &Checksums, length: u64, touched: &Touched) {
+        let (block, end) = (old.length() / BLOCK, old.length());
+        let bytes = block * BLOCK..end;
+        let is_new = touched.contains(block) || self.unsettled.contains(&block);
+        if length > end && !bytes.is_empty() && !is_new && !fits(old, block, bytes, touched) {
+            self.damaged.insert(block..block + 1);
+        }
     }
 
-    /// Sums what was written to, when all of it is on stable storage.
+    /// Sums what was written to, when all of it is on stable storage. How many blocks did not fit before comes back.
     ///
     /// # Errors
     /// What the system says; the blocks are still unsettled then.
-    pub fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> io::Result<()> {
-        let Some(old) = &self.sums else { return Ok(()) };
+    pub fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> io::Result<u64> {
+        let Some(old) = &self.sums else { return Ok(0) };
         let length = storage.length();
+        self.look_at_end(old, length, touched);
         // where the end has moved, the old sums say nothing of what is behind either end, or of the block that it is in
         let known = if length == old.length() { old.blocks() } else { length.min(old.length()) / BLOCK };
         write(&self.image, old.id(), length, |blocks| {
@@ -117,7 +122,8 @@ impl Renewal {
                 sums.splice(range, new);
             }
             Ok(sums)
-        })
+        })?;
+        Ok(self.damaged.count())
     }
 }
 

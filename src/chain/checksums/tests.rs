@@ -151,14 +151,30 @@ fn a_block_that_does_not_fit_when_it_is_written_to_in_part_does_not_fit_afterwar
     write(BLOCK + 5, 10);
     write(BLOCK + 5000, 10);
     write(2 * BLOCK + 7, 10);
-    assert_eq!(renewal.damaged(), 2);
     write(2 * BLOCK, 1 << 16);
     write(3 * BLOCK, 100);
     write(399_000, 1000);
-    assert_eq!(renewal.damaged(), 2);
-    renewal.finish(&touched, &touched).unwrap();
+    assert_eq!(renewal.finish(&touched, &touched).unwrap(), 2);
     let wrong: Vec<usize> = (0..7).filter(|at| sums(&path)[*at] != expected(&path)[*at]).collect();
     assert_eq!(wrong, [1, 6]);
+}
+
+#[test]
+fn the_block_with_the_old_end_of_a_file_that_grows_behind_it_is_as_damaged_as_before() {
+    for is_damaged in [false, true] {
+        let (_folder, path) = image(400_000);
+        if is_damaged {
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"!", 399_000).unwrap();
+        }
+        let renewal = Renewal::begin(&path, 0..u64::MAX).unwrap();
+        let touched = open_touched(&path);
+        renewal.before_write(&(600_000..600_010), &touched);
+        touched.write_all_at(&[9; 10], 600_000).unwrap();
+        assert_eq!(renewal.finish(&touched, &touched).unwrap(), u64::from(is_damaged));
+        let wrong: Vec<usize> = (0..10).filter(|at| sums(&path)[*at] != expected(&path)[*at]).collect();
+        assert_eq!(wrong, if is_damaged { vec![6] } else { vec![] });
+    }
 }
 
 #[test]

@@ -81,6 +81,10 @@ impl<'a> Stored<'a> {
             report(Allowed::BeforeEnd(self.storage.length()));
             return Block::Zero;
         }
+        if offset == 0 {
+            report(Allowed::Bits(REFCOUNT_OFFSET_MASK));
+            return Block::Zero;
+        }
         // no block counts two parts of the file; if one is twice in the table, its references tell
         let block = if known.insert(offset) { Block::At(offset) } else { Block::Unknown };
         if value != offset {

@@ -173,7 +173,10 @@ impl Opened<'_> {
         let expected = match sums.read(blocks.clone()) {
             Ok(expected) => expected,
             Err(error) => {
-                lock(self.found).flaws.push(Flaw::Checksums(error));
+                let flaws = &mut lock(self.found).flaws;
+                if !flaws.iter().any(|flaw| matches!(flaw, Flaw::Checksums(_))) {
+                    flaws.push(Flaw::Checksums(error));
+                }
                 return Ok(());
             }
         };

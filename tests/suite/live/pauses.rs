@@ -15,9 +15,13 @@ use crate::prng::Prng;
 
 const SIZE: usize = 320 << 20;
 
-/// A machine with a raw disk of noise.
+/// A machine with a raw disk of noise, in which few clusters can be compressed: those of QEMU then share a cluster of the
+/// image that is far behind its end.
 fn machine(release: &'static str) -> Field {
-    let noise = Prng::stream(7, 0).bytes(SIZE);
+    let mut noise = Prng::stream(7, 0).bytes(SIZE);
+    for place in (0..SIZE).step_by(70 << 20) {
+        noise[place..place + (64 << 10)].fill(7);
+    }
     let mut field = Setup::of(release)
         .file("disk.raw", &noise)
         .words("-blockdev node-name=raw0,driver=raw,file.driver=file,file.filename=@/disk.raw")
@@ -40,7 +44,7 @@ fn what_was_summed_while_jobs_ran_has_the_sums_of_the_image() {
             let limited = format!("--debug --level copy --include-raw --speed-limit 200M {words}");
             let ended = field.makes(&limited, 0, "raw0 COPY");
             let pauses = sent(&ended.stderr, "job-pause");
-            assert_eq!(pauses > 1, fleeces(release), "{release} {words}: {pauses} pauses");
+            assert_eq!(pauses > 1, fleeces(release) && words.is_empty(), "{release} {words}: {pauses} pauses");
             assert_eq!(sent(&ended.stderr, "job-resume"), pauses);
             let image = field.newest("raw0");
             let sums = Checksums::open(image).unwrap().unwrap();
