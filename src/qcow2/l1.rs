@@ -160,10 +160,10 @@ impl L1Table {
     }
 }
 
-fn push_joined(lost: &mut Vec<(Range<u64>, Reason)>, indices: Range<u64>, reason: Reason) {
-    match lost.last_mut() {
+fn push_joined(damaged: &mut Vec<(Range<u64>, Reason)>, indices: Range<u64>, reason: Reason) {
+    match damaged.last_mut() {
         Some((last, _)) if last.end == indices.start => last.end = indices.end,
-        _ => lost.push((indices, reason)),
+        _ => damaged.push((indices, reason)),
     }
 }
 
