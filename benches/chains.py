@@ -65,14 +65,17 @@ class Chain:
         return sorted(names, key=lambda name: name.split("-")[1])
 
     def by_hand(self, work):
-        """What scripts do; the output is the FULL's copy."""
-        full, *incs = self.images()
+        """The commands of the Python tool: copies of all images, of which each goes into the one before it, the newest
+        first; the output is the FULL's copy."""
+        images = self.images()
         steps = [["mkdir", "-p", work]]
-        steps += [["cp", "--reflink=never", self.dir / name, work / name] for name in (full, *incs)]
-        for inc in incs:
-            steps.append(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", full, work / inc])
-            steps.append(["qemu-img", "commit", "-q", "-d", "-f", "qcow2", work / inc])
-        return steps + [["mv", work / full, work.with_suffix(".qcow2")], ["rm", "-r", work]]
+        steps += [["cp", "--reflink=never", self.dir / name, work / name] for name in images]
+        for before, inc in reversed(list(zip(images, images[1:]))):
+            base = work / before
+            steps.append(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, work / inc])
+            steps.append(["qemu-img", "commit", "-b", base, work / inc])
+            steps.append(["rm", work / inc])
+        return steps + [["mv", work / images[0], work.with_suffix(".qcow2")], ["rm", "-r", work]]
 
     @staticmethod
     def writes(numbers, number, full, inc_bytes, used, spread, small):
