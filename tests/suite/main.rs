@@ -21,6 +21,7 @@ mod atomic;
 mod bitmaps_kept;
 mod boot;
 mod by_hand;
+mod by_hand_in_place;
 mod check;
 mod cli_backup_words;
 mod cli_commit;
