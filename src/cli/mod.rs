@@ -69,6 +69,7 @@ mod backup;
 mod console;
 mod exit;
 mod failure;
+mod log_file;
 mod pace;
 mod rebase;
 mod restore;

@@ -74,11 +74,11 @@ fn no_output_becomes_an_image_of_the_backup() {
 fn no_bookkeeping_of_a_backup_is_replaced_nor_an_image_of_another() {
     let (root, dir) = chain();
     let other = root.path().join("elsewhere/disk.qcow2");
-    for image in [dir.join("FULL-1600000000-disk"), other.clone()] {
-        let manifest = qmpbackup::chain::Manifest::path(&image);
-        fs::create_dir_all(manifest.parent().unwrap()).unwrap();
-        fs::write(manifest, "{}").unwrap();
+    let manifest = qmpbackup::chain::Manifest::path(&other);
+    for folder in [manifest.parent().unwrap(), &dir.join(".qmpbackup")] {
+        fs::create_dir_all(folder).unwrap();
     }
+    fs::write(manifest, "{}").unwrap();
     fs::write(&other, "another backup").unwrap();
     for name in ["uuid", "disk0/uuid", "disk0/disk.config", "disk0/.qmpbackup/lock"] {
         fs::write(root.path().join(name), "kept").unwrap();
@@ -91,6 +91,8 @@ fn no_bookkeeping_of_a_backup_is_replaced_nor_an_image_of_another() {
         assert!(code == Some(1) && said.contains("of a backup"), "{name}: {said}");
         assert_eq!(sparse::fingerprints(root.path()), before);
     }
+    // elsewhere they are names as any other
+    fs::remove_file(dir.join("disk.config")).unwrap();
     let apart = tempfile::tempdir().unwrap();
     for name in ["uuid", "disk.config"] {
         assert_eq!(merge(&dir, &apart.path().join(name), &[]).0, Some(0));

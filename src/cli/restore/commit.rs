@@ -71,7 +71,7 @@ pub(in crate::cli) fn run(
 
 /// The restore point that the FULL is to hold.
 fn select(inventory: &Inventory, arguments: &args::Commit, clock: &Clock) -> Result<RestorePoint, Failure> {
-    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;
     Ok(disk.select_in_place(&arguments.until, clock, arguments.allow_partial)?)
 }
 

@@ -17,7 +17,7 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
     signals::watch()?;
     let inventory = discover(&arguments.place.dir)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
-    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
