@@ -64,8 +64,7 @@ pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, F
 /// Says how it ended.
 fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
     let warned = if console.has_warned() { Exit::Warnings } else { Exit::Success };
-    let exits = verified.flaws.iter().map(|flawed| exit(&flawed.flaw)).chain([warned]);
-    let exit = exits.max_by_key(|exit| badness(*exit)).unwrap_or(Exit::Success);
+    let exit = verified.flaws.iter().map(|flawed| exit(&flawed.flaw)).fold(warned, Exit::worse);
     let time = start.elapsed();
     let images = verified.images.len();
     let compared = verified.images.iter().map(|image| image.compared).sum();
@@ -105,17 +104,6 @@ fn exit(flaw: &Flaw) -> Exit {
         (FlawSeverity::Failed, Flaw::Unreadable(error)) if error.kind() == ErrorKind::Locked => Exit::Locked,
         (FlawSeverity::Failed, _) => Exit::Error,
         (FlawSeverity::Damage, _) => Exit::Damaged,
-    }
-}
-
-/// Of several exit codes, the one to tell is the worst.
-fn badness(exit: Exit) -> u8 {
-    match exit {
-        Exit::Success => 0,
-        Exit::Warnings => 1,
-        Exit::Locked => 3,
-        Exit::Damaged => 4,
-        _ => 2,
     }
 }
 
