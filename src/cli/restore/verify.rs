@@ -74,11 +74,14 @@ fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
     let damage = verified.worst() == Some(FlawSeverity::Damage);
     let result = match (told, damage) {
         (0, _) => "all that was checked is right".to_owned(),
-        (count, false) => format!("nothing is damaged, but not all could be checked: {count} findings"),
-        (count, true) => format!("DAMAGED: {count} findings"),
+        (told, false) => {
+            format!("nothing is damaged, but not all could be checked: {}", units::count(told, "finding"))
+        }
+        (told, true) => format!("DAMAGED: {}", units::count(told, "finding")),
     };
     console.info(&format!(
-        "{images} images, {} of {} compared with checksums in {}, {}/s: {result}",
+        "{}, {} of {} compared with checksums in {}, {}/s: {result}",
+        units::count(images, "image"),
         units::size(compared),
         units::size(total),
         units::duration(time),
