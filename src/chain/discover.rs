@@ -175,6 +175,18 @@ impl Inventory {
         }
     }
 
+    /// The disk that is to be changed: as [`disk`](Self::disk), but a part of a name is not enough.
+    ///
+    /// # Errors
+    /// As [`disk`](Self::disk), and [`Error::NotWholeName`].
+    pub fn disk_by_whole_name(&self, filter: Option<&str>) -> Result<&Disk, Error> {
+        let matches = self.matching(filter)?;
+        match filter.filter(|text| !matches.iter().any(|disk| disk.is(text))) {
+            Some(text) => Err(Error::NotWholeName { filter: text.to_owned(), disks: labels(&matches) }),
+            None => self.disk(filter),
+        }
+    }
+
     /// The disks that may be meant: those whose label, folder or file is or, where none is, contains `filter`. Without
     /// a filter, all.
     ///

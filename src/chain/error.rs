@@ -63,6 +63,14 @@ pub enum Error {
         /// The labels of all disks.
         disks: Vec<String>,
     },
+    /// The filter is only a part of names, and the disk is to be changed.
+    #[error("no disk is called {filter:?}; what changes a backup takes a whole name with --filter: {}", Names(disks))]
+    NotWholeName {
+        /// What was to be matched.
+        filter: String,
+        /// The labels of the disks that have it in one of their names.
+        disks: Vec<String>,
+    },
     /// No disk fits, but a folder that may hold it cannot be read.
     #[error("cannot read {}, which may hold the disk that is meant: {reason}", path.display())]
     FolderUnread {
@@ -232,6 +240,7 @@ impl Error {
             Self::TooManyEntries { .. }
             | Self::NoDisk { .. }
             | Self::NoSuchDisk { .. }
+            | Self::NotWholeName { .. }
             | Self::WhichDisk { .. }
             | Self::Syntax { .. }
             | Self::NoSuchPoint { .. }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +11,7 @@ use serde_json::Value;
 
 use super::exit::Exit;
 use super::failure::Failure;
+use super::log_file;
 use super::syslog::{self, Syslog};
 use super::text::{self, printable};
 
@@ -93,9 +93,7 @@ impl Console {
             lost: AtomicBool::new(false),
         };
         if let Some(path) = log_file {
-            let file = File::options().append(true).create(true).mode(0o644).open(path);
-            let file = file.map_err(|source| Failure::LogFile { path: path.to_owned(), source });
-            console.log_file = Some(file.inspect_err(|failure| console.error(failure))?);
+            console.log_file = Some(log_file::open(path).inspect_err(|failure| console.error(failure))?);
         }
         if let Some(program) = wanted.syslog {
             match Syslog::open(Path::new(syslog::SOCKET), program) {

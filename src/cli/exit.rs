@@ -59,6 +59,19 @@ impl Exit {
         }
     }
 
+    /// The one to tell where there are two: the worse.
+    #[must_use]
+    pub(super) fn worse(self, other: Self) -> Self {
+        let rank = |exit: Self| match exit {
+            Self::Success => 0,
+            Self::Warnings => 1,
+            Self::Locked => 3,
+            Self::Damaged => 4,
+            _ => 2,
+        };
+        if rank(other) > rank(self) { other } else { self }
+    }
+
     const fn meaning(self) -> &'static str {
         match self {
             Self::Success => "done",
@@ -87,5 +100,20 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         exit.code().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_the_worse_is_told_whichever_comes_first() {
+        let order = [Exit::Success, Exit::Warnings, Exit::Error, Exit::Locked, Exit::Damaged];
+        for (at, better) in order.iter().enumerate() {
+            for worse in order.iter().skip(at) {
+                assert_eq!((better.worse(*worse), worse.worse(*better)), (*worse, *worse));
+            }
+        }
     }
 }

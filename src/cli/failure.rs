@@ -38,10 +38,14 @@ pub(super) enum Failure {
     OutputIsBackup { path: PathBuf },
     #[error("{}: would be taken for an image of the backup: take another name", .path.display())]
     OutputNamedAsBackup { path: PathBuf },
+    #[error("{}: is a part of a backup, or would be taken for one: take another name", .path.display())]
+    OutputOfBackup { path: PathBuf },
     #[error("cannot print the result")]
     Print { source: io::Error },
     #[error("{}: cannot be opened for the log", .path.display())]
     LogFile { path: PathBuf, source: io::Error },
+    #[error("{}: is a part of a backup, and no log: name another file with -L", .path.display())]
+    LogOfBackup { path: PathBuf },
     #[error("cannot watch for signals")]
     Signals { source: io::Error },
     #[error("cannot wait for sockets")]
@@ -92,6 +96,8 @@ impl Failure {
             }
             Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
+            | Self::OutputOfBackup { .. }
+            | Self::LogOfBackup { .. }
             | Self::Print { .. }
             | Self::LogFile { .. }
             | Self::Signals { .. }
@@ -147,6 +153,8 @@ impl Failure {
             Self::Usage(_)
             | Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
+            | Self::OutputOfBackup { .. }
+            | Self::LogOfBackup { .. }
             | Self::Print { .. }
             | Self::LogFile { .. }
             | Self::Signals { .. }

@@ -43,8 +43,8 @@
 //!
 //! | event | fields |
 //! |---|---|
-//! | `plan` | `disk`, `restore_point`, `time`, `images` (each `path`, `level`, `time`, `format`, `size`, `cluster_size`, `file_length`), `output` (`path`, `format`, `cluster_size`, `compression`, `length`, where compressed the most it can be), `size` of the disk, `bytes` to move, `dry_run`, `commands` for a shell |
-//! | `plan` of a rebase | `disk`, `restore_point`, `time`, `images` (the INCs, each `path`, `backing`, `done`), `link` (`path`, `target`, `done`), `dry_run`, `commands` for a shell |
+//! | `plan` | `disk`, `restore_point`, `time`, `images` (each `path`, `level`, `time`, `format`, `size`, `cluster_size`, `file_length`), `output` (`path`, `format`, `cluster_size`, `compression`, `length`, where compressed the most it can be), `size` of the disk, `bytes` to move, `dry_run`, `commands`, lines for one shell |
+//! | `plan` of a rebase | `disk`, `restore_point`, `time`, `images` (the INCs, each `path`, `backing`, `done`), `link` (`path`, `target`, `done`), `dry_run`, `commands`, lines for one shell |
 //! | `rebased` | `path` of an INC that was changed, `backing`, the name that it has now |
 //! | `link` | `path` of the link that was set, `target` |
 //! | `phase` | `phase`: `checking`, `verifying`, `summing`, `planning`, `copying`, `syncing` |
@@ -54,7 +54,7 @@
 //! | `check` | `path`, `verdict` (`clean`, `leaks`, `dirty`, `marked corrupt`, `damaged`, `unreadable`, `raw`), `reason` where unreadable, `file_length`, of qcow2 images also `version`, `size`, `cluster_size`, `compression`, `snapshots`, `bitmaps`, `features`, `backing`, `clusters` (`total`, `allocated`, `compressed`, `fragmented`), `leaks`, `refcount_errors`, `structure_errors`, `findings` (each `severity`, `message`), `findings_dropped`; with `--repair` that is what is left, and `before` (`verdict`, `leaks`, `refcount_errors`, `structure_errors`) what was there, else null |
 //! | `finding` | of a verify: `disk`, `path` of the image or of the file beside it that is meant, `kind` (`chain`, `doubtful`, `no manifest`, `manifest`, `no checksums`, `checksums`, `unsettled`, `unreadable`, `structure`, `marked corrupt`, `stale`, `leaks`, `blocks`, `more blocks`, `length`, `content`), `severity` (`note`, `in part`, `failed`, `damage`), `message`, `file` (`start`, `end`), the bytes that are meant, `guest` (each `start`, `end`), what of the disk they hold, null where that is unknown, `parts` (`header`, `l1 table`, `l2 table`, `data`, `compressed`), `points`, the paths of the restore points that suffer |
 //! | `verified` | an image: `disk`, `path`, `verdict` (`right`, or the worst `severity`), `file_length`, `bytes` that were compared with checksums, `structure`, whether its tables were checked |
-//! | `plan` | of a commit `disk`, `restore_point`, `time`, `full` (path), `incs` (paths, oldest first), `rest` (those that an interrupted run has written already), `snapshots` (names of those that the FULL will get), `size` of the disk, `bytes` to write, `growth` of the FULL at most, `dry_run`, `commands` for a shell |
+//! | `plan` | of a commit `disk`, `restore_point`, `time`, `full` (path), `incs` (paths, oldest first), `rest` (those that an interrupted run has written already), `snapshots` (names of those that the FULL will get), `size` of the disk, `bytes` to write, `growth` of the FULL at most, `dry_run`, `commands`, lines for one shell |
 //! | `snapshot` | `name` of an internal snapshot that the FULL has got |
 //! | `removed` | `path` of an INC that the FULL holds now |
 //! | `done` | of a verify `images` and `findings`, how many, `bytes` that were compared, `total` bytes of all images, `seconds`, `rate` |
@@ -69,6 +69,7 @@ mod backup;
 mod console;
 mod exit;
 mod failure;
+mod log_file;
 mod pace;
 mod rebase;
 mod restore;

@@ -2,7 +2,7 @@
 //! know; what it does is `qmprestore commit`.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use super::restore::{CommitArguments, Place, Progress, commit};
 use super::start::{self, Global};
 use super::text::shell_word;
 use crate::chain::{RestorePoint, When, Work};
-use crate::restore::CommitSummary;
 
 /// Rolls INC images into their FULL
 ///
@@ -44,7 +43,7 @@ struct Rebase {
     /// The last restore point to write: a time, or the name of an image or its beginning
     #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
     until: When,
-    /// The disk: its label, folder or file name, or a part of one
+    /// The disk: its label, folder or file name
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Change nothing, only show the commands that do the same
@@ -96,33 +95,25 @@ impl Rebase {
             dry_run: self.dry_run,
             progress: Progress { progress_interval: Duration::from_secs(10) },
         };
-        let exit = commit::run(&arguments, Work::Commit, console, |point, summary, console| {
-            show(point, summary, console);
+        let exit = commit::run(&arguments, Work::Commit, console, |point, _, commands, console| {
+            show(point, &commands, console);
             Ok(())
         })?;
-        console.info("Rollback of latest [FULL]<-[INC] chain complete, ignoring older chains");
-        console.info("Image files rollback successful.");
+        if !arguments.dry_run {
+            console.info("Rollback of latest [FULL]<-[INC] chain complete, ignoring older chains");
+            console.info("Image files rollback successful.");
+        }
         Ok(exit)
     }
 }
 
-/// The commands for the same by hand, newest INC first: each goes into the image before it.
-fn show(point: &RestorePoint, summary: &CommitSummary, console: &Console) {
+/// The commands for the same by hand.
+fn show(point: &RestorePoint, commands: &[String], console: &Console) {
     for image in point.later.iter().rev() {
         console.info(&format!("Skipping checkpoint: {} as requested with --until option", image.path.display()));
     }
-    let word = |path: &Path| {
-        let text = path.display().to_string();
-        // as it was always said, where a shell makes nothing else of it
-        if text.contains(['"', '$', '`', '\\', '!']) { shell_word(path.as_os_str()) } else { format!("\"{text}\"") }
-    };
-    let chain: Vec<&PathBuf> = std::iter::once(&summary.full).chain(&summary.incs).collect();
-    for pair in chain.windows(2).rev() {
-        if let [base, image] = pair {
-            console.info(&format!("qemu-img check {}", shell_word(image.as_os_str())));
-            console.info(&format!("qemu-img rebase -b {} {} -u", word(base), word(image)));
-            console.info(&format!("qemu-img commit {}", word(image)));
-        }
+    for command in commands {
+        console.info(command);
     }
     if console.is_json() {
         console.done(&[]);

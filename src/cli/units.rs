@@ -103,6 +103,11 @@ pub(super) fn rate(bytes: u64, time: Duration) -> u64 {
     u64::try_from(rate).unwrap_or(u64::MAX)
 }
 
+/// How many there are of something whose name gets an `s`.
+pub(super) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `45.3 %`.
 pub(super) fn percent(done: u64, total: u64) -> String {
     let tenths = u128::from(done) * 1000 / u128::from(total.max(1));
@@ -122,6 +127,11 @@ pub(super) fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "image")), ["0 images", "1 image", "2 images"]);
+    }
 
     #[test]
     fn sizes_are_read_with_any_usual_unit() {

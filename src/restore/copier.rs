@@ -127,13 +127,13 @@ impl LayerReader {
         done: u64,
         buffer: &mut [u8],
     ) -> Result<()> {
-        let Some(layer) = layers.get(operation.layer) else { return Ok(()) };
+        let layer = layers.get(operation.layer).ok_or(Error::Changed)?;
         match operation.source {
             Origin::Plain(host) => read_plain(layer, HostOffset(host.0 + done), buffer),
             Origin::Compressed { cluster, data, skip } => {
                 let bytes = self.cluster((operation.layer, layer), cluster, data)?;
                 let start = to_usize(skip + done);
-                buffer.copy_from_slice(bytes.get(start..start + buffer.len()).unwrap_or_default());
+                buffer.copy_from_slice(bytes.get(start..start.saturating_add(buffer.len())).ok_or(Error::Changed)?);
                 Ok(())
             }
         }
@@ -146,7 +146,7 @@ impl LayerReader {
         guest: GuestOffset,
         data: CompressedCluster,
     ) -> Result<&[u8]> {
-        let Some(image) = layer.image() else { return Ok(&[]) };
+        let image = layer.image().ok_or(Error::Changed)?;
         let inflated = self.inflated.entry(image.header().geometry.cluster_size()).or_default();
         if inflated.last != Some((number, data)) {
             inflated.last = None;
@@ -228,7 +228,7 @@ impl<'a> Copier<'a> {
             self.make_room(target, part)?;
             let before = self.gathered.len();
             self.gathered.resize(before + part, 0);
-            let buffer = self.gathered.get_mut(before..).unwrap_or_default();
+            let buffer = self.gathered.get_mut(before..).ok_or(Error::Changed)?;
             self.reader.read(self.work.layers, operation, start + done, buffer)?;
             done += part as u64;
         }
@@ -295,5 +295,42 @@ impl<'a> Copier<'a> {
 
     fn write_error(&self, source: io::Error) -> Error {
         Error::Write { path: self.output.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::{Layers, Source};
+
+    /// A read of what no image has would leave zeroes in the output.
+    #[test]
+    fn what_a_layer_does_not_have_is_an_error_and_not_zeroes() {
+        let full = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2");
+        let layers = Layers::open(&[Source { path: full.into(), format: None, size: None }]).unwrap();
+        let read = |layer, source| {
+            let operation = Operation { layer, source, target: 0, length: 512, guest: 0 };
+            LayerReader::default().try_read(layers.as_slice(), &operation, 0, &mut [0; 512])
+        };
+        read(0, Origin::Plain(HostOffset(0))).unwrap();
+        assert!(matches!(read(1, Origin::Plain(HostOffset(0))), Err(Error::Changed)));
+        let data = compressed(&layers);
+        let compressed = |skip| read(0, Origin::Compressed { cluster: data.0, data: data.1, skip });
+        let size = layers.cluster_size();
+        compressed(size - 512).unwrap();
+        for skip in [size - 511, size, u64::MAX - 1] {
+            assert!(matches!(compressed(skip), Err(Error::Changed)), "{skip}");
+        }
+    }
+
+    /// Any compressed cluster of a chain.
+    fn compressed(layers: &Layers) -> (GuestOffset, CompressedCluster) {
+        let mut buffer = crate::qcow2::MapBuffer::default();
+        let pieces = crate::restore::resolve::resolve(layers.as_slice(), 0..layers.size(), &mut buffer).unwrap();
+        let found = pieces.iter().find_map(|piece| match Origin::of(piece) {
+            Origin::Compressed { cluster, data, .. } => Some((cluster, data)),
+            Origin::Plain(_) => None,
+        });
+        found.unwrap()
     }
 }

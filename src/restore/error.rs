@@ -137,6 +137,12 @@ pub enum Error {
     /// There is no image at all.
     #[error("there is no image to merge")]
     Empty,
+    /// The images were opened to be salvaged, and a merge would not tell what is lost.
+    #[error("the images were opened to be salvaged, but not to be merged: what is lost would not be told")]
+    ForSalvage,
+    /// The images were not opened to be salvaged.
+    #[error("the images were opened to be merged, but not to be salvaged: no loss would be tolerated")]
+    NotForSalvage,
     /// An image says that it rests on something else than the image before it.
     #[error("{}: names {backing:?} as its backing file, but {}", .path.display(), match .expected {
         Some(expected) => format!("the image before it in the chain is {expected:?}: an image is missing or foreign"),
@@ -150,7 +156,7 @@ pub enum Error {
         /// The name that would be right.
         expected: Option<String>,
     },
-    /// Between planning and copying the tables of an image became others.
+    /// Between planning and copying the tables of an image became others, or what they tell does not fit together.
     #[error("an image of the chain was changed while it was read: nothing else may write to it")]
     Changed,
     /// The new image cannot be laid out.
@@ -172,6 +178,12 @@ pub enum Error {
     #[error("{}: exists already; --force replaces it", .path.display())]
     OutputExists {
         /// The output.
+        path: PathBuf,
+    },
+    /// The output is a block device that holds something, which may not be overwritten.
+    #[error("{}: is not empty; --force overwrites it", .path.display())]
+    DeviceNotEmpty {
+        /// The block device.
         path: PathBuf,
     },
     /// The output is one of the images that are read.
@@ -337,9 +349,12 @@ impl Error {
             | Self::LinkTaken { .. }
             | Self::SnapshotThere { .. }
             | Self::Empty
+            | Self::ForSalvage
+            | Self::NotForSalvage
             | Self::Changed
             | Self::CompressedTooLarge { .. }
             | Self::OutputExists { .. }
+            | Self::DeviceNotEmpty { .. }
             | Self::OutputIsSource { .. }
             | Self::OutputKind { .. }
             | Self::DeviceTooSmall { .. }

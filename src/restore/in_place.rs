@@ -84,6 +84,11 @@ impl InPlace {
         Ok(())
     }
 
+    /// Whether the INC that will follow the FULL names another image.
+    pub(super) fn next_is_based(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// All images.
     pub(super) fn layers(&self) -> &[Layer] {
         &self.layers

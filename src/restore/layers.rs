@@ -126,6 +126,20 @@ impl Layers {
     /// [`Error::Locked`]; [`Error::Empty`] or what is wrong with the first image, where no image can be had;
     /// [`Error::Image`] where the FULL is encrypted.
     pub fn open_salvage(slots: &[Slot]) -> Result<Self> {
+        let mut layers = Self::open_salvage_verified(slots)?;
+        // images of a tool that makes no checksums are no surprise
+        let unchecked = &mut layers.unchecked;
+        if unchecked.len() == layers.files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
+            unchecked.clear();
+        }
+        Ok(layers)
+    }
+
+    /// As [`open_salvage`](Self::open_salvage), and it is a [warning](Warning::Unchecked) also where no image has checksums.
+    ///
+    /// # Errors
+    /// As with [`open_salvage`](Self::open_salvage).
+    pub fn open_salvage_verified(slots: &[Slot]) -> Result<Self> {
         let mut opened = Vec::new();
         for slot in slots {
             opened.push(match slot {
@@ -190,10 +204,6 @@ impl Layers {
         }
         if layers.iter().all(Layer::is_absent) {
             return Err(first.unwrap_or(Error::Empty));
-        }
-        // images of a tool that makes no checksums are no surprise
-        if unchecked.len() == files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
-            unchecked.clear();
         }
         Ok(Self { layers, files, unlocked, unchecked, guessed, all_magic })
     }
@@ -366,7 +376,7 @@ pub fn check_current(point: &RestorePoint) -> Result<()> {
     if point.is_current()? { Ok(()) } else { Err(Error::Changed) }
 }
 
-fn lock(path: &Path, storage: &FileStorage, access: Access) -> Result<()> {
+pub(super) fn lock(path: &Path, storage: &FileStorage, access: Access) -> Result<()> {
     storage.lock(access).map_err(|source| {
         let path = path.to_owned();
         match source.kind() {

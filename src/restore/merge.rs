@@ -176,8 +176,11 @@ impl Merge {
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
-    /// What is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
+    /// [`Error::ForSalvage`]; what is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
     pub fn run(self, observer: &dyn Observer) -> Result<Merged> {
+        if self.layers.are_tolerant() {
+            return Err(Error::ForSalvage);
+        }
         self.execute(observer, |_, _| Ok(())).map(|(merged, ())| merged)
     }
 
@@ -185,8 +188,11 @@ impl Merge {
     /// do not.
     ///
     /// # Errors
-    /// What the system says of the output, or [`Error::Cancelled`].
+    /// [`Error::NotForSalvage`]; what the system says of the output, or [`Error::Cancelled`].
     pub fn salvage(self, observer: &dyn Observer) -> Result<(Merged, Losses)> {
+        if !self.layers.are_tolerant() {
+            return Err(Error::NotForSalvage);
+        }
         self.execute(observer, salvage::list)
     }
 

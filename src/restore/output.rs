@@ -10,9 +10,9 @@ use rustix::fs::OFlags;
 
 use super::error::{Error, Result};
 use super::layer::Format;
-use super::layers::Layers;
+use super::layers::{self, Layers};
 use super::merge::OutputFormat;
-use crate::storage::NewFile;
+use crate::storage::{Access, FileStorage, NewFile};
 
 /// What stands at the place of the output.
 #[derive(Debug)]
@@ -59,7 +59,18 @@ pub(super) fn check(path: &Path, format: OutputFormat, replace: bool, layers: &L
     if !kind.is_file() {
         return wrong("is neither a file nor a block device; `--out -` writes to a pipe");
     }
-    if replace { Ok(()) } else { Err(Error::OutputExists { path: path.to_owned() }) }
+    if replace { unused(path).map(drop) } else { Err(Error::OutputExists { path: path.to_owned() }) }
+}
+
+/// A file that is to be replaced, locked so that nobody opens it; none where there is none.
+fn unused(path: &Path) -> Result<Option<FileStorage>> {
+    let open = |source| Error::Open { path: path.to_owned(), source };
+    let storage = match FileStorage::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        storage => storage.map_err(open)?,
+    };
+    layers::lock(path, &storage, Access::Write)?;
+    Ok(Some(storage))
 }
 
 /// Opens what [`check`] has allowed.
@@ -74,7 +85,11 @@ pub(super) fn open(path: &Path, replace: bool, layers: &Layers) -> Result<Destin
 /// Syncs the output and gives a file its name.
 pub(super) fn finish(path: &Path, destination: Destination, replace: bool) -> Result<()> {
     let result = match destination {
-        Destination::File(file) => file.publish(replace),
+        Destination::File(file) => {
+            // somebody may have opened it since it was looked at
+            let _held = if replace { unused(path)? } else { None };
+            file.publish(replace)
+        }
         Destination::Device(device) => device.sync_all(),
     };
     result.map_err(|source| match source.kind() {
@@ -112,7 +127,7 @@ fn open_device(path: &Path, replace: bool, layers: &Layers) -> Result<File> {
     device.rewind().map_err(write_error)?;
     (&device).take(START as u64).read_to_end(&mut start).map_err(write_error)?;
     if !replace && start.iter().any(|byte| *byte != 0) {
-        return Err(Error::OutputExists { path: path.to_owned() });
+        return Err(Error::DeviceNotEmpty { path: path.to_owned() });
     }
     Ok(device)
 }

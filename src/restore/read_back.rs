@@ -98,7 +98,7 @@ impl Side {
         self.bytes.resize(to_usize(part.end - part.start), 0);
         for operation in work.operations(pieces, |guest| guest - part.start) {
             let start = to_usize(operation.target);
-            let place = self.bytes.get_mut(start..start + to_usize(operation.length)).unwrap_or_default();
+            let place = self.bytes.get_mut(start..start + to_usize(operation.length)).ok_or(Error::Changed)?;
             self.reader.read(work.layers, &operation, 0, place)?;
         }
         Ok(&self.bytes)

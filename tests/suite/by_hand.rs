@@ -10,20 +10,26 @@ use crate::random_chain::Chain;
 use crate::seeds::Told;
 use crate::{sparse, tools};
 
-/// Runs commands with a shell that finds this qemu-img.
-fn shell(commands: &str, folder: &Path, qemu_img: &Command) {
+/// Runs commands with a shell that finds this qemu-img, and `qmprestore`.
+pub(crate) fn shell(commands: &str, folder: &Path, qemu_img: &Command) {
+    let qmprestore = Path::new(env!("CARGO_BIN_EXE_qmprestore")).parent();
+    let qemu_img = Path::new(qemu_img.get_program()).parent().filter(|parent| parent.is_absolute());
     let mut shell = Command::new("sh");
-    shell.args(["-e", "-c", commands]).current_dir(folder);
-    if let Some(tools) = Path::new(qemu_img.get_program()).parent().filter(|parent| parent.is_absolute()) {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        shell
-            .env("PATH", std::env::join_paths([tools.into()].into_iter().chain(std::env::split_paths(&path))).unwrap());
-    }
+    shell
+        .args(["-e", "-c", commands])
+        .current_dir(folder)
+        .env("PATH", path_with(qemu_img.into_iter().chain(qmprestore)));
     tools::run(&mut shell);
 }
 
+/// The search path with these folders before the others.
+pub(crate) fn path_with<'a>(folders: impl Iterator<Item = &'a Path>) -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(folders.map(Path::to_owned).chain(std::env::split_paths(&path))).unwrap()
+}
+
 /// The commands as the text of a dry run has them.
-fn commands(ended: &Ended) -> String {
+pub(crate) fn commands(ended: &Ended) -> String {
     let (_, commands) = ended.stdout.split_once("the same by hand\n").unwrap_or_else(|| panic!("{ended:?}"));
     commands.to_owned()
 }

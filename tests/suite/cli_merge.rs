@@ -430,7 +430,7 @@ fn a_block_device_takes_raw_and_only_what_fits() {
     // something is on it now, also where the disk has zeroes
     let noise = format!("if=/dev/urandom of={device} bs=1M count=64 status=none oflag=direct");
     tools::run(std::process::Command::new("dd").args(noise.split(' ')));
-    backup.merged(["--format=raw", "--out", &device]).with(1).says("--force");
+    backup.merged(["--format=raw", "--out", &device]).with(1).says("is not empty; --force overwrites it");
     backup.merged(["--format=raw", "--force", "--until=INC-17936", "--out", &device]).with(0);
     read(&start);
     sparse::assert_same(&start, &backup.expected(1), "a device that was used");

@@ -73,6 +73,15 @@ fn the_size_in_a_header_is_that_of_the_manifest_or_it_is_refused() {
 }
 
 #[test]
+fn what_no_checksums_vouch_for_is_a_warning_where_that_was_asked_for() {
+    let backup = Backup::new();
+    backup.merged(["--salvage", "--out=out"]).with(0);
+    for verify in [&["--verify"][..], &["--verify", "--salvage"]] {
+        backup.merged([&["--force", "--out=out"], verify].concat()).with(3).says("FULL-1793588400-disk.qcow2");
+    }
+}
+
+#[test]
 fn a_header_field_that_no_read_needs_costs_nothing() {
     for manifests in [true, false] {
         let backup = if manifests { with_manifests() } else { Backup::new() };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
-use qmpbackup::restore::{self, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source};
+use qmpbackup::restore::{self, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Slot, Source};
 use qmpbackup::storage::{FileStorage, Storage};
 
 use crate::oracle::convert;
@@ -42,6 +42,21 @@ fn options(out: &Path) -> MergeOptions {
 
 fn sources(paths: &[PathBuf]) -> Vec<Source> {
     paths.iter().map(|path| Source { path: path.clone(), format: None, size: None }).collect()
+}
+
+#[test]
+fn what_was_opened_for_a_salvage_is_merged_by_one_and_nothing_else_is() {
+    let backup = crate::program::Backup::new();
+    let sources = sources(&backup.images);
+    let slots: Vec<Slot> = sources.iter().cloned().map(Slot::Image).collect();
+    let out = backup.path("out");
+    let plan = |layers| Merge::plan(layers, options(&out), &Silent).unwrap();
+    let refused = plan(Layers::open_salvage(&slots).unwrap()).run(&Silent).unwrap_err();
+    assert!(matches!(refused, restore::Error::ForSalvage), "{refused}");
+    let refused = plan(Layers::open(&sources).unwrap()).salvage(&Silent).unwrap_err();
+    assert!(matches!(refused, restore::Error::NotForSalvage), "{refused}");
+    assert!(!out.exists());
+    plan(Layers::open_salvage(&slots).unwrap()).salvage(&Silent).unwrap();
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What stands at the place of the output.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use qmpbackup::storage::{Access, FileStorage};
 use tempfile::TempDir;
 
 use crate::{sparse, tools};
@@ -66,6 +68,65 @@ fn no_output_becomes_an_image_of_the_backup() {
     // another name does there, and any elsewhere
     assert_eq!(merge(&dir, &dir.join("restored"), &[]).0, Some(0));
     assert_eq!(merge(&dir, &root.path().join("INC-1600000002-disk"), &[]).0, Some(0));
+}
+
+#[test]
+fn no_bookkeeping_of_a_backup_is_replaced_nor_an_image_of_another() {
+    let (root, dir) = chain();
+    let other = root.path().join("elsewhere/disk.qcow2");
+    let manifest = qmpbackup::chain::Manifest::path(&other);
+    for folder in [manifest.parent().unwrap(), &dir.join(".qmpbackup")] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(manifest, "{}").unwrap();
+    fs::write(&other, "another backup").unwrap();
+    for name in ["uuid", "disk0/uuid", "disk0/disk.config", "disk0/.qmpbackup/lock"] {
+        fs::write(root.path().join(name), "kept").unwrap();
+    }
+    let before = sparse::fingerprints(root.path());
+    let bookkeeping = ["uuid", "disk0/uuid", "disk0/disk.config", "disk0/new.config", "disk0/.qmpbackup/lock"];
+    let more = ["disk0/.qmpbackup/new", "elsewhere/disk.qcow2", "elsewhere/.qmpbackup/disk.qcow2.json"];
+    for name in bookkeeping.iter().chain(&more) {
+        let (code, said) = merge(&dir, &root.path().join(name), &["--force"]);
+        assert!(code == Some(1) && said.contains("of a backup"), "{name}: {said}");
+        assert_eq!(sparse::fingerprints(root.path()), before);
+    }
+    // elsewhere they are names as any other
+    fs::remove_file(dir.join("disk.config")).unwrap();
+    let apart = tempfile::tempdir().unwrap();
+    for name in ["uuid", "disk.config"] {
+        assert_eq!(merge(&dir, &apart.path().join(name), &[]).0, Some(0));
+    }
+}
+
+#[test]
+fn a_file_that_somebody_uses_is_not_replaced() {
+    let (root, dir) = chain();
+    let out = root.path().join("out");
+    fs::write(&out, "a disk that a machine runs from").unwrap();
+    for access in [Access::Read, Access::Write] {
+        let user = FileStorage::open(&out).unwrap();
+        user.lock(access).unwrap();
+        let (code, said) = merge(&dir, &out, &["--force"]);
+        assert_eq!(code, Some(6), "{said}");
+        assert!(said.contains("another process has the image open; nothing was written"), "{said}");
+        drop(user);
+        assert_eq!(fs::read(&out).unwrap(), b"a disk that a machine runs from");
+    }
+    // also who comes while the work goes on
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qmprestore"));
+    command.args(["merge", "--json", "--force", "--rate-limit=2M", "--progress-interval=0.1", "--dir"]).arg(&dir);
+    let mut child = command.arg("--out").arg(&out).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"progress\"")));
+    let user = FileStorage::open(&out).unwrap();
+    user.lock(Access::Write).unwrap();
+    assert!(lines.any(|line| line.unwrap().contains("another process has the image open")));
+    assert_eq!(child.wait().unwrap().code(), Some(6));
+    drop(user);
+    assert_eq!(fs::read(&out).unwrap(), b"a disk that a machine runs from");
+    assert_eq!(merge(&dir, &out, &["--force"]).0, Some(0));
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
 }
 
 #[test]

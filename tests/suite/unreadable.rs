@@ -94,6 +94,17 @@ fn a_disk_in_a_folder_that_may_not_be_read_is_not_one_that_is_not_there() {
 }
 
 #[test]
+fn an_image_that_may_not_be_read_is_not_called_damaged() {
+    let scene = Scene::new();
+    let [listed] = scene.without("vm/disk0/INC-1793674800-disk.qcow2", ["list --dir vm/disk0"]);
+    listed
+        .with(3)
+        .says("Permission denied")
+        .says("needs INC-1793674800-disk.qcow2, which cannot be read")
+        .says_not("damaged");
+}
+
+#[test]
 fn what_is_wrong_with_other_disks_is_not_told() {
     let scene = Scene::new();
     let commands = [

@@ -22,9 +22,9 @@ pub(super) fn backup(arguments: &args::Backup, connection: &Connection, console:
     let follower = Follower::new(console);
     let Outcome { time, images, bytes } = follower.follow(capture::backup(&request, &follower))?;
     let elapsed = start.elapsed();
-    let count = if images.len() == 1 { "1 image".to_owned() } else { format!("{} images", images.len()) };
     console.info(&format!(
-        "the backup is done: {count} in {}, {} in them, {} in all",
+        "the backup is done: {} in {}, {} in them, {} in all",
+        units::count(images.len(), "image"),
         arguments.target.display(),
         units::size(bytes),
         units::duration(elapsed),

@@ -82,7 +82,7 @@ pub(super) struct Merge {
         default_missing_value = "zlib"
     )]
     pub(super) compress: Option<CodecName>,
-    /// Replace an existing output, overwrite a block device that is not empty
+    /// Replace an existing file that nobody uses, overwrite a block device that is not empty
     #[arg(long)]
     pub(super) force: bool,
     /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
@@ -162,7 +162,8 @@ pub(super) struct List {
 /// Check images as `qemu-img check` does, and repair them if that is asked for
 ///
 /// The exit code is 0 where all are clean, 3 where nothing but space is lost or a program said that an image may be
-/// wrong, 4 where an image is damaged; with --repair it says what is left. Without --repair nothing is changed.
+/// wrong, 4 where an image is damaged; with --repair it says what is left. Without --repair nothing is changed, and nobody is
+/// kept from an image: of one that somebody writes to meanwhile, as `verify` and `merge` would say, the result means nothing.
 #[derive(Debug, Args)]
 #[command(
     after_help = Exit::table(),
@@ -238,7 +239,7 @@ pub(super) struct Rebase {
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Has no effect, since no data moves
-    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
+    #[arg(long, hide = true, value_name = "BYTES", value_parser = units::parse_size, default_value = "0")]
     pub(super) rate_limit: u64,
     #[command(flatten)]
     pub(super) progress: Progress,
@@ -270,7 +271,7 @@ pub(in crate::cli) struct Place {
     /// The folder of a disk's images, or one with several of these
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) dir: PathBuf,
-    /// The disk: its label, folder or file name, or a part of one
+    /// The disk: its label, folder or file name; a part of one is enough where the disk is not changed
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) filter: Option<String>,
 }

@@ -1,13 +1,17 @@
 //! The `qemu-img` commands that do what a command here does, for any qemu-img from 5.2 on.
+//!
+//! All are lines for one shell: a command that fails ends them, whether the shell would go on or not.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::args::Place;
+use crate::chain::{Checksums, Manifest, RestorePoint, Unfinished};
 use crate::cli::text::{self, shell_word};
 use crate::qcow2::Codec;
-use crate::restore::{CommitSummary, Format, OutputFormat};
+use crate::restore::{CommitSummary, Format, OutputFormat, Rebase};
 
 /// Longer words are refused by Linux (128 KiB).
 const WORD_MAX: usize = 120_000;
@@ -24,8 +28,8 @@ pub(super) struct ByHand<'a> {
 }
 
 impl ByHand<'_> {
-    /// The commands, one after the other for one shell. None of them changes a backup. There are none where holes of
-    /// raw INCs show what is below: qemu-img cannot do that.
+    /// The commands, none of which changes a backup. There are none where holes of raw INCs show what is below: qemu-img
+    /// cannot do that.
     pub(super) fn commands(&self) -> Vec<String> {
         if self.members.iter().skip(1).any(|(_, format)| *format == Format::Raw) {
             return Vec::new();
@@ -60,7 +64,7 @@ impl ByHand<'_> {
         let mut commands = vec!["scratch=$(mktemp -d ./by-hand.XXXXXX)".to_owned()];
         let mut below = "raw";
         for (number, (path, format)) in self.members.iter().enumerate() {
-            let from = shell_word(&in_folder(path));
+            let from = word(path);
             commands.push(format!("cp --sparse=always {from} \"$scratch/{number}\""));
             if number > 0 {
                 let base = number - 1;
@@ -71,12 +75,12 @@ impl ByHand<'_> {
         let last = self.members.len().saturating_sub(1);
         commands.push(self.convert(&format!("-f {below} \"$scratch/{last}\"")));
         commands.push("rm -r \"$scratch\"".to_owned());
-        commands
+        lines(commands)
     }
 
     fn convert(&self, source: &str) -> String {
         let output = match self.output {
-            Some(path) => shell_word(&in_folder(path)),
+            Some(path) => word(path),
             None => "./disk.raw".to_owned(),
         };
         let options = match self.format {
@@ -95,28 +99,98 @@ impl ByHand<'_> {
     }
 }
 
-/// The commands that commit INCs into their FULL, one after the other for one shell.
-pub(super) fn commit(summary: &CommitSummary) -> Vec<String> {
-    let quoted = |path: &Path| shell_word(&in_folder(path));
-    let full = quoted(&summary.full);
+/// The commands that commit INCs into their FULL, a line for each INC. Manifests and checksums that do not fit any more go,
+/// and are made anew.
+pub(super) fn commit(summary: &CommitSummary, point: &RestorePoint, place: &Place) -> Vec<String> {
+    let full = word(&summary.full);
     let snapshot = |name: &str| format!("qemu-img snapshot -c {} {full}", shell_word(OsStr::new(name)));
-    let mut commands: Vec<String> = summary.rest.iter().map(|path| format!("rm {}", quoted(path))).collect();
-    if let Some(name) = &summary.full_snapshot {
-        commands.push(snapshot(name));
-    }
-    let base = shell_word(&in_folder(Path::new(summary.full.file_name().unwrap_or_default())));
+    let backing = in_folder(Path::new(summary.full.file_name().unwrap_or_default()));
+    let based = |path: &Path| based(&backing, path);
+    let removed = |path: &PathBuf| remove(std::iter::once(path.clone()).chain(books(path)));
+    let mut commands: Vec<String> = summary.rest.iter().map(removed).collect();
+    commands.extend(summary.full_snapshot.as_deref().map(snapshot));
     for (at, path) in summary.incs.iter().enumerate() {
-        let inc = quoted(path);
         let name = summary.snapshots.get(at);
+        let mut steps = Vec::new();
         // an earlier run may have made the snapshot, and then the FULL holds the INC
         if name != Some(&None) {
-            commands.push(format!("qemu-img rebase -u -f qcow2 -F qcow2 -b {base} {inc}"));
-            commands.push(format!("qemu-img commit -d -f qcow2 {inc}"));
+            steps.extend([based(path), format!("qemu-img commit -d -f qcow2 {}", word(path))]);
         }
-        commands.extend(name.iter().filter_map(|name| name.as_deref()).map(snapshot));
-        commands.push(format!("rm {inc}"));
+        steps.extend(name.iter().filter_map(|name| name.as_deref()).map(snapshot));
+        steps.push(removed(path));
+        commands.push(steps.join(" && "));
     }
+    let mut stale: Vec<PathBuf> =
+        Some(Unfinished::path(&summary.full)).into_iter().filter(|path| path.exists()).collect();
+    if !summary.incs.is_empty() {
+        let mut later = point.later.iter().map(|image| image.path.as_path());
+        let next = later.next();
+        stale.extend(books(&summary.full));
+        // it tells what it builds on; and its new checksums have another id, which the one after it tells
+        stale.extend(next.map(Manifest::path));
+        if let Some(next) = next.filter(|_| summary.next_is_based) {
+            commands.push(based(next));
+            stale.extend([Checksums::path(next)].into_iter().chain(later.next().map(Manifest::path)));
+        }
+    }
+    stale.retain(|path| path.exists());
+    if !stale.is_empty() {
+        commands.extend([remove(stale), manifest(place)]);
+    }
+    lines(commands)
+}
+
+/// The commands that do what of a rebase is not done yet, a line for each INC. Checksums that do not fit any more go, and
+/// are made anew.
+pub(super) fn rebase(rebase: &Rebase, place: &Place) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut stale = false;
+    for image in rebase.images().iter().filter(|image| !image.done) {
+        let sums = Some(Checksums::path(&image.path)).filter(|path| path.exists());
+        stale |= sums.is_some();
+        let steps = [based(OsStr::new(&image.backing), &image.path)].into_iter().chain(sums.map(|sums| remove([sums])));
+        commands.push(steps.collect::<Vec<_>>().join(" && "));
+    }
+    let link = rebase.link();
+    if !link.done {
+        commands.push(format!("ln -sfn -- {} {}", shell_word(link.target.as_os_str()), word(&link.path)));
+    }
+    commands.extend(stale.then(|| manifest(place)));
+    lines(commands)
+}
+
+/// Each command only where all before it did what they should.
+fn lines(mut commands: Vec<String>) -> Vec<String> {
+    let last = commands.pop();
+    for command in &mut commands {
+        command.push_str(" &&");
+    }
+    commands.extend(last);
     commands
+}
+
+/// An image that names another in its folder as its backing file.
+fn based(backing: &OsStr, path: &Path) -> String {
+    format!("qemu-img rebase -u -f qcow2 -F qcow2 -b {} {}", shell_word(backing), word(path))
+}
+
+/// What is known of an image beside it.
+fn books(image: &Path) -> impl Iterator<Item = PathBuf> {
+    [Manifest::path(image), Checksums::path(image)].into_iter().filter(|path| path.exists())
+}
+
+fn remove(paths: impl IntoIterator<Item = PathBuf>) -> String {
+    paths.into_iter().fold("rm -f".to_owned(), |command, path| command + " " + &word(&path))
+}
+
+fn manifest(place: &Place) -> String {
+    let filter =
+        place.filter.as_ref().map(|filter| format!(" {}", shell_word(OsStr::new(&format!("--filter={filter}")))));
+    format!("qmprestore manifest --dir {}{}", word(&place.dir), filter.unwrap_or_default())
+}
+
+fn word(path: &Path) -> String {
+    shell_word(&in_folder(path))
 }
 
 fn name(format: Format) -> &'static str {
@@ -132,6 +206,6 @@ pub(super) fn is_block_device(path: &Path) -> bool {
 }
 
 /// A path that no program takes for an option or a protocol.
-pub(super) fn in_folder(path: &Path) -> std::ffi::OsString {
+fn in_folder(path: &Path) -> std::ffi::OsString {
     if path.is_absolute() { path.as_os_str().to_owned() } else { PathBuf::from(".").join(path).into_os_string() }
 }

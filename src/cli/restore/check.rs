@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
         }
         verdicts.push(verdict);
     }
-    let exit = verdicts.into_iter().map(Verdict::exit).max_by_key(|exit| badness(*exit)).unwrap_or(Exit::Success);
+    let exit = verdicts.into_iter().map(Verdict::exit).fold(Exit::Success, Exit::worse);
     console.event("done", &[("exit_code", exit.code().into())]);
     Ok(exit)
 }
@@ -58,16 +58,6 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>
         (!leads_away).then(|| place::source(image, None))
     };
     Ok(images.map(|images| images.filter_map(source).collect()).collect())
-}
-
-/// Of several exit codes, the one to tell is the worst.
-fn badness(exit: Exit) -> u8 {
-    match exit {
-        Exit::Success => 0,
-        Exit::Warnings => 1,
-        Exit::Damaged => 3,
-        _ => 2,
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

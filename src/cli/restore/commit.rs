@@ -23,7 +23,7 @@ pub(in crate::cli) fn run(
     arguments: &args::Commit,
     work: Work,
     console: &Console,
-    show: impl FnOnce(&RestorePoint, &CommitSummary, &Console) -> Result<(), Failure>,
+    show: impl FnOnce(&RestorePoint, &CommitSummary, Vec<String>, &Console) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
     signals::watch()?;
     let start = Instant::now();
@@ -55,11 +55,12 @@ pub(in crate::cli) fn run(
             }
         }
         let summary = commit.summary().clone();
-        plan(arguments, &point, &summary, console);
+        let commands = by_hand::commit(&summary, &point, &arguments.place);
+        plan(arguments, &point, &summary, (&commands, console));
         let checked = if arguments.skip_check { commit.check_full(&reporter) } else { commit.check(&reporter) };
         checked.map_err(Failure::Refused)?;
         if arguments.dry_run {
-            return show(&point, &summary, console);
+            return show(&point, &summary, commands, console);
         }
         commit.run(&reporter).map_err(|error| unfinished(error, &summary))?;
         report(&summary, &point, start, console);
@@ -70,7 +71,7 @@ pub(in crate::cli) fn run(
 
 /// The restore point that the FULL is to hold.
 fn select(inventory: &Inventory, arguments: &args::Commit, clock: &Clock) -> Result<RestorePoint, Failure> {
-    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;
     Ok(disk.select_in_place(&arguments.until, clock, arguments.allow_partial)?)
 }
 
@@ -89,7 +90,12 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn plan(arguments: &args::Commit, point: &RestorePoint, summary: &CommitSummary, console: &Console) {
+fn plan(
+    arguments: &args::Commit,
+    point: &RestorePoint,
+    summary: &CommitSummary,
+    (commands, console): (&[String], &Console),
+) {
     let paths = |paths: &[std::path::PathBuf]| paths.iter().map(|path| path.to_string_lossy()).collect();
     let snapshots = summary.full_snapshot.iter().chain(summary.snapshots.iter().flatten()).map(String::as_str);
     console.event(
@@ -106,12 +112,17 @@ fn plan(arguments: &args::Commit, point: &RestorePoint, summary: &CommitSummary,
             ("bytes", summary.bytes.into()),
             ("growth", summary.growth.into()),
             ("dry_run", arguments.dry_run.into()),
-            ("commands", by_hand::commit(summary).into()),
+            ("commands", commands.into()),
         ],
     );
 }
 
-fn print(point: &RestorePoint, summary: &CommitSummary, console: &Console) -> Result<(), Failure> {
+fn print(
+    point: &RestorePoint,
+    summary: &CommitSummary,
+    commands: Vec<String>,
+    console: &Console,
+) -> Result<(), Failure> {
     if console.is_json() {
         console.done(&[]);
         return Ok(());
@@ -133,7 +144,7 @@ fn print(point: &RestorePoint, summary: &CommitSummary, console: &Console) -> Re
     lines.push(format!("data to write  {} ({} bytes)", units::size(summary.bytes), summary.bytes));
     lines.push(format!("FULL grows by  at most {} ({} bytes)", units::size(summary.growth), summary.growth));
     lines.push("the same by hand".to_owned());
-    lines.extend(by_hand::commit(summary).into_iter().map(|command| format!("  {command}")));
+    lines.extend(commands.into_iter().map(|command| format!("  {command}")));
     console.result(&lines)
 }
 

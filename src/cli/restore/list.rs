@@ -12,7 +12,7 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::units;
-use crate::restore::{self, Facts, Source};
+use crate::restore::{self, ErrorKind, Facts, Source};
 
 pub(super) fn run(arguments: &args::List, console: &Console) -> Result<Exit, Failure> {
     let inventory = discover(&arguments.place.dir)?;
@@ -172,6 +172,7 @@ fn rows(chain: &Chain, number: usize, points: &BTreeMap<&Path, &Point>) -> Vec<R
         .zip(restore::survey(&sources))
         .map(|(image, facts)| {
             let by_name = points.get(image.path.as_path()).map_or(Verdict::Ok, |point| by_name(point.state()));
+            let is_damaged = facts.as_ref().err().is_some_and(|error| error.kind() == ErrorKind::Damaged);
             let (facts, own) = match facts {
                 Ok(facts) if facts.marked_corrupt => {
                     (Some(facts), Verdict::MarkedCorrupt("some program found damage in it".to_owned()))
@@ -182,7 +183,10 @@ fn rows(chain: &Chain, number: usize, points: &BTreeMap<&Path, &Point>) -> Vec<R
             let verdict = worse(worse(by_name, own.clone()), below.clone());
             let name = image.display_name();
             below = match own {
-                Verdict::Broken(_) => worse(below.clone(), Verdict::Broken(format!("needs {name}, which is damaged"))),
+                Verdict::Broken(_) => {
+                    let what = if is_damaged { "is damaged" } else { "cannot be read" };
+                    worse(below.clone(), Verdict::Broken(format!("needs {name}, which {what}")))
+                }
                 Verdict::MarkedCorrupt(_) => {
                     worse(below.clone(), Verdict::MarkedCorrupt(format!("{name} in its chain is")))
                 }

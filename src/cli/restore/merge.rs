@@ -1,11 +1,9 @@
 //! `qmprestore merge`.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -14,8 +12,8 @@ use super::args::{self, FormatName};
 use super::by_hand::{self, ByHand};
 use super::place;
 use super::progress::Reporter;
-use super::salvage;
-use crate::chain::{Clock, Disk, Image, ImageName, Inventory, RestorePoint, discover};
+use super::{refuse, salvage};
+use crate::chain::{Clock, Disk, Image, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
@@ -31,7 +29,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     signals::watch()?;
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
-    refuse_backup(arguments, &inventory)?;
+    refuse::part_of_backup(arguments, &inventory)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
     let (point, layers) =
@@ -88,49 +86,6 @@ fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(Rest
     Ok((point, layers))
 }
 
-/// The output must not take the place of any image that was found, be it one that this merge reads or not, nor become
-/// one that a later merge reads.
-fn refuse_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
-    let images = || inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
-    let number = |there: Metadata| (there.dev(), there.ino());
-    let number_of = |path: &Path| Ok::<_, Failure>(if_there(path, path.metadata())?.map(number));
-    let out = if arguments.streams() {
-        stdout().and_then(|out| out.metadata()).ok().map(number)
-    } else {
-        number_of(&arguments.out)?
-    };
-    let path = || arguments.out.clone();
-    if out.is_some() {
-        for image in images() {
-            if number_of(&image.path)? == out {
-                return Err(Failure::OutputIsBackup { path: path() });
-            }
-        }
-    }
-    let name = arguments.out.file_name().unwrap_or_default();
-    let folder = |path: &Path| {
-        let folder = Path::new(".").join(path.parent().unwrap_or(Path::new("")));
-        if_there(&folder, folder.canonicalize())
-    };
-    let named = |image: &&Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
-    let Some(out) = folder(&arguments.out)? else { return Ok(()) };
-    for image in images().map(AsRef::as_ref).filter(named) {
-        if folder(&image.path)?.as_ref() == Some(&out) {
-            return Err(Failure::OutputNamedAsBackup { path: path() });
-        }
-    }
-    Ok(())
-}
-
-/// What is there; only where the system says so, nothing is.
-fn if_there<T>(path: &Path, found: io::Result<T>) -> Result<Option<T>, Failure> {
-    match found {
-        Ok(there) => Ok(Some(there)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        Err(source) => Err(Failure::Restore(restore::Error::Open { path: path.to_owned(), source })),
-    }
-}
-
 fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
     let explicit_qcow2 = arguments.format == Some(FormatName::Qcow2);
     let qcow2_options = arguments.compress.is_some() || arguments.cluster_size.is_some();
@@ -163,7 +118,7 @@ fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions
     })
 }
 
-fn stdout() -> io::Result<File> {
+pub(super) fn stdout() -> io::Result<File> {
     io::stdout().as_fd().try_clone_to_owned().map(File::from)
 }
 

@@ -10,6 +10,7 @@ mod merge;
 mod place;
 mod progress;
 mod rebase;
+mod refuse;
 mod salvage;
 mod verify;
 

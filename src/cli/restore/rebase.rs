@@ -4,22 +4,20 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::by_hand::in_folder;
 use super::progress::Reporter;
-use super::{args, place};
+use super::{args, by_hand, place};
 use crate::chain::{Clock, FolderLock, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::signals;
-use crate::cli::text::shell_word;
 use crate::restore::{self, Based, Layers, Rebase, Source};
 
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
     signals::watch()?;
     let inventory = discover(&arguments.place.dir)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
-    let disk = inventory.disk(arguments.place.filter.as_deref())?;
+    let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;
     let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
@@ -38,7 +36,7 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
             rebase.check(&reporter).map_err(Failure::Refused)?;
         }
         if arguments.dry_run {
-            return if console.is_json() { Ok(()) } else { print(&point, &rebase, console) };
+            return if console.is_json() { Ok(()) } else { print(arguments, &point, &rebase, console) };
         }
         change(rebase, &reporter, console)
     })?;
@@ -104,12 +102,12 @@ fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, cons
                 }),
             ),
             ("dry_run", arguments.dry_run.into()),
-            ("commands", commands(rebase).into()),
+            ("commands", by_hand::rebase(rebase, &arguments.place).into()),
         ],
     );
 }
 
-fn print(point: &RestorePoint, rebase: &Rebase, console: &Console) -> Result<(), Failure> {
+fn print(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, console: &Console) -> Result<(), Failure> {
     let mut lines = vec![
         format!("disk           {}", point.disk),
         format!("restore point  {}, {}", point.name(), place::local_time(point.time)),
@@ -120,22 +118,10 @@ fn print(point: &RestorePoint, rebase: &Rebase, console: &Console) -> Result<(),
     }
     let link = rebase.link();
     lines.push(format!("link           {} leads to {}{}", link.path.display(), link.target.display(), done(link.done)));
-    let commands = commands(rebase);
+    let commands = by_hand::rebase(rebase, &arguments.place);
     if !commands.is_empty() {
         lines.push("the same by hand".to_owned());
     }
     lines.extend(commands.into_iter().map(|command| format!("  {command}")));
     console.result(&lines)
-}
-
-/// The commands for a shell that do what is not done yet.
-fn commands(rebase: &Rebase) -> Vec<String> {
-    let images = rebase.images().iter().filter(|image| !image.done).map(|image| {
-        let (backing, path) = (shell_word(image.backing.as_ref()), shell_word(&in_folder(&image.path)));
-        format!("qemu-img rebase -u -f qcow2 -F qcow2 -b {backing} {path}")
-    });
-    let link = rebase.link();
-    let link = (!link.done)
-        .then(|| format!("ln -sfn -- {} {}", shell_word(link.target.as_os_str()), shell_word(&in_folder(&link.path))));
-    images.chain(link).collect()
 }

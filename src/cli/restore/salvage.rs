@@ -32,7 +32,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
         Member::Missing { path, size } => Slot::Missing { path: path.clone(), size: *size },
     };
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();
-    let layers = Layers::open_salvage(&slots)?;
+    let layers = if arguments.verify { Layers::open_salvage_verified(&slots)? } else { Layers::open_salvage(&slots)? };
     // a journal that cannot be read is the same at any time
     if !matches!(found.fault, Some(Fault::Journal { .. } | Fault::JournalUnread { .. })) {
         restore::check_current(&found.point)?;

@@ -64,8 +64,7 @@ pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, F
 /// Says how it ended.
 fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
     let warned = if console.has_warned() { Exit::Warnings } else { Exit::Success };
-    let exits = verified.flaws.iter().map(|flawed| exit(&flawed.flaw)).chain([warned]);
-    let exit = exits.max_by_key(|exit| badness(*exit)).unwrap_or(Exit::Success);
+    let exit = verified.flaws.iter().map(|flawed| exit(&flawed.flaw)).fold(warned, Exit::worse);
     let time = start.elapsed();
     let images = verified.images.len();
     let compared = verified.images.iter().map(|image| image.compared).sum();
@@ -75,11 +74,14 @@ fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
     let damage = verified.worst() == Some(FlawSeverity::Damage);
     let result = match (told, damage) {
         (0, _) => "all that was checked is right".to_owned(),
-        (count, false) => format!("nothing is damaged, but not all could be checked: {count} findings"),
-        (count, true) => format!("DAMAGED: {count} findings"),
+        (told, false) => {
+            format!("nothing is damaged, but not all could be checked: {}", units::count(told, "finding"))
+        }
+        (told, true) => format!("DAMAGED: {}", units::count(told, "finding")),
     };
     console.info(&format!(
-        "{images} images, {} of {} compared with checksums in {}, {}/s: {result}",
+        "{}, {} of {} compared with checksums in {}, {}/s: {result}",
+        units::count(images, "image"),
         units::size(compared),
         units::size(total),
         units::duration(time),
@@ -105,17 +107,6 @@ fn exit(flaw: &Flaw) -> Exit {
         (FlawSeverity::Failed, Flaw::Unreadable(error)) if error.kind() == ErrorKind::Locked => Exit::Locked,
         (FlawSeverity::Failed, _) => Exit::Error,
         (FlawSeverity::Damage, _) => Exit::Damaged,
-    }
-}
-
-/// Of several exit codes, the one to tell is the worst.
-fn badness(exit: Exit) -> u8 {
-    match exit {
-        Exit::Success => 0,
-        Exit::Warnings => 1,
-        Exit::Locked => 3,
-        Exit::Damaged => 4,
-        _ => 2,
     }
 }
 

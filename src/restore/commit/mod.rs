@@ -85,6 +85,8 @@ pub struct CommitSummary {
     pub full_snapshot: Option<String>,
     /// For each of `incs` the name of the snapshot that it becomes; none where an earlier run has made it.
     pub snapshots: Vec<Option<String>>,
+    /// Whether the INC that will follow the FULL names the image before it, and has to name the FULL.
+    pub next_is_based: bool,
     /// The size of the disk afterwards.
     pub size: u64,
     /// Guest bytes to write.
@@ -136,6 +138,7 @@ impl Commit {
             rest: rest.iter().map(path).collect(),
             full_snapshot,
             snapshots: names,
+            next_is_based: chain.next_is_based(),
             size: chain.size(),
             bytes: needs.bytes,
             growth: needs.growth,

@@ -111,7 +111,7 @@ impl<'a> Maker<'a> {
         self.cluster.fill(0);
         for operation in self.work.operations(pieces, |guest| guest - start) {
             let Operation { target, length, .. } = operation;
-            let place = self.cluster.get_mut(to_usize(target)..to_usize(target + length)).unwrap_or_default();
+            let place = self.cluster.get_mut(to_usize(target)..to_usize(target + length)).ok_or(Error::Changed)?;
             self.reader.read(self.work.layers, &operation, 0, place)?;
         }
         Ok(())

@@ -31,7 +31,7 @@ pub(in crate::restore) fn write_stream(
             for operation in work.operations(pieces, |address| address - guest.start) {
                 work.pace(operation.length)?;
                 let start = to_usize(operation.target);
-                let place = part.get_mut(start..start + to_usize(operation.length)).unwrap_or_default();
+                let place = part.get_mut(start..start + to_usize(operation.length)).ok_or(Error::Changed)?;
                 reader.read(work.layers, &operation, 0, place)?;
                 work.observer.advance(operation.length);
             }

@@ -1,0 +1,66 @@
+//! What `qmprestore merge` does not write to.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::{args, merge};
+use crate::chain::{BOOKKEEPING, Image, ImageName, Inventory, Manifest, UUID};
+use crate::cli::failure::Failure;
+use crate::restore;
+
+/// The output must not take the place of any image that was found, be it one that this merge reads or not, nor become
+/// one that a later merge reads; nor be a file that tells of images.
+pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> Result<(), Failure> {
+    let images = || inventory.disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
+    let number = |there: Metadata| (there.dev(), there.ino());
+    let number_of = |path: &Path| Ok::<_, Failure>(if_there(path, path.metadata())?.map(number));
+    let out = if arguments.streams() {
+        merge::stdout().and_then(|out| out.metadata()).ok().map(number)
+    } else {
+        number_of(&arguments.out)?
+    };
+    let path = || arguments.out.clone();
+    if out.is_some() {
+        for image in images() {
+            if number_of(&image.path)? == out {
+                return Err(Failure::OutputIsBackup { path: path() });
+            }
+        }
+    }
+    let name = arguments.out.file_name().unwrap_or_default();
+    let folder = |path: &Path| {
+        let folder = Path::new(".").join(path.parent().unwrap_or(Path::new("")));
+        if_there(&folder, folder.canonicalize())
+    };
+    let named = |image: &&Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
+    let is_bookkeeping = |path: &Path| path.iter().any(|name| name == BOOKKEEPING);
+    let found = folder(&arguments.out)?;
+    if is_bookkeeping(&arguments.out) || found.as_deref().is_some_and(is_bookkeeping) {
+        return Err(Failure::OutputOfBackup { path: path() });
+    }
+    let Some(out) = found else { return Ok(()) };
+    for image in images().map(AsRef::as_ref).filter(named) {
+        if folder(&image.path)?.as_ref() == Some(&out) {
+            return Err(Failure::OutputNamedAsBackup { path: path() });
+        }
+    }
+    let dir = if_there(&inventory.dir, inventory.dir.canonicalize())?;
+    let is_inside = dir.is_some_and(|dir| out.starts_with(&dir) || dir.parent() == Some(&out));
+    let tells_of_images = name == UUID || Path::new(name).extension().is_some_and(|end| end == "config");
+    let manifest = Manifest::path(&out.join(name));
+    if is_inside && tells_of_images || if_there(&manifest, manifest.symlink_metadata())?.is_some() {
+        return Err(Failure::OutputOfBackup { path: path() });
+    }
+    Ok(())
+}
+
+/// What is there; only where the system says so, nothing is.
+fn if_there<T>(path: &Path, found: io::Result<T>) -> Result<Option<T>, Failure> {
+    match found {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(source) => Err(Failure::Restore(restore::Error::Open { path: path.to_owned(), source })),
+    }
+}
