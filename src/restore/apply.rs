@@ -39,7 +39,7 @@ pub fn apply_layers(layers: &Layers, path: &Path, writer: &mut Writer, observer:
     if writer.header().backing.is_some() {
         return Err(in_place::refused(path, "has a backing file: only what stands alone takes images from above"));
     }
-    apply(&Work { layers: layers.as_slice(), limiter: None, observer }, path, writer)
+    apply(&Work { layers: layers.as_slice(), limiter: None, observer, leaves_holes: false }, path, writer)
 }
 
 /// Makes the disk of an image, which has no backing file, what it is with these layers above it.

@@ -52,6 +52,8 @@ pub(super) struct Work<'a> {
     pub(super) layers: &'a [Layer],
     pub(super) limiter: Option<&'a Limiter>,
     pub(super) observer: &'a dyn Observer,
+    /// Blocks of zeroes become holes: the output is a new file.
+    pub(super) leaves_holes: bool,
 }
 
 impl Work<'_> {
@@ -183,7 +185,8 @@ impl<'a> Copier<'a> {
     const GATHER: usize = 256 << 10;
 
     pub(super) fn new(work: &'a Work<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
-        let offload_min = target.as_file().and_then(offload_min);
+        // what is left to the kernel is not looked at
+        let offload_min = target.as_file().filter(|_| !work.leaves_holes).and_then(offload_min);
         Self { work, output, target, reader: LayerReader::default(), offload_min, gathered: Vec::new(), start: 0 }
     }
 
@@ -286,10 +289,15 @@ impl<'a> Copier<'a> {
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
-        if !self.gathered.is_empty() {
+        if self.work.leaves_holes {
+            for part in not_zero(&self.gathered, self.start) {
+                let offset = self.start + part.start as u64;
+                self.write(self.gathered.get(part).unwrap_or_default(), offset)?;
+            }
+        } else if !self.gathered.is_empty() {
             self.write(&self.gathered, self.start)?;
-            self.gathered.clear();
         }
+        self.gathered.clear();
         Ok(())
     }
 
@@ -298,12 +306,56 @@ impl<'a> Copier<'a> {
     }
 }
 
+/// The parts of bytes that go to this place in a file, but for its blocks of zeroes.
+fn not_zero(bytes: &[u8], start: u64) -> Vec<Range<usize>> {
+    /// What file systems can leave out.
+    const BLOCK: usize = 4096;
+    static ZEROES: [u8; BLOCK] = [0; BLOCK];
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = BLOCK - to_usize((start + at as u64) % BLOCK as u64);
+        let end = bytes.len().min(at + rest);
+        if bytes.get(at..end) != ZEROES.get(..end - at) {
+            match parts.last_mut().filter(|last| last.end == at) {
+                Some(last) => last.end = end,
+                None => parts.push(at..end),
+            }
+        }
+        at = end;
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::restore::{Layers, Source};
 
     /// A read of what no image has would leave zeroes in the output.
+    proptest! {
+        #[test]
+        fn what_is_left_out_is_zero_and_whole_blocks_of_zeroes_are_left_out(
+            start in 0u64..10_000,
+            runs in prop::collection::vec((0usize..6000, 0u8..2), 0..12),
+        ) {
+            let bytes: Vec<u8> = runs.iter().flat_map(|(length, byte)| vec![*byte; *length]).collect();
+            let mut written = vec![0; bytes.len()];
+            let parts = not_zero(&bytes, start);
+            for part in &parts {
+                written[part.clone()].copy_from_slice(&bytes[part.clone()]);
+            }
+            prop_assert_eq!(&written, &bytes);
+            for at in (0..bytes.len()).filter(|at| (start + *at as u64) % 4096 == 0) {
+                if bytes.get(at..at + 4096).is_some_and(|block| block.iter().all(|byte| *byte == 0)) {
+                    prop_assert!(!parts.iter().any(|part| part.contains(&at)));
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_a_layer_does_not_have_is_an_error_and_not_zeroes() {
         let full = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2");

@@ -79,6 +79,7 @@ pub struct Merge {
     pool: rayon::ThreadPool,
     read_back: bool,
     trusts_streams: bool,
+    detects_zeroes: bool,
 }
 
 /// What a merge has made.
@@ -115,7 +116,8 @@ impl Merge {
         layers.warnings().for_each(|warning| observer.warning(warning));
         observer.phase(Phase::Planning);
         let plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
-        let merge = Self { layers, options, geometry, plan, pool, read_back: false, trusts_streams: false };
+        let (read_back, trusts_streams, detects_zeroes) = (false, false, false);
+        let merge = Self { layers, options, geometry, plan, pool, read_back, trusts_streams, detects_zeroes };
         merge.layout()?;
         Ok(merge)
     }
@@ -173,6 +175,13 @@ impl Merge {
         Self { trusts_streams: true, ..self }
     }
 
+    /// Has blocks of zeroes that the images hold as data become holes of a new file. All data is read then, also where the
+    /// system could share it. Compressed images have such clusters as zeroes in any case, and devices get them written.
+    #[must_use]
+    pub fn detect_zeroes(self) -> Self {
+        Self { detects_zeroes: true, ..self }
+    }
+
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
@@ -212,10 +221,11 @@ impl Merge {
         last: impl Fn(&Layers, &dyn Observer) -> Result<T> + Sync,
     ) -> Result<(Merged, T)> {
         let mut layout = self.layout()?;
-        let Self { layers, options, geometry, mut plan, pool, read_back, trusts_streams } = self;
+        let Self { layers, options, geometry, mut plan, pool, read_back, trusts_streams, detects_zeroes } = self;
         let MergeOptions { output, format, rate_limit, replace, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
-        let work = Work { layers: layers.as_slice(), limiter: limiter.as_ref(), observer };
+        let limiter = limiter.as_ref();
+        let work = Work { layers: layers.as_slice(), limiter, observer, leaves_holes: detects_zeroes };
         observer.phase(Phase::Copying { bytes: plan.bytes });
         let copied = |error| layers.located(error);
         let (length, last) = match output {
@@ -281,14 +291,15 @@ fn write_file(
     path: &Path,
     destination: &Destination,
 ) -> Result<u64> {
+    let whole = &Work { leaves_holes: false, ..*work };
     match (destination, format) {
-        (Destination::Device(device), _) => sink::write_device(work, plan, path, device),
+        (Destination::Device(device), _) => sink::write_device(whole, plan, path, device),
         (Destination::File(new), OutputFormat::Raw) => sink::write_raw(work, plan, path, new.file()),
         (Destination::File(new), OutputFormat::Qcow2 { compression: None, .. }) => {
             sink::write_qcow2(work, plan, layout, path, new.file())
         }
         (Destination::File(new), OutputFormat::Qcow2 { compression: Some(codec), .. }) => {
-            sink::write_compressed(work, plan, layout, (codec, trusts_streams), (path, new.file()))
+            sink::write_compressed(whole, plan, layout, (codec, trusts_streams), (path, new.file()))
         }
     }
 }

@@ -124,7 +124,7 @@ mod tests {
 
     fn compared(output: Vec<u8>, format: Format) -> Result<()> {
         let layers = Layers::of(vec![layer(full(), Format::Qcow2)]);
-        let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent };
+        let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
         compare(&work, layers.size(), Path::new("out"), Arc::new(MemoryStorage::new(output)), format)
     }
 

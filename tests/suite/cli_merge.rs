@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -59,6 +59,48 @@ fn every_way_to_write_gives_the_same_disk() {
         assert_disk(&backup, &out, 3);
     }
     assert!(backup.path("4").metadata().unwrap().len() < backup.path("0").metadata().unwrap().len() / 4);
+}
+
+#[test]
+fn zeroes_that_are_data_become_holes_where_that_is_wanted() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("disk0");
+    std::fs::create_dir(&dir).unwrap();
+    let image = dir.join("FULL-1600000000-disk");
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("64M"));
+    let writes = ["write -P 0 0 40M", "write -P 1 4k 4k", "write -P 1 1028k 100", "write -P 1 20M 300k"];
+    let commands = writes.iter().flat_map(|write| ["-c", *write]);
+    tools::run(tools::qemu_io().args(["-f", "qcow2"]).args(commands).arg(&image));
+    let raw = root.path().join("of qemu-img");
+    oracle::convert(&image, &raw);
+    let extents = |path: &Path| sparse::data_extents(&File::open(path).unwrap());
+    for format in ["qcow2", "raw"] {
+        let merge = |name: &str, more: &[&str]| {
+            let out = root.path().join(format!("{name}.{format}"));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_qmprestore"));
+            command
+                .args(["merge", "--verify", "--format", format, "--dir"])
+                .arg(&dir)
+                .arg("--out")
+                .arg(&out)
+                .args(more);
+            // nothing was summed
+            assert_eq!(tools::output(&mut command).status.code(), Some(3));
+            out
+        };
+        let plain = merge("plain", &[]);
+        assert!(plain.metadata().unwrap().blocks() * 512 >= 40 << 20);
+        let sparse = merge("sparse", &["--detect-zeroes"]);
+        let (data, tables) = ((4 << 10) + (4 << 10) + (300 << 10), 1 << 20);
+        assert!(sparse.metadata().unwrap().blocks() * 512 <= data + tables, "{format}");
+        assert_eq!(sparse.metadata().unwrap().len(), plain.metadata().unwrap().len());
+        let one = merge("one thread", &["--detect-zeroes", "--threads", "1"]);
+        assert_eq!(extents(&one), extents(&sparse));
+        if format == "qcow2" {
+            tools::run(tools::qemu_img().args(["check", "-q", "-f", "qcow2"]).arg(&sparse));
+        }
+        tools::run(tools::qemu_img().args(["compare", "-q", "-F", "raw", "-f", format]).args([&sparse, &raw]));
+    }
 }
 
 #[test]
@@ -337,10 +379,10 @@ fn raw_chains_are_merged_with_a_note() {
 fn a_fifo_among_the_images_or_as_output_does_not_hang() {
     let backup = Backup::new();
     for name in ["backup/disk0/INC-1793847700-disk.qcow2", "backup/disk0/pipe", "fifo"] {
-        tools::run(std::process::Command::new("mkfifo").arg(backup.path(name)));
+        tools::run(Command::new("mkfifo").arg(backup.path(name)));
     }
     let limited = |arguments: &[&str]| {
-        let mut command = std::process::Command::new("timeout");
+        let mut command = Command::new("timeout");
         command.args(["20", env!("CARGO_BIN_EXE_qmprestore")]).args(arguments).current_dir(backup.root.path());
         Ended::of(&mut command)
     };
@@ -382,7 +424,7 @@ fn a_full_target_is_exit_code_7_and_nothing_is_left() {
     let target = backup.path("target");
     std::fs::create_dir(&target).unwrap();
     let mount = ["-t", "tmpfs", "-o", "size=128k", "none"];
-    tools::run(std::process::Command::new("mount").args(mount).arg(&target));
+    tools::run(Command::new("mount").args(mount).arg(&target));
     let _unmount = Undo(vec!["umount".to_owned(), target.to_str().unwrap().to_owned()]);
     for arguments in [&[][..], &["--format=raw"], &["--compress", "--cluster-size=512"]] {
         backup.merged([&["--out", "target/a/disk"], arguments].concat()).with(7).says("free space");
@@ -397,9 +439,9 @@ fn a_chain_that_nobody_can_write_to_is_merged() {
         return;
     }
     let folder = backup.dir.to_str().unwrap();
-    tools::run(std::process::Command::new("mount").args(["--bind", folder, folder]));
+    tools::run(Command::new("mount").args(["--bind", folder, folder]));
     let _unmount = Undo(vec!["umount".to_owned(), folder.to_owned()]);
-    tools::run(std::process::Command::new("mount").args(["-o", "remount,bind,ro", folder]));
+    tools::run(Command::new("mount").args(["-o", "remount,bind,ro", folder]));
     assert!(File::options().write(true).open(&backup.images[0]).is_err(), "nothing was tested");
     backup.merged(["--out", "out"]).with(0);
     assert_disk(&backup, &backup.path("out"), 3);
@@ -420,16 +462,16 @@ fn a_block_device_takes_raw_and_only_what_fits() {
     backup.merged(["--format=raw", "--out", &device]).with(0);
     let start = backup.path("start");
     let read = |path: &Path| {
-        tools::run(std::process::Command::new("sync").arg(&device));
+        tools::run(Command::new("sync").arg(&device));
         let dd = [format!("if={device}"), format!("of={}", path.display()), "bs=1M".to_owned(), "count=64".to_owned()];
-        tools::run(std::process::Command::new("dd").args(dd).arg("status=none"));
+        tools::run(Command::new("dd").args(dd).arg("status=none"));
     };
     read(&start);
     sparse::assert_same(&start, &backup.expected(3), "an empty device");
 
     // something is on it now, also where the disk has zeroes
     let noise = format!("if=/dev/urandom of={device} bs=1M count=64 status=none oflag=direct");
-    tools::run(std::process::Command::new("dd").args(noise.split(' ')));
+    tools::run(Command::new("dd").args(noise.split(' ')));
     backup.merged(["--format=raw", "--out", &device]).with(1).says("is not empty; --force overwrites it");
     backup.merged(["--format=raw", "--force", "--until=INC-17936", "--out", &device]).with(0);
     read(&start);
@@ -443,7 +485,7 @@ fn a_block_device_takes_raw_and_only_what_fits() {
 }
 
 fn loop_device(file: &Path) -> (Undo, String) {
-    let device = tools::run(std::process::Command::new("losetup").args(["-f", "--show"]).arg(file));
+    let device = tools::run(Command::new("losetup").args(["-f", "--show"]).arg(file));
     let device = device.trim().to_owned();
     (Undo(vec!["losetup".to_owned(), "-d".to_owned(), device.clone()]), device)
 }
@@ -453,7 +495,7 @@ struct Undo(Vec<String>);
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        let undone = std::process::Command::new(&self.0[0]).args(&self.0[1..]).status();
+        let undone = Command::new(&self.0[0]).args(&self.0[1..]).status();
         assert!(std::thread::panicking() || undone.unwrap().success(), "{:?}", self.0);
     }
 }
@@ -468,7 +510,7 @@ fn more_images_than_the_usual_limit_of_open_files() {
     }
     let out = root.path().join("out/raw");
     let script = "ulimit -S -n 64; exec \"$@\"";
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_qmprestore"), "merge", "--format=raw", "--dir"]);
     Ended::of(command.arg(root.path()).arg("--out").arg(&out)).with(0);
     assert_eq!(out.metadata().unwrap().len(), 1 << 20);

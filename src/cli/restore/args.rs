@@ -82,6 +82,11 @@ pub(super) struct Merge {
         default_missing_value = "zlib"
     )]
     pub(super) compress: Option<CodecName>,
+    /// Leave holes in a new file where the images hold zeroes as data, in blocks of 4 KiB
+    ///
+    /// Compressed images do so in any case. All data is read for this, also where the file system could share it.
+    #[arg(long)]
+    pub(super) detect_zeroes: bool,
     /// Replace an existing file that nobody uses, overwrite a block device that is not empty
     #[arg(long)]
     pub(super) force: bool,

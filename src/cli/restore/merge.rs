@@ -44,6 +44,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     reporter.follow(|| {
         let merge = Merge::plan(layers, options(arguments, format)?, &reporter)?;
         let merge = if arguments.verify { merge.read_back() } else { merge };
+        let merge = if arguments.detect_zeroes { merge.detect_zeroes() } else { merge };
         let merge = if arguments.skip_check { merge.trust_streams() } else { merge };
         let planned = Planned { arguments, format, point: &point, merge: &merge };
         planned.event(console)?;

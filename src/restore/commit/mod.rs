@@ -243,7 +243,7 @@ impl Commit {
     fn write(&self, writer: &mut Writer, incs: std::ops::Range<usize>, observer: &dyn Observer) -> Result<()> {
         let limiter = self.options.rate_limit.map(Limiter::new);
         let layers = self.chain.incs().get(incs).unwrap_or_default();
-        let work = Work { layers, limiter: limiter.as_ref(), observer };
+        let work = Work { layers, limiter: limiter.as_ref(), observer, leaves_holes: false };
         self.pool.install(|| apply::apply(&work, &self.summary.full, writer))
     }
 

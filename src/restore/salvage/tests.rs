@@ -68,7 +68,7 @@ fn layers_that(
 
 /// The disk, as a salvage reads it.
 fn disk(layers: &Layers) -> Vec<u8> {
-    let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent };
+    let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
     let mut disk = vec![0; usize::try_from(layers.size()).unwrap()];
     let pieces = resolve(layers.as_slice(), 0..layers.size(), &mut MapBuffer::default()).unwrap();
     let mut reader = LayerReader::default();
