@@ -334,7 +334,6 @@ mod tests {
     use super::*;
     use crate::restore::{Layers, Source};
 
-    /// A read of what no image has would leave zeroes in the output.
     proptest! {
         #[test]
         fn what_is_left_out_is_zero_and_whole_blocks_of_zeroes_are_left_out(
@@ -356,6 +355,7 @@ mod tests {
         }
     }
 
+    /// A read of what no image has would leave zeroes in the output.
     #[test]
     fn what_a_layer_does_not_have_is_an_error_and_not_zeroes() {
         let full = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2");
