@@ -175,13 +175,13 @@ impl Inventory {
         }
     }
 
-    /// The disk that is to be changed: as [`disk`](Self::disk), but a part of a name is not enough.
+    /// The disk that is to be changed: as [`disk`](Self::disk), but of a name only its ending may be left out.
     ///
     /// # Errors
     /// As [`disk`](Self::disk), and [`Error::NotWholeName`].
     pub fn disk_by_whole_name(&self, filter: Option<&str>) -> Result<&Disk, Error> {
         let matches = self.matching(filter)?;
-        match filter.filter(|text| !matches.iter().any(|disk| disk.is(text))) {
+        match filter.filter(|text| !matches.iter().any(|disk| disk.is_called(text))) {
             Some(text) => Err(Error::NotWholeName { filter: text.to_owned(), disks: labels(&matches) }),
             None => self.disk(filter),
         }

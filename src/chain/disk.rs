@@ -97,6 +97,12 @@ impl Disk {
         self.names().iter().any(|name| name == text)
     }
 
+    /// Whether one of the disk's names is this text, or this text with an ending.
+    pub(super) fn is_called(&self, text: &str) -> bool {
+        let is_ending = |rest: &str| rest.is_empty() || rest.starts_with('.');
+        self.names().iter().any(|name| name.strip_prefix(text).is_some_and(is_ending))
+    }
+
     /// Whether one of the disk's names contains this text.
     pub(super) fn contains(&self, text: &str) -> bool {
         self.names().iter().any(|name| name.contains(text))

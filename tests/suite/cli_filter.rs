@@ -25,6 +25,7 @@ fn a_part_of_a_name_is_enough_to_read_a_disk_but_not_to_change_it() {
         assert!(matches!(read.code, Some(0 | 3)), "{read:?}");
     }
     Ended::of(qmprestore(["merge", "--filter=vda", "--dir"]).arg(&root).arg("--out").arg(backup.path("out"))).with(0);
+    Ended::of(qmprestore(["commit", "--dry-run", "--filter=old", "--dir"]).arg(&backup.dir)).with(0);
     Ended::of(qmprestore(["commit", "--filter=vda-old", "--dir"]).arg(&root)).with(0);
     assert!(!backup.images[1].exists());
 }
