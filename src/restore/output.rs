@@ -62,14 +62,21 @@ pub(super) fn check(path: &Path, format: OutputFormat, replace: bool, layers: &L
     if replace { unused(path).map(drop) } else { Err(Error::OutputExists { path: path.to_owned() }) }
 }
 
-/// A file that is to be replaced, locked so that nobody opens it; none where there is none.
+/// A file that is to be replaced, locked so that nobody opens it; none where there is none, or nobody can tell.
 fn unused(path: &Path) -> Result<Option<FileStorage>> {
-    let open = |source| Error::Open { path: path.to_owned(), source };
     let storage = match FileStorage::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        storage => storage.map_err(open)?,
+        Ok(storage) => storage,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(None);
+        }
+        Err(source) => return Err(Error::Open { path: path.to_owned(), source }),
     };
-    layers::lock(path, &storage, Access::Write)?;
+    match layers::lock(path, &storage, Access::Write) {
+        Err(error @ Error::Locked { .. }) => return Err(error),
+        // the file system has no locks
+        Err(_) => return Ok(None),
+        Ok(()) => {}
+    }
     Ok(Some(storage))
 }
 
