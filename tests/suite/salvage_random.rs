@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qmpbackup::chain::{FormatHint, Level, Manifest, create_checksums};
+use qmpbackup::chain::{Checksums, FormatHint, Level, Manifest, create_checksums};
 use qmpbackup::qcow2::Image;
 use qmpbackup::storage::FileStorage;
 
@@ -69,7 +69,9 @@ fn what_is_not_listed_is_right(seed: u64) {
     let qcow2 = room.join("qcow2");
     let compress: &[&str] = if prng.one_in(2) { &["--compress"] } else { &[] };
     let arguments = [&["--salvage", "--json", "--threads=4", "--verify"], compress].concat();
-    let again = merge(&chain.dir, &point, &qcow2, &arguments).with(ended.code.unwrap());
+    // where nothing has checksums, only --verify warns of that
+    let has_sums = members.iter().any(|path| Checksums::path(path).exists());
+    let again = merge(&chain.dir, &point, &qcow2, &arguments).with(if has_sums { ended.code.unwrap() } else { 3 });
     assert_eq!(self::losses(&again), losses, "{what}: with four threads");
     tools::run(tools::qemu_img().args(["check", "-q", "-f", "qcow2"]).arg(&qcow2));
     let raw = room.join("of qcow2");
