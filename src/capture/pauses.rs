@@ -73,7 +73,7 @@ impl Pauses {
 
     /// What to send to QEMU, seeing a job; it may refuse, see [`refused`](Self::refused).
     pub(super) fn next(&mut self, job: &Job) -> Option<Command> {
-        let pausing = names::disk_of(&job.id).and_then(|number| self.0.get_mut(number))?;
+        let pausing = self.of(job)?;
         let command = |name| Command::new(name).with("id", job.id.clone());
         match (job.status.as_str(), &pausing.state) {
             ("running", State::Asked) => None,
@@ -100,9 +100,13 @@ impl Pauses {
 
     /// QEMU did not take what was to be sent: the job has ended, or somebody else has paused it, who lets it go on.
     pub(super) fn refused(&mut self, job: &Job) {
-        if let Some(pausing) = names::disk_of(&job.id).and_then(|number| self.0.get_mut(number)) {
+        if let Some(pausing) = self.of(job) {
             pausing.state = State::Still;
         }
+    }
+
+    fn of(&mut self, job: &Job) -> Option<&mut Pausing> {
+        names::disk_of(&job.id).and_then(|number| self.0.get_mut(number))
     }
 }
 

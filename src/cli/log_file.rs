@@ -9,10 +9,8 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::failure::Failure;
 use crate::chain::{BOOKKEEPING, ImageName, Manifest};
+use crate::qcow2::MAGIC;
 use crate::storage;
-
-/// What each qcow2 image starts with.
-const MAGIC: &[u8; 4] = b"QFI\xfb";
 
 /// Opens a log, which need not be a file: a terminal will do, and a pipe that somebody reads.
 pub(super) fn open(path: &Path) -> Result<File, Failure> {
@@ -45,7 +43,9 @@ fn is_of_backup(path: &Path) -> bool {
 }
 
 fn starts_as_image(path: &Path) -> bool {
-    let mut start = [0; MAGIC.len()];
+    let mut start = [0; 4];
     let is_file = path.metadata().is_ok_and(|there| there.is_file());
-    is_file && File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *MAGIC
+    is_file
+        && File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && u32::from_be_bytes(start) == MAGIC
 }

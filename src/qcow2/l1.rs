@@ -1,7 +1,6 @@
 //! The active L1 table, kept sparse: memory goes with what is allocated, not with the size of the disk.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -36,7 +35,7 @@ enum Reason {
     /// The table has only so many.
     Short(u64),
     /// This part of the table cannot be read.
-    Unread(Arc<str>),
+    Unread(Box<str>),
 }
 
 impl L1Table {

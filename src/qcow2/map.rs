@@ -171,12 +171,11 @@ impl Image {
             let value = entry.get(..8).map_or(0, BigEndian::read_u64);
             let bitmap = entry.get(8..16).map_or(0, BigEndian::read_u64);
             let part = guest.start.max(cluster)..guest.end.min(cluster + geometry.cluster_size());
-            if value == 0 && bitmap == 0 {
-                joined.push(Extent { guest: part, content: Content::Unallocated })?;
-                cluster += geometry.cluster_size();
-                continue;
-            }
-            match self.decode((value, bitmap), rules, cluster, &part) {
+            // most entries of a sparse disk
+            let is_empty = value == 0 && bitmap == 0;
+            let entry =
+                if is_empty { Ok(L2Entry::Unallocated) } else { self.decode((value, bitmap), rules, cluster, &part) };
+            match entry {
                 Ok(L2Entry::Subclusters { host, allocated, zero, .. }) => {
                     push_subclusters((host, allocated, zero), geometry, cluster, &part, joined)?;
                 }

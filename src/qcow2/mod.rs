@@ -70,4 +70,4 @@ pub use repair::{Repair, Repaired, repair};
 pub use snapshot::Snapshot;
 pub use writer::{Place, Writer, plan_backing, set_backing};
 
-pub(crate) use wire::FLAG_ZERO as ZERO_CLUSTER;
+pub(crate) use wire::{FLAG_ZERO as ZERO_CLUSTER, MAGIC};

@@ -44,7 +44,7 @@ use super::observer::Observer;
 use super::plan::{self, Operation, Origin};
 use super::resolve::Piece;
 use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
-use crate::storage::{WritableStorage, offload_min, start_writeback, to_usize};
+use crate::storage::{HOLE_MIN, WritableStorage, offload_min, start_writeback, to_usize};
 
 /// What all threads of a merge share.
 #[derive(Clone, Copy)]
@@ -308,13 +308,11 @@ impl<'a> Copier<'a> {
 
 /// The parts of bytes that go to this place in a file, but for its blocks of zeroes.
 fn not_zero(bytes: &[u8], start: u64) -> Vec<Range<usize>> {
-    /// What file systems can leave out.
-    const BLOCK: usize = 4096;
-    static ZEROES: [u8; BLOCK] = [0; BLOCK];
+    static ZEROES: [u8; HOLE_MIN] = [0; HOLE_MIN];
     let mut parts: Vec<Range<usize>> = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
-        let rest = BLOCK - to_usize((start + at as u64) % BLOCK as u64);
+        let rest = HOLE_MIN - to_usize((start + at as u64) % HOLE_MIN as u64);
         let end = bytes.len().min(at + rest);
         if bytes.get(at..end) != ZEROES.get(..end - at) {
             match parts.last_mut().filter(|last| last.end == at) {

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use super::layer::Format;
+use crate::qcow2::MAGIC;
 use crate::storage::Storage;
 
 /// What is known of an image before it is parsed.
@@ -40,7 +41,7 @@ impl Start {
         }
         storage.read_exact_at(&mut head, 0)?;
         Ok(match head {
-            [b'Q', b'F', b'I', 0xfb, ..] => Self::Magic,
+            _ if head.starts_with(&MAGIC.to_be_bytes()) => Self::Magic,
             [_, _, _, _, 0, 0, 0, 2 | 3, .., 0, 0, 0, 9..=21] => Self::Damaged,
             _ => Self::Foreign,
         })

@@ -10,7 +10,7 @@ use super::raw::RawImage;
 use super::resolve::Mapped;
 use super::salvage::Tolerance;
 use crate::qcow2::{Content, Extent, Image, MapBuffer};
-use crate::storage::Storage;
+use crate::storage::{HOLE_MIN, Storage};
 
 /// An image of a chain.
 #[derive(Debug)]
@@ -110,9 +110,7 @@ impl Layer {
 
     /// The smallest part of the disk of which the image says where it is.
     pub(super) fn granularity(&self) -> u64 {
-        /// What file systems can leave out.
-        const BLOCK: u64 = 4096;
-        self.image().map_or(BLOCK, |image| image.header().geometry.subcluster_size())
+        self.image().map_or(HOLE_MIN as u64, |image| image.header().geometry.subcluster_size())
     }
 
     /// The qcow2 image, if it is one.

@@ -33,6 +33,9 @@ pub(crate) use publish::{parent, sync as sync_folder, write_whole};
 pub use touched::Touched;
 pub(crate) use writeback::{forget, start_writeback};
 
+/// Bytes that file systems can leave out, at multiples of it.
+pub(crate) const HOLE_MIN: usize = 4096;
+
 /// A source of bytes with random access, shared by threads.
 pub trait Storage: Send + Sync {
     /// The number of bytes that can be read: as it was found when the storage was opened, or as writes have made it.

@@ -84,9 +84,16 @@ impl Renewal {
             let all = block * BLOCK..(block + 1).saturating_mul(BLOCK).min(sums.length());
             if bytes.start <= all.start && all.end <= bytes.end {
                 self.damaged.remove(block);
-            } else if !touched.contains(block) && !self.unsettled.contains(&block) && !fits(sums, block, all, touched) {
-                self.damaged.insert(block..block + 1);
+            } else {
+                self.look_at(sums, block, all, touched);
             }
+        }
+    }
+
+    /// Looks at a block of which nothing has changed yet, or all of what it had is still there.
+    fn look_at(&self, sums: &Checksums, block: u64, bytes: Range<u64>, touched: &Touched) {
+        if !touched.contains(block) && !self.unsettled.contains(&block) && !fits(sums, block, bytes, touched) {
+            self.damaged.insert(block..block + 1);
         }
     }
 
@@ -94,9 +101,8 @@ impl Renewal {
     fn look_at_end(&self, old: &Checksums, length: u64, touched: &Touched) {
         let (block, end) = (old.length() / BLOCK, old.length());
         let bytes = block * BLOCK..end;
-        let is_new = touched.contains(block) || self.unsettled.contains(&block);
-        if length > end && !bytes.is_empty() && !is_new && !fits(old, block, bytes, touched) {
-            self.damaged.insert(block..block + 1);
+        if length > end && !bytes.is_empty() {
+            self.look_at(old, block, bytes, touched);
         }
     }
 

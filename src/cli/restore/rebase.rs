@@ -31,12 +31,13 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
         let layers = Layers::open(&sources).map_err(Failure::Refused)?;
         restore::check_current(&point).map_err(Failure::Refused)?;
         let rebase = Rebase::plan(layers, &reporter).map_err(Failure::Refused)?;
-        planned(arguments, &point, &rebase, console);
+        let commands = by_hand::rebase(&rebase, &arguments.place);
+        planned(arguments, &point, &rebase, (&commands, console));
         if !arguments.skip_check {
             rebase.check(&reporter).map_err(Failure::Refused)?;
         }
         if arguments.dry_run {
-            return if console.is_json() { Ok(()) } else { print(arguments, &point, &rebase, console) };
+            return if console.is_json() { Ok(()) } else { print(&point, &rebase, commands, console) };
         }
         change(rebase, &reporter, console)
     })?;
@@ -81,7 +82,12 @@ fn file_name(image: &Based) -> String {
     image.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, console: &Console) {
+fn planned(
+    arguments: &args::Rebase,
+    point: &RestorePoint,
+    rebase: &Rebase,
+    (commands, console): (&[String], &Console),
+) {
     let image =
         |image: &Based| json!({ "path": image.path.to_string_lossy(), "backing": image.backing, "done": image.done });
     let images: Value = rebase.images().iter().map(image).collect();
@@ -102,12 +108,12 @@ fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, cons
                 }),
             ),
             ("dry_run", arguments.dry_run.into()),
-            ("commands", by_hand::rebase(rebase, &arguments.place).into()),
+            ("commands", commands.into()),
         ],
     );
 }
 
-fn print(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, console: &Console) -> Result<(), Failure> {
+fn print(point: &RestorePoint, rebase: &Rebase, commands: Vec<String>, console: &Console) -> Result<(), Failure> {
     let mut lines = vec![
         format!("disk           {}", point.disk),
         format!("restore point  {}, {}", point.name(), place::local_time(point.time)),
@@ -118,7 +124,6 @@ fn print(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, consol
     }
     let link = rebase.link();
     lines.push(format!("link           {} leads to {}{}", link.path.display(), link.target.display(), done(link.done)));
-    let commands = by_hand::rebase(rebase, &arguments.place);
     if !commands.is_empty() {
         lines.push("the same by hand".to_owned());
     }
