@@ -87,9 +87,8 @@ impl Machine<'_> {
                 return Ok(jobs);
             }
             for job in &jobs {
-                if let Some(command) = pauses.next(job)
-                    && !self.send_unless_ended(&command).await?
-                {
+                let Some(command) = pauses.next(job) else { continue };
+                if !self.send_unless_ended(&command).await? {
                     pauses.refused(job);
                 }
             }
