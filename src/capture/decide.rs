@@ -129,7 +129,7 @@ mod tests {
 
     fn history() -> History {
         let newest = Newest { path: "/t/disk/FULL-5-disk".into(), time: Some(5), size: Some(100), fault: None };
-        History { newest: Some(newest), partial: None, latest: Some(5), incs: 0 }
+        History { newest: Some(newest), partial: None, latest: Some(5), chained: Vec::new() }
     }
 
     fn bitmap() -> Bitmap {

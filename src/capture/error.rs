@@ -135,6 +135,14 @@ pub enum Error {
         /// The FULL.
         path: PathBuf,
     },
+    /// A FULL without a time would stand before images that are older, as names tell the order.
+    #[error("{}: this name has no time and stands before {before}; take another folder, or names with a time", path.display())]
+    Timeless {
+        /// The FULL.
+        path: PathBuf,
+        /// The name of an older image.
+        before: String,
+    },
     /// A job failed.
     #[error("{disk}: the job failed: {reason}")]
     Job {
@@ -242,6 +250,7 @@ impl Error {
             | Self::Exchanged { .. }
             | Self::NoFull { .. }
             | Self::Replaces { .. }
+            | Self::Timeless { .. }
             | Self::Job { .. }
             | Self::Torn { .. }
             | Self::JobsLeft { .. } => ErrorKind::Other,

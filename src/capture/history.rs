@@ -19,8 +19,8 @@ pub(super) struct History {
     pub(super) partial: Option<PathBuf>,
     /// The latest time of any image, whatever its level.
     pub(super) latest: Option<i64>,
-    /// How many INCs build on the newest FULL.
-    pub(super) incs: usize,
+    /// All FULLs and INCs that are not in folders of other months, in the order in which they were made.
+    pub(super) chained: Vec<Arc<Image>>,
 }
 
 /// The image that an INC would build on.
@@ -40,6 +40,21 @@ impl History {
     /// The time of the newest image; the earliest there is, where it has none.
     pub(super) fn since(&self) -> Option<i64> {
         self.newest.as_ref().map(|newest| newest.time.unwrap_or(i64::MIN))
+    }
+
+    /// Makes sure that an image whose name has no time costs no restore point, neither what it replaces nor by its place:
+    /// such a FULL stands before all images with a time.
+    pub(super) fn allows_timeless(&self, image: &Path, level: Level) -> Result<(), Error> {
+        let path = || image.to_owned();
+        if level == Level::Copy {
+            let is_full = self.chained.iter().any(|chained| chained.path == image);
+            return if is_full { Err(Error::Replaces { path: path() }) } else { Ok(()) };
+        }
+        let others = || self.chained.iter().filter(|chained| chained.path != image);
+        if let Some(full) = others().find(|other| other.level == Level::Full) {
+            return Err(Error::Timeless { path: path(), before: full.display_name() });
+        }
+        if others().next().is_some() { Err(Error::Replaces { path: path() }) } else { Ok(()) }
     }
 
     /// Looks into the folder of a disk.
@@ -63,15 +78,15 @@ impl History {
         let Some(disk) = disks.first() else { return Ok(Self::default()) };
         // those of other months, if there are folders of months here
         let here = |image: &&Arc<Image>| image.path.parent() == Some(folder);
-        let images: Vec<&Arc<Image>> = disk.images().iter().filter(here).collect();
-        let last = images.iter().rposition(|image| image.level != Level::Copy);
-        let Some(newest) = last.and_then(|at| images.get(at)) else {
-            let latest = images.iter().filter_map(|image| image.time).max();
+        let latest = disk.images().iter().filter(here).filter_map(|image| image.time).max();
+        let chained: Vec<Arc<Image>> =
+            disk.images().iter().filter(here).filter(|image| image.level != Level::Copy).cloned().collect();
+        let Some(newest) = chained.last() else {
             return Ok(Self { latest, ..Self::default() });
         };
-        let full = images.iter().rposition(|image| image.level == Level::Full);
+        let full = chained.iter().rfind(|image| image.level == Level::Full);
         // not the moment that it holds: INCs that were written into it since may lack what is in the partial
-        let since = full.and_then(|at| images.get(at)).and_then(|full| full.named);
+        let since = full.and_then(|full| full.named);
         let partials = disk.partials().iter().filter(here).filter(|partial| partial.level != Level::Copy);
         let partial = partials.into_iter().find(|partial| partial.time.is_none() || partial.time >= since);
         let state = disk.points().iter().find(|point| point.image().path == newest.path).map(chain::Point::state);
@@ -92,8 +107,8 @@ impl History {
         Ok(Self {
             newest: Some(Newest { path: newest.path.clone(), time: newest.time, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
-            latest: images.iter().filter_map(|image| image.time).max(),
-            incs: images.iter().skip(full.unwrap_or_default()).filter(|image| image.level == Level::Inc).count(),
+            latest,
+            chained,
         })
     }
 }
@@ -146,7 +161,7 @@ mod tests {
         };
         manifest.write(&full).unwrap();
         let history = History::read(folder.path(), "disk").unwrap();
-        assert_eq!((history.since(), history.latest, history.incs), (Some(9), Some(9), 0));
+        assert_eq!((history.since(), history.latest), (Some(9), Some(9)));
         // what a failed run has left between them is in neither
         std::fs::write(folder.path().join("INC-7-disk.partial"), "").unwrap();
         assert!(History::read(folder.path(), "disk").unwrap().partial.is_some());

@@ -118,9 +118,8 @@ impl Prepared {
             };
             let image = place.image(level, time, request.timestamp);
             let timeless = !request.timestamp && level != Level::Inc;
-            let full = history.newest.as_ref().is_some_and(|newest| newest.path == image);
-            if timeless && (history.incs > 0 || (full && level == Level::Copy)) {
-                return Err(Error::Replaces { path: image });
+            if timeless {
+                history.allows_timeless(&image, level)?;
             }
             let link = (timeless && request.symlink).then(|| place.link(level));
             if let Some(path) =

@@ -12,7 +12,7 @@ use super::disk::Disk;
 use super::held;
 use super::image::{Image, Month};
 use super::journal::Unfinished;
-use super::layout::{Found, Layout};
+use super::layout::{Found, Layout, Told};
 use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
 use super::point::Fault;
@@ -145,6 +145,12 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                     Some(format) => format,
                     None => *formats.entry(image.folder().to_owned()).or_insert_with(format),
                 };
+                // a manifest may be that of another image which had this name, where a link tells otherwise
+                let copied = image.known().filter(|manifest| manifest.level == Level::Copy).map(|copy| copy.time);
+                if let Some(time) = copied.filter(|_| image.told == Told::Never || image.level == Level::Copy) {
+                    image.level = Level::Copy;
+                    image.time = image.named.or(time);
+                }
                 if image.level == Level::Full && !image.partial {
                     image.claimed = image.known().and_then(|manifest| manifest.time);
                     image.time = held::time(image.named, image.claimed);
@@ -254,7 +260,7 @@ fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
         format: FormatHint::Unknown,
         manifest: None,
         missing: false,
-        overwritten: found.overwritten,
+        told: found.told,
         since: found.time,
         claimed: None,
         in_place: None,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::config::FormatHint;
 use super::journal::Unfinished;
+use super::layout::Told;
 use super::manifest::Manifest;
 use super::name::Level;
 use super::point::Fault;
@@ -23,8 +24,9 @@ pub struct Image {
     pub disk: Option<OsString>,
     /// What it holds.
     pub level: Level,
-    /// The moment that it holds, seconds since 1970: that of its name, or of its manifest where a FULL holds a later one
-    /// since INCs were written into it. `None` where the name is the bare name of the disk, and no manifest tells.
+    /// The moment that it holds, seconds since 1970: that of its name, or of its manifest where its name has none or a
+    /// FULL holds a later one since INCs were written into it. `None` where the name is the bare name of the disk, and no
+    /// manifest tells.
     pub time: Option<i64>,
     /// The time in its name, when it was made.
     pub named: Option<i64>,
@@ -38,8 +40,8 @@ pub struct Image {
     pub missing: bool,
     /// The monthly folder it is in.
     pub(super) month: Option<Month>,
-    /// Whether FULL and COPY were both written under this name, which has no time.
-    pub(super) overwritten: bool,
+    /// What tells its level.
+    pub(super) told: Told,
     /// The time in its name, or the earliest that one without can have been made; `None` is before everything.
     pub(super) since: Option<i64>,
     /// The moment that the manifest of a FULL claims.

@@ -20,7 +20,18 @@ pub(super) struct Found {
     pub(super) level: Level,
     pub(super) time: Option<i64>,
     pub(super) partial: bool,
-    pub(super) overwritten: bool,
+    pub(super) told: Told,
+}
+
+/// What tells the level of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Its name, or the link beside it.
+    Once,
+    /// Neither.
+    Never,
+    /// Links for FULL and COPY: it was written as both.
+    Twice,
 }
 
 impl Found {
@@ -31,7 +42,7 @@ impl Found {
 
     fn new(file: OsString, name: ImageName) -> Self {
         let ImageName { level, time, disk, partial } = name;
-        Self { file, disk, level, time: Some(time), partial, overwritten: false }
+        Self { file, disk, level, time: Some(time), partial, told: Told::Once }
     }
 }
 
@@ -107,7 +118,11 @@ impl Layout {
                 level: if copy && !full { Level::Copy } else { Level::Full },
                 time: None,
                 partial: *partial,
-                overwritten: full && copy,
+                told: match (full, copy) {
+                    (true, true) => Told::Twice,
+                    (false, false) => Told::Never,
+                    _ => Told::Once,
+                },
             }
         });
         timed.chain(bare).collect()

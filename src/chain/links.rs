@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::image::Image;
 use super::journal::Unfinished;
+use super::layout::Told;
 use super::lineage::Lineage;
 use super::name::Level;
 use super::point::{Doubt, Fault, Point, State};
@@ -147,7 +148,7 @@ impl Chain {
     /// From which time on the INCs are doubtful, and why.
     fn doubt(&self, failed: &Failed<'_>) -> Option<(Option<i64>, Doubt)> {
         let full = self.full.as_ref()?;
-        if full.overwritten {
+        if full.told == Told::Twice {
             return Some((None, Doubt::Overwritten(Arc::clone(full))));
         }
         let first = failed.first_after(full)?;

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::field::Field;
 use super::field_setup::{Setup, releases};
+use super::tool::Tool;
 
 fn disk(release: &'static str) -> Field {
     let mut field = Setup::of(release).image("disk.qcow2", "4M", "").qcow2("disk0", "disk.qcow2").start();
@@ -112,6 +115,54 @@ fn a_copy_without_a_time_is_replaced_by_the_next_one() {
             assert_eq!(names(&field.target.join("disk0")), ["COPY-disk.qcow2", "disk.qcow2"]);
             field.verify();
         }
+    }
+}
+
+#[test]
+fn a_name_without_a_time_never_costs_a_restore_point() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level full --no-timestamp", 0, "disk0 FULL");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.makes("--level full", 0, "disk0 FULL");
+        field.backup("--level copy --no-timestamp", 1).says("a chain needs this FULL");
+        field.backup("--level full --no-timestamp", 1).says("this name has no time and stands before FULL-");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+
+        let mut field = disk(release);
+        field.makes("--level full", 0, "disk0 FULL");
+        field.backup("--level full --no-timestamp", 1).says("this name has no time and stands before FULL-");
+        // no chain has anything to do with it
+        field.makes("--level copy --no-timestamp", 0, "disk0 COPY");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn a_name_without_a_time_tells_the_level_of_the_last_image() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level copy --no-timestamp", 0, "disk0 COPY");
+        field.points.clear();
+        field.scribble("disk0");
+        field.makes("--level full --no-timestamp", 0, "disk0 FULL");
+        field.scribble("disk0");
+        field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+
+        let mut field = disk(release);
+        field.makes("--level copy --no-timestamp --no-symlink", 0, "disk0 COPY");
+        let listed = Tool::built("qmprestore").run(&["list", "--json", "--dir", field.target.to_str().unwrap()]);
+        let point: Value = serde_json::from_str(listed.with(0).stdout.lines().next().unwrap()).unwrap();
+        assert_eq!((&point["level"], &point["time"]), (&"COPY".into(), &field.points[0].time.into()));
+        field.scribble("disk0");
+        field.backup("--level inc", 1).says("there is no FULL");
+        field.verify();
     }
 }
 
