@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ pub(super) struct EarlySync {
 
 impl EarlySync {
     /// Syncs these images now and then.
-    pub(super) fn begin(images: Vec<(PathBuf, File)>) -> Self {
+    pub(super) fn begin(images: Vec<(PathBuf, Arc<File>)>) -> Self {
         let (running, end) = channel();
         Self { running, syncs: spawn_blocking(move || sync_until(&end, &images)) }
     }
@@ -48,7 +49,7 @@ impl EarlySync {
 }
 
 /// How often an image was synced.
-fn sync_until(end: &Receiver<()>, images: &[(PathBuf, File)]) -> Result<u64, Error> {
+fn sync_until(end: &Receiver<()>, images: &[(PathBuf, Arc<File>)]) -> Result<u64, Error> {
     let mut synced = vec![0; images.len()];
     let mut count = 0;
     while end.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) {
@@ -75,7 +76,7 @@ mod tests {
         let (running, end) = channel();
         let syncs = {
             let images = [image.try_clone().unwrap(), tempfile::tempfile().unwrap()];
-            let images = images.map(|image| (PathBuf::from("image"), image));
+            let images = images.map(|image| (PathBuf::from("image"), Arc::new(image)));
             std::thread::spawn(move || sync_until(&end, &images))
         };
         for steps in 1..=3 {
