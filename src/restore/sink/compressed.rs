@@ -1,7 +1,7 @@
 //! A compressed qcow2 image: clusters are compressed in parallel and placed in guest order.
 //!
 //! A cluster that is compressed in its layer already, with the codec and the cluster size of the output, is passed
-//! through as it is, but not unseen: damage is to be found now and not at the next restore, see [`Streams`].
+//! through as it is, but not unseen: damage is to be found now and not at the next restore, see [`PassThrough`].
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::path::Path;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::PART;
-use super::streams::Streams;
+use super::passthrough::PassThrough;
 use crate::qcow2::{ClusterReader, Codec, Deflater, HostOffset, Layout, MapBuffer, Packer, ZERO_CLUSTER};
 use crate::restore::copier::{Copier, LayerReader, Work};
 use crate::restore::error::{Error, Result};
@@ -28,9 +28,9 @@ pub(in crate::restore) fn write_compressed(
     (codec, trusts_streams): (Codec, bool),
     (output, file): (&Path, &File),
 ) -> Result<u64> {
-    let of = |layer| if trusts_streams { Streams::Trusted } else { Streams::of(layer) };
-    let streams: Vec<Streams> = work.layers.iter().map(of).collect();
-    let maker = || Maker::new(work, layout, codec, &streams);
+    let of = |layer| if trusts_streams { PassThrough::Trusted } else { PassThrough::of(layer) };
+    let passed: Vec<PassThrough> = work.layers.iter().map(of).collect();
+    let maker = || Maker::new(work, layout, codec, &passed);
     let mut writer = Writer::new(plan, layout, Copier::new(work, output, file))?;
     let unit = PART.max(layout.geometry().cluster_size());
     let parts = plan.slices.iter().flat_map(|slice| slices::parts(slice.guest.clone(), unit));
@@ -60,8 +60,8 @@ struct Maker<'a> {
     work: &'a Work<'a>,
     layout: &'a Layout,
     codec: Codec,
-    /// What the streams of each layer are held against.
-    streams: &'a [Streams],
+    /// What the compressed clusters of each layer are held against.
+    passed: &'a [PassThrough],
     buffer: MapBuffer,
     reader: LayerReader,
     clusters: ClusterReader,
@@ -70,13 +70,13 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(work: &'a Work<'a>, layout: &'a Layout, codec: Codec, streams: &'a [Streams]) -> Self {
+    fn new(work: &'a Work<'a>, layout: &'a Layout, codec: Codec, passed: &'a [PassThrough]) -> Self {
         let cluster_size = layout.geometry().cluster_size();
         Self {
             work,
             layout,
             codec,
-            streams,
+            passed,
             buffer: MapBuffer::default(),
             reader: LayerReader::default(),
             clusters: ClusterReader::default(),
@@ -134,8 +134,8 @@ impl<'a> Maker<'a> {
     /// Appends the compressed bytes of a layer, where one cluster of it is just what is wanted.
     fn pass_through(&mut self, inside: &[Piece], range: &Range<u64>, bytes: &mut Vec<u8>) -> Result<Option<Stored>> {
         let [piece] = inside else { return Ok(None) };
-        let mut layers = self.work.layers.iter().zip(self.streams);
-        let Some((layer, streams)) = layers.nth(piece.layer) else { return Ok(None) };
+        let mut layers = self.work.layers.iter().zip(self.passed);
+        let Some((layer, passed)) = layers.nth(piece.layer) else { return Ok(None) };
         let Some(image) = layer.image() else { return Ok(None) };
         // its bytes may have to be replaced by older ones
         if layer.tolerance().is_some() {
@@ -152,7 +152,7 @@ impl<'a> Maker<'a> {
             return Ok(None);
         }
         let start = bytes.len();
-        streams.read((layer, image), (cluster, data, there), &mut self.clusters, bytes)?;
+        passed.read((layer, image), (cluster, data, there), &mut self.clusters, bytes)?;
         Ok(Some(Stored::Compressed(start..bytes.len())))
     }
 }

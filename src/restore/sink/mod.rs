@@ -1,10 +1,10 @@
 //! The kinds of output, each from a plan to bytes.
 
 mod compressed;
+mod passthrough;
 mod qcow2;
 mod raw;
 mod stream;
-mod streams;
 
 pub(super) use compressed::write_compressed;
 pub(super) use qcow2::write_qcow2;

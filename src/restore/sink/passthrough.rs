@@ -6,9 +6,9 @@ use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
 use crate::storage::{Storage, to_usize};
 
-/// What a stream is held against.
-pub(super) enum Streams {
-    /// Itself: it is inflated, which takes more than half of the time of such a merge with zlib.
+/// What the compressed clusters of a layer are held against.
+pub(super) enum PassThrough {
+    /// Themselves: they are inflated, which takes more than half of the time of such a merge with zlib.
     Inflated,
     /// The image's checksums: 0.23 s instead of 0.54 s for 600 MB, as fast as with nothing.
     Summed(Box<CheckedFile>),
@@ -16,8 +16,8 @@ pub(super) enum Streams {
     Trusted,
 }
 
-impl Streams {
-    /// What there is for the streams of a layer. Checksums count where they say something of all of the image.
+impl PassThrough {
+    /// What there is for a layer. Checksums count where they say something of all of the image.
     pub(super) fn of(layer: &Layer) -> Self {
         let (Some(image), (Some(sums), None)) = (layer.image(), checked_file::sums(layer.path())) else {
             return Self::Inflated;
