@@ -133,7 +133,7 @@ impl LayerReader {
         match operation.source {
             Origin::Plain(host) => read_plain(layer, HostOffset(host.0 + done), buffer),
             Origin::Compressed { cluster, data, skip } => {
-                let bytes = self.cluster((operation.layer, layer), cluster, data)?;
+                let bytes = self.cluster(operation.layer, layer, cluster, data)?;
                 let start = to_usize(skip + done);
                 buffer.copy_from_slice(bytes.get(start..start.saturating_add(buffer.len())).ok_or(Error::Changed)?);
                 Ok(())
@@ -142,12 +142,7 @@ impl LayerReader {
     }
 
     /// Several pieces of one cluster are inflated once.
-    fn cluster(
-        &mut self,
-        (number, layer): (usize, &Layer),
-        guest: GuestOffset,
-        data: CompressedCluster,
-    ) -> Result<&[u8]> {
+    fn cluster(&mut self, number: usize, layer: &Layer, guest: GuestOffset, data: CompressedCluster) -> Result<&[u8]> {
         let image = layer.image().ok_or(Error::Changed)?;
         let inflated = self.inflated.entry(image.header().geometry.cluster_size()).or_default();
         if inflated.last != Some((number, data)) {

@@ -177,7 +177,7 @@ impl Layers {
             let layer = file.and_then(|file| {
                 let (sums, reason) = checked_file::sums(path);
                 unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
-                let layer = damaged(path, Arc::clone(&file), sums, (format, *size)).map_err(Some);
+                let layer = damaged(path, Arc::clone(&file), sums, format, *size).map_err(Some);
                 if file.is_unlocked() {
                     unlocked.get_or_insert_with(|| path.clone());
                 }
@@ -320,7 +320,8 @@ fn damaged(
     path: &Path,
     file: Arc<FileStorage>,
     sums: Option<Checksums>,
-    (format, size): (Format, Option<u64>),
+    format: Format,
+    size: Option<u64>,
 ) -> Result<Layer> {
     let length = sums.as_ref().filter(|_| format == Format::Raw).map(Checksums::length);
     let file = Arc::new(CheckedFile::new(file, sums, true));
@@ -329,7 +330,7 @@ fn damaged(
         let _ = file.check_holes();
     }
     let size = size.or(length);
-    Layer::damaged(path.to_owned(), file.clone(), (format, size), Tolerance::of(file))
+    Layer::damaged(path.to_owned(), file.clone(), format, size, Tolerance::of(file))
 }
 
 /// The layer for what is missing between two images, if the second names something else as its backing file.

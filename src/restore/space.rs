@@ -33,7 +33,8 @@ struct Slice {
 /// Looks at what groups of layers change in an image, one group after the other, with a snapshot before the first and after
 /// each if that is `snapshots`.
 pub(super) fn needed(
-    (path, full): (&Path, &Image),
+    path: &Path,
+    full: &Image,
     groups: &[&[Layer]],
     snapshots: bool,
     observer: &dyn Observer,

@@ -102,6 +102,12 @@ impl Layout {
         self.geometry
     }
 
+    /// What its clusters are compressed with, where they are.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
     /// The length of the file when all data clusters are used.
     #[must_use]
     pub fn length(&self) -> u64 {

@@ -16,6 +16,14 @@ pub(super) enum PassThrough {
     Trusted,
 }
 
+/// A compressed cluster as it is in its image.
+pub(super) struct Stream {
+    pub(super) cluster: GuestOffset,
+    pub(super) data: CompressedCluster,
+    /// Bytes that are passed through; what follows the cluster in its last sector may be among them.
+    pub(super) length: u64,
+}
+
 impl PassThrough {
     /// What there is for a layer. Checksums count where they say something of all of the image.
     pub(super) fn of(layer: &Layer) -> Self {
@@ -28,11 +36,12 @@ impl PassThrough {
         Self::Summed(Box::new(CheckedFile::new(image.storage().clone(), Some(sums), false)))
     }
 
-    /// Appends `length` bytes, which are the stream of a cluster and may be what follows it.
+    /// Appends a stream, from the layer whose image this is.
     pub(super) fn read(
         &self,
-        (layer, image): (&Layer, &Image),
-        (cluster, data, length): (GuestOffset, CompressedCluster, u64),
+        layer: &Layer,
+        image: &Image,
+        &Stream { cluster, data, length }: &Stream,
         clusters: &mut ClusterReader,
         bytes: &mut Vec<u8>,
     ) -> Result<()> {
