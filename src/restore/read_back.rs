@@ -60,7 +60,6 @@ fn compare(work: &Work<'_>, size: u64, output: &Path, storage: Arc<dyn Storage>,
         }
         Ok(())
     })
-    .map(drop)
 }
 
 /// One of the two that are compared; one for each thread.

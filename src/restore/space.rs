@@ -49,7 +49,7 @@ pub(super) fn needed(
     for layers in groups {
         size = size.max(layers.last().map_or(0, Mapped::size));
         let slices: Slices = apply::slices(layers, size);
-        let found = pool::for_each(slices.ranges(), <(MapBuffer, MapBuffer)>::default, |(buffer, below), guest| {
+        let found = pool::map(slices.ranges(), <(MapBuffer, MapBuffer)>::default, |(buffer, below), guest| {
             if observer.is_cancelled() {
                 return Err(Error::Cancelled);
             }
