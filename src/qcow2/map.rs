@@ -11,10 +11,10 @@ use super::geometry::{Geometry, SUBCLUSTERS};
 use super::image::Image;
 use crate::storage::to_usize;
 
-/// A guest range of one kind.
+/// A range of the disk of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
-    /// The guest range.
+    /// The bytes of the disk.
     pub guest: Range<u64>,
     /// What is there.
     pub content: Content,

@@ -27,7 +27,7 @@ use crate::storage::{self, Storage, WritableStorage};
 pub enum Checked {
     /// A raw image, in which nothing can be wrong.
     Raw {
-        /// The length of the file.
+        /// Bytes of the file.
         length: u64,
     },
     /// A qcow2 image.
@@ -47,7 +47,7 @@ pub struct CheckedImage {
     pub snapshots: Vec<Snapshot>,
     /// The bitmaps; none where their directory is damaged.
     pub bitmaps: Vec<Bitmap>,
-    /// The length of the file.
+    /// Bytes of the file.
     pub length: u64,
 }
 

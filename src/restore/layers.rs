@@ -25,7 +25,7 @@ pub struct Source {
     pub path: PathBuf,
     /// The format, where somebody wrote it down or says it; else the image must tell.
     pub format: Option<Format>,
-    /// The size of its disk, where somebody wrote it down: the image must say the same.
+    /// Bytes of its disk, where somebody wrote it down: the image must say the same.
     pub size: Option<u64>,
 }
 
@@ -239,13 +239,13 @@ impl Layers {
         self.layers.first().is_some_and(|layer| layer.tolerance().is_some())
     }
 
-    /// The size of the disk at the restore point.
+    /// Bytes of the disk at the restore point.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.layers.iter().rev().find_map(Layer::known_size).unwrap_or_default()
     }
 
-    /// The cluster size of the FULL; QEMU's usual one for a raw FULL.
+    /// Bytes in a cluster of the FULL; 64 KiB, as QEMU has it, for a raw FULL.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         let full = self.layers.iter().find(|layer| !layer.is_absent()).and_then(Layer::image);

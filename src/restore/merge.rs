@@ -59,7 +59,7 @@ impl fmt::Debug for Output {
 pub enum OutputFormat {
     /// A qcow2 image, version 3.
     Qcow2 {
-        /// The cluster size; that of the FULL by default.
+        /// Bytes in a cluster; as many as in one of the FULL by default.
         cluster_size: Option<u64>,
         /// Compressed with this codec, or plain. Clusters that are compressed with it already, and of that size, are
         /// passed through as they are.
@@ -85,11 +85,11 @@ pub struct Merge {
 /// What a merge has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merged {
-    /// The size of the virtual disk.
+    /// Bytes of the virtual disk.
     pub size: u64,
     /// Guest bytes that were moved.
     pub bytes: u64,
-    /// The length of the output.
+    /// Bytes of the output: of a file its length.
     pub length: u64,
 }
 
@@ -144,13 +144,13 @@ impl Merge {
         &self.layers
     }
 
-    /// The cluster size of the new image.
+    /// Bytes in a cluster of the new image.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         self.geometry.cluster_size()
     }
 
-    /// The length that the output will have, or at most have where it is compressed.
+    /// The bytes that the output will have, or at most have where it is compressed.
     ///
     /// # Errors
     /// Where there can be no such image.

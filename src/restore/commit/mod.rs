@@ -87,7 +87,7 @@ pub struct CommitSummary {
     pub snapshots: Vec<Option<String>>,
     /// Whether the INC that will follow the FULL names the image before it, and has to name the FULL.
     pub next_is_based: bool,
-    /// The size of the disk afterwards.
+    /// Bytes of the disk afterwards.
     pub size: u64,
     /// Guest bytes to write.
     pub bytes: u64,
