@@ -25,6 +25,8 @@
 //!
 //! A layer knows only those to its right. Answers come back as values or as events to an observer.
 //!
+//! Sizes, lengths, offsets and ranges are in bytes, and moments in seconds since 1970, where nothing else is said.
+//!
 //! # Promises
 //!
 //! - Nothing that a guest wrote is lost between two restore points, and a restore point is one moment of all its disks.

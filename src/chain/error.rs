@@ -114,7 +114,7 @@ pub enum Error {
     TooEarly {
         /// The disk's label.
         disk: String,
-        /// The wanted moment.
+        /// The wanted moment, seconds since 1970.
         wanted: i64,
         /// The names of all restore points.
         points: Vec<String>,

@@ -28,7 +28,7 @@ pub struct Image {
     /// FULL holds a later one since INCs were written into it. `None` where the name is the bare name of the disk, and no
     /// manifest tells.
     pub time: Option<i64>,
-    /// The time in its name, when it was made.
+    /// The time in its name, when it was made, seconds since 1970.
     pub named: Option<i64>,
     /// Whether the image is not whole, because it is being made or its run failed.
     pub partial: bool,

@@ -34,7 +34,7 @@ impl Chain {
     }
 
     /// Work in the FULL that was begun and has not ended, if its journal can be read: see
-    /// [`Fault::Journal`](super::Fault::Journal) and [`Fault::JournalUnread`](super::Fault::JournalUnread).
+    /// [`Fault::Journal`] and [`Fault::JournalUnread`].
     #[must_use]
     pub fn unfinished(&self) -> Option<&Unfinished> {
         self.full.as_ref()?.in_place.as_ref()?.as_ref().ok().map(Arc::as_ref)

@@ -1,6 +1,6 @@
 //! What lies in a backup folder: names, order, restore points.
 //!
-//! [`discover`] finds the disks below a folder, and [`Disk::select`] the images that a restore of one moment opens;
+//! [`discover()`] finds the disks below a folder, and [`Disk::select`] the images that a restore of one moment opens;
 //! [`Disk::select_salvage`] what there is of them where the chain is broken.
 //! [`FolderLock`] keeps others from writing to a folder.
 //!

@@ -20,7 +20,7 @@ pub enum Member {
     Missing {
         /// Where it should be; only the folder, where its name is unknown.
         path: PathBuf,
-        /// The size of its disk, where its manifest is there.
+        /// Bytes of its disk, where its manifest is there.
         size: Option<u64>,
     },
 }

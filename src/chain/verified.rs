@@ -61,7 +61,7 @@ struct Entry {
     times: Vec<SegmentTimes>,
 }
 
-/// The segments of an image of this length, as ranges of blocks.
+/// The segments of an image of this many bytes, as ranges of [blocks](super::BLOCK).
 pub fn segments(length: u64) -> impl Iterator<Item = Range<u64>> {
     let blocks = length.div_ceil(BLOCK);
     let each = blocks.div_ceil(SEGMENTS).max(SHORTEST);
@@ -82,7 +82,7 @@ impl Verifications {
         value.as_ref().and_then(Self::parse).unwrap_or_default()
     }
 
-    /// When each segment of an image was verified. The CRC-32 of its checksums and its length say which content is meant:
+    /// When each segment of an image was verified. The CRC-32 of its checksums and the bytes of its file say which content is meant:
     /// other content was never found right, but its segments keep their turn.
     #[must_use]
     pub fn times(&self, name: &str, sums: u32, length: u64) -> Vec<SegmentTimes> {

@@ -53,7 +53,7 @@ impl Clock {
 }
 
 impl When {
-    /// The last second that is wanted; `None` where no time was given.
+    /// The last second that is wanted, since 1970; `None` where no time was given.
     #[must_use]
     pub fn moment(&self, clock: &Clock) -> Option<i64> {
         match self {

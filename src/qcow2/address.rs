@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-/// An offset on the virtual disk.
+/// An offset on the virtual disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct GuestOffset(pub u64);
 
-/// An offset in an image file.
+/// An offset in an image file, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct HostOffset(pub u64);
 

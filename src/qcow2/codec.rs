@@ -115,7 +115,7 @@ impl Deflater {
     /// The level that QEMU uses.
     const ZSTD_LEVEL: i32 = 3;
 
-    /// For one codec and clusters of one size.
+    /// For one codec and clusters of so many bytes.
     #[must_use]
     pub fn new(codec: Codec, cluster_size: u64) -> Self {
         let context = match codec {

@@ -27,9 +27,9 @@ pub enum Error {
         what: &'static str,
         /// Where it starts.
         offset: HostOffset,
-        /// How long it is.
+        /// Its bytes.
         length: u64,
-        /// Where the file ends.
+        /// Bytes of the file.
         file_length: u64,
     },
     /// Incompatible feature bits that this program does not know.
@@ -69,7 +69,7 @@ pub enum Error {
         offset: GuestOffset,
         /// How many bytes.
         length: u64,
-        /// The size of the disk.
+        /// Bytes of the disk.
         size: u64,
     },
     /// Two L1 entries point to one L2 table.
@@ -186,9 +186,9 @@ pub enum Error {
     TableTooLarge {
         /// Which table.
         what: &'static str,
-        /// How long it would be.
+        /// The bytes that it would have.
         bytes: u64,
-        /// How long it may be.
+        /// The bytes that it may have.
         most: u64,
     },
     /// The header cannot be changed so that a crash does no harm: it has no free room for what is to come.
@@ -196,7 +196,7 @@ pub enum Error {
     NoRoomInHeader {
         /// What was to be written.
         what: &'static str,
-        /// The size of its cluster.
+        /// Bytes in a cluster of the image.
         cluster_size: u64,
     },
     /// A name that no image can have in its header.

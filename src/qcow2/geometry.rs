@@ -68,13 +68,13 @@ impl Geometry {
         self.l2_entries() << self.cluster_bits
     }
 
-    /// L1 entries that a disk of this size needs.
+    /// L1 entries that a disk of so many bytes needs.
     #[must_use]
     pub fn l1_entries(self, size: u64) -> u64 {
         size.div_ceil(self.l2_coverage())
     }
 
-    /// Whether an L1 table as long as QEMU takes it maps a disk of this size.
+    /// Whether an L1 table as long as QEMU takes it maps a disk of so many bytes.
     #[must_use]
     pub fn can_map(self, size: u64) -> bool {
         self.l1_entries(size) <= wire::L1_BYTES_MAX / 8

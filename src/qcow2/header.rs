@@ -32,11 +32,11 @@ pub struct Header {
     pub refcount_table: Table,
     /// The binary logarithm of the width of a refcount in bits.
     pub refcount_order: u32,
-    /// Internal snapshots.
+    /// The number of internal snapshots.
     pub nb_snapshots: u32,
     /// Where the snapshot table starts; 0 where there is none.
     pub snapshots_offset: HostOffset,
-    /// Where header extensions start.
+    /// Bytes of the header, behind which its extensions start.
     pub header_length: u64,
     /// What stands behind the header.
     pub extensions: Extensions,
@@ -52,7 +52,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// The length of the table.
+    /// Bytes of the table.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.entries * 8

@@ -66,7 +66,7 @@ impl L1Table {
             let entries = indices.end - indices.start;
             let piece = Table { offset: HostOffset(table.offset.0.saturating_add(start * 8)), entries };
             let whole = read_table(storage, piece, "the L1 table", |index, value| {
-                read.judge(storage, (start + index, value), geometry);
+                read.judge(storage, start + index, value, geometry);
                 Ok(())
             });
             if let Err(error) = whole {
@@ -82,7 +82,7 @@ impl L1Table {
     }
 
     /// Takes an entry that is right.
-    fn judge(&mut self, storage: &dyn Storage, (index, value): (u64, u64), geometry: Geometry) {
+    fn judge(&mut self, storage: &dyn Storage, index: u64, value: u64, geometry: Geometry) {
         let entry = L1Entry::decode(value, geometry).and_then(|entry| match entry {
             // what is left of a table that was cut off can be read
             Some(entry) => check_inside(entry.table, storage, geometry, 1).map(|()| Some(entry)),

@@ -11,10 +11,10 @@ use super::geometry::{Geometry, SUBCLUSTERS};
 use super::image::Image;
 use crate::storage::to_usize;
 
-/// A guest range of one kind.
+/// A range of the disk of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
-    /// The guest range.
+    /// The bytes of the disk.
     pub guest: Range<u64>,
     /// What is there.
     pub content: Content,
@@ -174,10 +174,17 @@ impl Image {
             // most entries of a sparse disk
             let is_empty = value == 0 && bitmap == 0;
             let entry =
-                if is_empty { Ok(L2Entry::Unallocated) } else { self.decode((value, bitmap), rules, cluster, &part) };
+                if is_empty { Ok(L2Entry::Unallocated) } else { self.decode(value, bitmap, rules, cluster, &part) };
             match entry {
                 Ok(L2Entry::Subclusters { host, allocated, zero, .. }) => {
-                    push_subclusters((host, allocated, zero), geometry, cluster, &part, joined)?;
+                    for (part, number) in subclusters(geometry, cluster, &part) {
+                        let content = match host {
+                            Some(host) if allocated >> number & 1 == 1 => data(host, cluster, part.start),
+                            _ if zero >> number & 1 == 1 => Content::Zero,
+                            _ => Content::Unallocated,
+                        };
+                        joined.push(Extent { guest: part, content })?;
+                    }
                 }
                 Ok(entry) => joined.push(Extent { content: content(&entry, cluster, part.start), guest: part })?,
                 Err(allowed) => {
@@ -194,7 +201,8 @@ impl Image {
     /// An entry of which all that the part of its cluster needs can be in the file.
     fn decode(
         &self,
-        (value, bitmap): (u64, u64),
+        value: u64,
+        bitmap: u64,
         rules: EntryRules,
         cluster: u64,
         guest: &Range<u64>,
@@ -262,9 +270,14 @@ fn content(entry: &L2Entry, cluster: u64, start: u64) -> Content {
     match entry {
         L2Entry::Unallocated | L2Entry::Subclusters { .. } => Content::Unallocated,
         L2Entry::Zero { .. } => Content::Zero,
-        L2Entry::Data { host, .. } => Content::Data(HostOffset(host.0 + (start - cluster))),
+        L2Entry::Data { host, .. } => data(*host, cluster, start),
         L2Entry::Compressed(data) => Content::Compressed { cluster: GuestOffset(cluster), data: *data },
     }
+}
+
+/// The bytes of a cluster from `start` on.
+fn data(host: HostOffset, cluster: u64, start: u64) -> Content {
+    Content::Data(HostOffset(host.0 + (start - cluster)))
 }
 
 /// The subclusters that a guest range touches, each with its number.
@@ -275,24 +288,6 @@ fn subclusters(geometry: Geometry, cluster: u64, guest: &Range<u64>) -> impl Ite
         (start.max(guest.start)..(start + size).min(guest.end), number)
     };
     (0..SUBCLUSTERS).map(part).filter(|(part, _)| !part.is_empty())
-}
-
-fn push_subclusters(
-    (host, allocated, zero): (Option<HostOffset>, u32, u32),
-    geometry: Geometry,
-    cluster: u64,
-    guest: &Range<u64>,
-    joined: &mut Joined<impl FnMut(Mapping) -> Result<()>>,
-) -> Result<()> {
-    for (part, number) in subclusters(geometry, cluster, guest) {
-        let content = match host {
-            Some(host) if allocated >> number & 1 == 1 => Content::Data(HostOffset(host.0 + (part.start - cluster))),
-            _ if zero >> number & 1 == 1 => Content::Zero,
-            _ => Content::Unallocated,
-        };
-        joined.push(Extent { guest: part, content })?;
-    }
-    Ok(())
 }
 
 /// Joins neighbours of one kind.

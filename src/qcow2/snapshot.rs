@@ -27,7 +27,7 @@ pub struct Snapshot {
     pub vm_clock: Duration,
     /// Bytes of saved RAM and devices; zero where only the disk was saved.
     pub vm_state_size: u64,
-    /// The size of the disk at that time, where the table says it.
+    /// Bytes of the disk at that time, where the table says it.
     pub disk_size: Option<u64>,
 }
 

@@ -61,7 +61,7 @@ pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result
             return writer.flush().map_err(failed);
         }
         let found =
-            pool::for_each(batch.into_iter(), MapBuffer::default, |buffer, guest| changes(work.layers, guest, buffer))?;
+            pool::map(batch.into_iter(), MapBuffer::default, |buffer, guest| changes(work.layers, guest, buffer))?;
         // first, because this may flush, and then all places must be written
         for zeroes in found.iter().flat_map(|changes| &changes.zeroes) {
             work.pace(0)?;

@@ -27,7 +27,7 @@ use crate::storage::{self, Storage, WritableStorage};
 pub enum Checked {
     /// A raw image, in which nothing can be wrong.
     Raw {
-        /// The length of the file.
+        /// Bytes of the file.
         length: u64,
     },
     /// A qcow2 image.
@@ -47,7 +47,7 @@ pub struct CheckedImage {
     pub snapshots: Vec<Snapshot>,
     /// The bitmaps; none where their directory is damaged.
     pub bitmaps: Vec<Bitmap>,
-    /// The length of the file.
+    /// Bytes of the file.
     pub length: u64,
 }
 
@@ -63,7 +63,7 @@ pub fn check(chains: &[Vec<Source>], repair: Option<Repair>, observer: &dyn Obse
     let formats: Vec<Format> = chains.iter().flat_map(|chain| formats(chain)).collect();
     let bytes: u64 = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
     observer.phase(Phase::Checking { bytes: bytes * walks(repair) });
-    pool::for_each(
+    pool::map(
         images.into_iter().zip(formats),
         || (),
         |(), (source, format)| match check_file(source, format, repair, observer) {
@@ -164,8 +164,7 @@ pub(super) fn check_layers(layers: &[Layer], observer: &dyn Observer) -> Result<
                 first: report.findings.iter().find(|finding| finding.severity() >= least).cloned().map(Box::new),
             })
         },
-    )?;
-    Ok(())
+    )
 }
 
 /// Whether the compressed clusters of an image can be inflated.
@@ -187,7 +186,6 @@ pub(super) fn check_streams(layer: &Layer, observer: &dyn Observer) -> Result<()
         }
         Ok(())
     })
-    .map(drop)
 }
 
 /// Tells an observer how far one image is.

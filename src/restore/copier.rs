@@ -1,33 +1,35 @@
 //! Moves bytes: in the kernel where that gains something, else by large reads gathered into large writes.
 //!
-//! What was tried, with 1.27 GB from one file to a new one on ext4 by two threads in slices of 8 MiB, all read before, time
-//! until it is synced and processor time, medians of five. The disk alone needs 0.63 s:
+//! # What was tried
 //!
-//! | way | time | processor |
-//! |---|---|---|
-//! | reads and writes of 256 KiB | 0.65 s | 0.56 s |
-//! | of 64 KiB, of 1 MiB | 0.67 s, 1.04 s | 0.65 s, 1.24 s |
-//! | of 1 MiB by one thread | 0.68 s | 0.53 s |
-//! | of 1 MiB, one write at a time | 0.66 s | 0.52 s |
-//! | `copy_file_range`, by two threads or one | 0.67 s | 0.75 s, 0.42 s |
-//! | source mapped | 0.66 s | 0.73 s |
-//! | output mapped, both mapped | 0.85 s, 1.43 s | 1.01 s, 2.46 s |
-//! | `O_DIRECT` output, the same with `fallocate` before | 0.97 s, 0.69 s | 0.33 s, 0.24 s |
-//! | `fallocate` before, else as the third | 1.00 s | 1.12 s |
-//! | write-back begun by `sync_file_range`, or not before the sync | 1.04 s, 0.89 s | 1.32 s, 0.54 s |
+//! 1.27 GB go from one file to a new one on ext4, by two threads in slices of 8 MiB. Seconds until it is synced / of
+//! processor time, medians of five; the disk alone needs 0.63. What is done are reads and writes of 256 KiB, whose figures
+//! stand above those of what was tried instead:
 //!
-//! On a day when the same reads and writes of 256 KiB took 0.46 s (processor 0.57 s), in one run with them:
+//! | way | 256 KiB, all read before: **0.65 / 0.56** |
+//! |---|---|
+//! | 64 KiB; 1 MiB | 0.67 / 0.65; 1.04 / 1.24 |
+//! | 1 MiB by one thread; one write at a time | 0.68 / 0.53; 0.66 / 0.52 |
+//! | 1 MiB, `fallocate` before | 1.00 / 1.12 |
+//! | write-back begun by `sync_file_range`; not before the sync | 1.04 / 1.32; 0.89 / 0.54 |
+//! | `copy_file_range` by two threads; by one | 0.67 / 0.75; 0.67 / 0.42 |
+//! | mapped source; output; both | 0.66 / 0.73; 0.85 / 1.01; 1.43 / 2.46 |
+//! | `O_DIRECT` output; `fallocate` before | 0.97 / 0.33; 0.69 / 0.24 |
 //!
-//! | way | time | processor |
-//! |---|---|---|
-//! | buffers in huge pages | 0.48 s | 0.62 s |
-//! | clusters of zeroes looked for and left out, where there are none | 0.50 s | 0.58 s |
-//! | `io_uring`, 8 at once: plain buffers, registered ones, the kernel's workers | 0.52 s, 0.51 s, 0.50 s | 0.68 s, 0.63 s, 0.81 s |
-//! | `io_uring` by one thread | 0.51 s | 0.65 s |
-//! | `io_uring` to `O_DIRECT` output, the same with `fallocate` before | 0.69 s, 0.67 s | 0.63 s, 0.55 s |
+//! | way | 256 KiB, all read before, another day: **0.46 / 0.57** |
+//! |---|---|
+//! | buffers in huge pages | 0.48 / 0.62 |
+//! | clusters of zeroes looked for and left out, where there are none | 0.50 / 0.58 |
+//! | `io_uring`, 8 at once: plain buffers; registered ones; the kernel's workers | 0.52 / 0.68; 0.51 / 0.63; 0.50 / 0.81 |
+//! | `io_uring` by one thread | 0.51 / 0.65 |
+//! | `io_uring` to `O_DIRECT` output; `fallocate` before | 0.69 / 0.63; 0.67 / 0.55 |
 //!
-//! And where nothing was read before, as it was 1.14 s; with `POSIX_FADV_SEQUENTIAL` 1.11 s, `WILLNEED` for the slice at
-//! hand or the one after the next 1.62 s, `RANDOM` 2.04 s: the kernel's own readahead is left alone.
+//! | way | 256 KiB, nothing read before: **1.14** |
+//! |---|---|
+//! | `POSIX_FADV_SEQUENTIAL`; `RANDOM` | 1.11; 2.04 |
+//! | `WILLNEED` for the slice at hand, or the one after the next | 1.62 |
+//!
+//! So the kernel's own readahead is left alone.
 //!
 //! Mapped files are out in any case: one that is truncated meanwhile would kill the program.
 
@@ -133,7 +135,7 @@ impl LayerReader {
         match operation.source {
             Origin::Plain(host) => read_plain(layer, HostOffset(host.0 + done), buffer),
             Origin::Compressed { cluster, data, skip } => {
-                let bytes = self.cluster((operation.layer, layer), cluster, data)?;
+                let bytes = self.cluster(operation.layer, layer, cluster, data)?;
                 let start = to_usize(skip + done);
                 buffer.copy_from_slice(bytes.get(start..start.saturating_add(buffer.len())).ok_or(Error::Changed)?);
                 Ok(())
@@ -142,12 +144,7 @@ impl LayerReader {
     }
 
     /// Several pieces of one cluster are inflated once.
-    fn cluster(
-        &mut self,
-        (number, layer): (usize, &Layer),
-        guest: GuestOffset,
-        data: CompressedCluster,
-    ) -> Result<&[u8]> {
+    fn cluster(&mut self, number: usize, layer: &Layer, guest: GuestOffset, data: CompressedCluster) -> Result<&[u8]> {
         let image = layer.image().ok_or(Error::Changed)?;
         let inflated = self.inflated.entry(image.header().geometry.cluster_size()).or_default();
         if inflated.last != Some((number, data)) {

@@ -47,9 +47,9 @@ pub enum Error {
     Checksum {
         /// The image.
         path: PathBuf,
-        /// The first byte of the block.
+        /// Where the block begins in the file.
         offset: u64,
-        /// The first range of the disk that it holds, or whose place it tells, where that is known.
+        /// The first bytes of the disk that it holds, or whose place it tells, where that is known.
         guest: Option<Range<u64>>,
     },
     /// An image is longer or shorter than when its checksums were made.
@@ -57,9 +57,9 @@ pub enum Error {
     Length {
         /// The image.
         path: PathBuf,
-        /// Its length.
+        /// Its bytes.
         length: u64,
-        /// What it was.
+        /// The bytes that it had then.
         expected: u64,
     },
     /// The disk of an image has another size than its manifest says.
@@ -72,9 +72,9 @@ pub enum Error {
     DiskSize {
         /// The image.
         path: PathBuf,
-        /// The size in its header, or the length of a raw image.
+        /// Bytes of the disk as its header says, or of a raw image.
         size: u64,
-        /// What it should be.
+        /// Bytes of the disk as the manifest says.
         expected: u64,
     },
     /// The output, read again, is not what was written.
@@ -117,7 +117,7 @@ pub enum Error {
     Read {
         /// The image.
         path: PathBuf,
-        /// Where.
+        /// Where, in the file.
         offset: u64,
         /// What the system said.
         source: io::Error,
@@ -165,13 +165,13 @@ pub enum Error {
     /// No image can have this cluster size.
     #[error("cluster size {size} is not a power of two from 512 to 2097152")]
     ClusterSize {
-        /// What was asked for.
+        /// The bytes that were asked for.
         size: u64,
     },
     /// A compressed image has grown beyond what its L2 entries can hold.
     #[error("a compressed image with clusters of this size ends before {offset:#x}: take smaller clusters")]
     CompressedTooLarge {
-        /// The first offset that does not fit.
+        /// The first offset of the file that does not fit.
         offset: u64,
     },
     /// The output exists and may not be replaced.
@@ -205,9 +205,9 @@ pub enum Error {
     DeviceTooSmall {
         /// The block device.
         path: PathBuf,
-        /// Its size.
+        /// Its bytes.
         length: u64,
-        /// The size of the virtual disk.
+        /// Bytes of the virtual disk.
         needed: u64,
     },
     /// The output cannot be written.
@@ -267,9 +267,9 @@ pub enum Error {
     NoSpace {
         /// The image that would grow.
         path: PathBuf,
-        /// The most that it would grow by.
+        /// The most bytes that it would grow by.
         needed: u64,
-        /// What is free.
+        /// Bytes that are free.
         available: u64,
     },
     /// The backup folder cannot be had.

@@ -56,7 +56,8 @@ impl Layer {
     pub(super) fn damaged(
         path: PathBuf,
         storage: Arc<dyn Storage>,
-        (format, size): (Format, Option<u64>),
+        format: Format,
+        size: Option<u64>,
         tolerance: Tolerance,
     ) -> Result<Self> {
         let body = match format {

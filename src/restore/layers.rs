@@ -25,7 +25,7 @@ pub struct Source {
     pub path: PathBuf,
     /// The format, where somebody wrote it down or says it; else the image must tell.
     pub format: Option<Format>,
-    /// The size of its disk, where somebody wrote it down: the image must say the same.
+    /// Bytes of its disk, where somebody wrote it down: the image must say the same.
     pub size: Option<u64>,
 }
 
@@ -177,7 +177,7 @@ impl Layers {
             let layer = file.and_then(|file| {
                 let (sums, reason) = checked_file::sums(path);
                 unchecked.extend(reason.map(|reason| Unchecked { path: path.clone(), reason }));
-                let layer = damaged(path, Arc::clone(&file), sums, (format, *size)).map_err(Some);
+                let layer = damaged(path, Arc::clone(&file), sums, format, *size).map_err(Some);
                 if file.is_unlocked() {
                     unlocked.get_or_insert_with(|| path.clone());
                 }
@@ -239,13 +239,13 @@ impl Layers {
         self.layers.first().is_some_and(|layer| layer.tolerance().is_some())
     }
 
-    /// The size of the disk at the restore point.
+    /// Bytes of the disk at the restore point.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.layers.iter().rev().find_map(Layer::known_size).unwrap_or_default()
     }
 
-    /// The cluster size of the FULL; QEMU's usual one for a raw FULL.
+    /// Bytes in a cluster of the FULL; 64 KiB, as QEMU has it, for a raw FULL.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         let full = self.layers.iter().find(|layer| !layer.is_absent()).and_then(Layer::image);
@@ -320,7 +320,8 @@ fn damaged(
     path: &Path,
     file: Arc<FileStorage>,
     sums: Option<Checksums>,
-    (format, size): (Format, Option<u64>),
+    format: Format,
+    size: Option<u64>,
 ) -> Result<Layer> {
     let length = sums.as_ref().filter(|_| format == Format::Raw).map(Checksums::length);
     let file = Arc::new(CheckedFile::new(file, sums, true));
@@ -329,7 +330,7 @@ fn damaged(
         let _ = file.check_holes();
     }
     let size = size.or(length);
-    Layer::damaged(path.to_owned(), file.clone(), (format, size), Tolerance::of(file))
+    Layer::damaged(path.to_owned(), file.clone(), format, size, Tolerance::of(file))
 }
 
 /// The layer for what is missing between two images, if the second names something else as its backing file.

@@ -35,7 +35,7 @@ pub struct Described {
     pub path: PathBuf,
     /// What it holds.
     pub level: Level,
-    /// The moment that it holds, where that is known.
+    /// The moment that it holds, seconds since 1970, where that is known.
     pub time: Option<i64>,
     /// The manifest that it is to get, if it has none.
     pub manifest: Option<Manifest>,

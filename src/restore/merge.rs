@@ -11,7 +11,7 @@ use super::error::{Error, Result};
 use super::layers::Layers;
 use super::limiter::Limiter;
 use super::observer::{Observer, Phase, Warning};
-use super::output::{self, Destination};
+use super::output::{self, Destination, Target};
 use super::plan::Plan;
 use super::pool;
 use super::read_back;
@@ -59,7 +59,7 @@ impl fmt::Debug for Output {
 pub enum OutputFormat {
     /// A qcow2 image, version 3.
     Qcow2 {
-        /// The cluster size; that of the FULL by default.
+        /// Bytes in a cluster; as many as in one of the FULL by default.
         cluster_size: Option<u64>,
         /// Compressed with this codec, or plain. Clusters that are compressed with it already, and of that size, are
         /// passed through as they are.
@@ -85,11 +85,11 @@ pub struct Merge {
 /// What a merge has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merged {
-    /// The size of the virtual disk.
+    /// Bytes of the virtual disk.
     pub size: u64,
     /// Guest bytes that were moved.
     pub bytes: u64,
-    /// The length of the output.
+    /// Bytes of the output: of a file its length.
     pub length: u64,
 }
 
@@ -144,13 +144,13 @@ impl Merge {
         &self.layers
     }
 
-    /// The cluster size of the new image.
+    /// Bytes in a cluster of the new image.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         self.geometry.cluster_size()
     }
 
-    /// The length that the output will have, or at most have where it is compressed.
+    /// The bytes that the output will have, or at most have where it is compressed.
     ///
     /// # Errors
     /// Where there can be no such image.
@@ -239,24 +239,23 @@ impl Merge {
             }
             Output::File(path) => {
                 let destination = output::open(&path, replace, &layers)?;
+                let target = destination.target(&path);
                 let mut attempts = 1;
                 let length = loop {
-                    let how = (format, trusts_streams);
-                    match pool.install(|| write_file(&work, &plan, &layout, how, &path, &destination)) {
+                    let write = || write_file(&work, &plan, &layout, format, trusts_streams, &destination, target);
+                    match pool.install(write) {
                         // a table could not be read any more, which is remembered
                         Err(Error::Changed) if layers.are_tolerant() && attempts < ATTEMPTS => attempts += 1,
                         length => break length.map_err(copied)?,
                     }
-                    let emptied = destination.written(format).0.set_len(0);
-                    emptied.map_err(|source| Error::Write { path: path.clone(), source })?;
+                    target.set_len(0)?;
                     plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
                     layout = lay_out(format, geometry, &plan)?;
                     observer.phase(Phase::Copying { bytes: plan.bytes });
                 };
                 observer.phase(Phase::Syncing);
                 if read_back {
-                    let written = destination.written(format);
-                    pool.install(|| read_back::check(&work, &plan, &path, written))?;
+                    pool.install(|| read_back::check(&work, &plan, target, destination.format(format)))?;
                 }
                 let last = pool.install(|| last(&layers, observer))?;
                 output::finish(&path, destination, replace)?;
@@ -287,19 +286,20 @@ fn write_file(
     work: &Work<'_>,
     plan: &Plan,
     layout: &Layout,
-    (format, trusts_streams): (OutputFormat, bool),
-    path: &Path,
+    format: OutputFormat,
+    trusts_streams: bool,
     destination: &Destination,
+    target: Target<'_>,
 ) -> Result<u64> {
     let whole = &Work { leaves_holes: false, ..*work };
     match (destination, format) {
-        (Destination::Device(device), _) => sink::write_device(whole, plan, path, device),
-        (Destination::File(new), OutputFormat::Raw) => sink::write_raw(work, plan, path, new.file()),
-        (Destination::File(new), OutputFormat::Qcow2 { compression: None, .. }) => {
-            sink::write_qcow2(work, plan, layout, path, new.file())
+        (Destination::Device(_), _) => sink::write_device(whole, plan, target),
+        (Destination::File(_), OutputFormat::Raw) => sink::write_raw(work, plan, target),
+        (Destination::File(_), OutputFormat::Qcow2 { compression: None, .. }) => {
+            sink::write_qcow2(work, plan, layout, target)
         }
-        (Destination::File(new), OutputFormat::Qcow2 { compression: Some(codec), .. }) => {
-            sink::write_compressed(whole, plan, layout, (codec, trusts_streams), (path, new.file()))
+        (Destination::File(_), OutputFormat::Qcow2 { compression: Some(_), .. }) => {
+            sink::write_compressed(whole, plan, layout, trusts_streams, target)
         }
     }
 }

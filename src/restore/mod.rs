@@ -4,8 +4,8 @@
 //! moves the bytes on all processors. [`Layers::open_verified`] has it check what it reads, [`Merge::read_back`] what it
 //! wrote, and [`Merge::salvage`] makes the most of a damaged chain. [`Commit`] writes INCs into their FULL, in place.
 //! [`Rebase`] has each INC name the image before it, so that QEMU opens the chain where it lies. [`Describe`] makes manifests
-//! and checksums. [`survey`] and [`check`] look at images without reading the data in them, [`verify`] reads all of them and
-//! says whether they are what they were.
+//! and checksums. [`survey()`] and [`check()`] look at images without reading the data in them, [`verify()`] reads all of them
+//! and says whether they are what they were.
 //!
 //! ```
 //! use std::path::{Path, PathBuf};

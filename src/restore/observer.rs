@@ -46,21 +46,21 @@ pub enum Phase {
     },
     /// The bytes of images are compared with their checksums.
     Verifying {
-        /// How many there are.
+        /// Those that are to be compared, of all images.
         bytes: u64,
     },
     /// The tables are read to find which layer holds what.
     Planning,
     /// Guest data moves.
     Copying {
-        /// How much there is.
+        /// Guest bytes to move.
         bytes: u64,
     },
     /// The output goes to stable storage.
     Syncing,
     /// The output is read again and compared with the images.
     Comparing {
-        /// How much there is.
+        /// Guest bytes to compare.
         bytes: u64,
     },
 }
@@ -110,7 +110,7 @@ pub enum Warning {
     SizeGuessed {
         /// The image, or where it should be.
         path: PathBuf,
-        /// The size that is taken.
+        /// Bytes of the disk that is made.
         size: u64,
     },
     /// Nothing says the format of an image that is salvaged, and it does not start as a qcow2 image.
@@ -145,7 +145,7 @@ pub enum Warning {
     WasDamaged {
         /// The image.
         path: PathBuf,
-        /// How many blocks.
+        /// How many blocks, of 64 KiB.
         blocks: u64,
     },
     /// The output is not read again.

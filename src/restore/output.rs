@@ -22,13 +22,39 @@ pub(super) enum Destination {
 }
 
 impl Destination {
-    /// The open file, and what it is to hold.
-    pub(super) fn written(&self, format: OutputFormat) -> (&File, Format) {
+    /// What is written to; `path` is its name for errors.
+    pub(super) fn target<'a>(&'a self, path: &'a Path) -> Target<'a> {
+        let file = match self {
+            Self::File(new) => new.file(),
+            Self::Device(device) => device,
+        };
+        Target { path, file }
+    }
+
+    /// How its bytes are to be understood.
+    pub(super) fn format(&self, format: OutputFormat) -> Format {
         match (self, format) {
-            (Self::Device(device), _) => (device, Format::Raw),
-            (Self::File(new), OutputFormat::Raw) => (new.file(), Format::Raw),
-            (Self::File(new), OutputFormat::Qcow2 { .. }) => (new.file(), Format::Qcow2),
+            (Self::File(_), OutputFormat::Qcow2 { .. }) => Format::Qcow2,
+            (Self::File(_), OutputFormat::Raw) | (Self::Device(_), _) => Format::Raw,
         }
+    }
+}
+
+/// An output that is open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// Its name for errors.
+    pub(super) path: &'a Path,
+    pub(super) file: &'a File,
+}
+
+impl Target<'_> {
+    pub(super) fn set_len(&self, length: u64) -> Result<()> {
+        self.file.set_len(length).map_err(|source| self.error(source))
+    }
+
+    pub(super) fn error(&self, source: io::Error) -> Error {
+        Error::Write { path: self.path.to_owned(), source }
     }
 }
 

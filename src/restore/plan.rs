@@ -16,7 +16,7 @@ use crate::qcow2::{Geometry, GuestOffset, HostOffset, MapBuffer};
 /// What a merge will move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The size of the virtual disk.
+    /// Bytes of the virtual disk.
     pub size: u64,
     /// Guest bytes that are not known to be zeroes.
     pub bytes: u64,

@@ -19,10 +19,23 @@ pub(super) fn start(threads: Option<NonZeroUsize>) -> RestoreResult<rayon::Threa
     builder.thread_name(|index| format!("worker-{index}")).build().map_err(|source| Error::Threads { source })
 }
 
-/// Does `work` for each item, with scratch of each thread's own. The results come in the order of the items.
+/// Does `work` for each item, with scratch of each thread's own.
 ///
 /// After an error no further item is begun; of several errors, that of the first item is returned.
-pub(super) fn for_each<T, S, R, E>(
+pub(super) fn for_each<T, S, E>(
+    items: impl Iterator<Item = T> + Send,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> Result<(), E> + Sync,
+) -> Result<(), E>
+where
+    T: Send,
+    E: Send,
+{
+    filter_map(items, scratch, |scratch, item| work(scratch, item).map(|()| None::<()>)).map(drop)
+}
+
+/// As [`for_each`], for the results, which come in the order of the items.
+pub(super) fn map<T, S, R, E>(
     items: impl Iterator<Item = T> + Send,
     scratch: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, T) -> Result<R, E> + Sync,
@@ -35,7 +48,7 @@ where
     filter_map(items, scratch, |scratch, item| work(scratch, item).map(Some))
 }
 
-/// As [`for_each`], for many items of which few have a result: the others take no memory.
+/// As [`map`], for many items of which few have a result: the others take no memory.
 pub(super) fn filter_map<T, S, R, E>(
     items: impl Iterator<Item = T> + Send,
     scratch: impl Fn() -> S + Sync,
@@ -109,7 +122,7 @@ mod tests {
 
     #[test]
     fn results_come_in_the_order_of_the_items_and_the_first_error_wins() {
-        let all = for_each(0..1000, || (), |(), item| Ok::<_, u32>(item * 2)).unwrap();
+        let all = map(0..1000, || (), |(), item| Ok::<_, u32>(item * 2)).unwrap();
         assert_eq!(all, (0..1000).map(|item| item * 2).collect::<Vec<_>>());
         let error = for_each(0..1000, || (), |(), item| if item % 7 == 6 { Err(item) } else { Ok(()) });
         assert_eq!(error, Err(6));

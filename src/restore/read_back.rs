@@ -1,6 +1,5 @@
 //! What was written, read again and compared with the images once more.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use super::copier::{LayerReader, Work};
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
 use super::observer::Phase;
+use super::output::Target;
 use super::plan::Plan;
 use super::pool;
 use super::resolve::{Piece, resolve};
@@ -24,13 +24,14 @@ const PART: u64 = 1 << 20;
 /// # Errors
 /// [`Error::ReadBack`] where a byte differs, [`Error::Unreadable`] where the output cannot be read; [`Error::Write`] where it
 /// cannot be synced.
-pub(super) fn check(work: &Work<'_>, plan: &Plan, output: &Path, (file, format): (&File, Format)) -> Result<()> {
-    let write_error = |source| Error::Write { path: output.to_owned(), source };
+pub(super) fn check(work: &Work<'_>, plan: &Plan, target: Target<'_>, format: Format) -> Result<()> {
+    let Target { path, file } = target;
+    let write_error = |source| target.error(source);
     file.sync_all().map_err(write_error)?;
     forget(file);
     work.observer.phase(Phase::Comparing { bytes: plan.bytes });
     let storage = file.try_clone().and_then(FileStorage::new).map_err(write_error)?;
-    compare(work, plan.size, output, Arc::new(storage), format)
+    compare(work, plan.size, path, Arc::new(storage), format)
 }
 
 /// Compares an output with what the layers hold.
@@ -59,7 +60,6 @@ fn compare(work: &Work<'_>, size: u64, output: &Path, storage: Arc<dyn Storage>,
         }
         Ok(())
     })
-    .map(drop)
 }
 
 /// One of the two that are compared; one for each thread.

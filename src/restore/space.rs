@@ -33,7 +33,8 @@ struct Slice {
 /// Looks at what groups of layers change in an image, one group after the other, with a snapshot before the first and after
 /// each if that is `snapshots`.
 pub(super) fn needed(
-    (path, full): (&Path, &Image),
+    path: &Path,
+    full: &Image,
     groups: &[&[Layer]],
     snapshots: bool,
     observer: &dyn Observer,
@@ -48,7 +49,7 @@ pub(super) fn needed(
     for layers in groups {
         size = size.max(layers.last().map_or(0, Mapped::size));
         let slices: Slices = apply::slices(layers, size);
-        let found = pool::for_each(slices.ranges(), <(MapBuffer, MapBuffer)>::default, |(buffer, below), guest| {
+        let found = pool::map(slices.ranges(), <(MapBuffer, MapBuffer)>::default, |(buffer, below), guest| {
             if observer.is_cancelled() {
                 return Err(Error::Cancelled);
             }

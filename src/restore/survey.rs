@@ -18,11 +18,11 @@ use crate::qcow2::{Content, MapBuffer};
 pub struct Facts {
     /// How its bytes are to be understood.
     pub format: Format,
-    /// The size of the virtual disk.
+    /// Bytes of the virtual disk.
     pub size: u64,
     /// Guest bytes that the image holds, before compression; zeroes that it only names are not counted.
     pub allocated: u64,
-    /// The length of the file.
+    /// Bytes of the file, holes too.
     pub file_length: u64,
     /// Bytes that the file takes in its file system.
     pub file_usage: u64,

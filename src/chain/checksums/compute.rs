@@ -27,7 +27,7 @@ pub static ZEROES: LazyLock<u32> = LazyLock::new(|| crc32fast::hash(&vec![0; to_
 /// Hears how many more bytes are summed, on any thread, and gives up where it wants to.
 type Watch<'a> = dyn Fn(u64) -> io::Result<()> + Sync + 'a;
 
-/// The sums of some blocks of an image; holes are not read.
+/// The sums of some [blocks](BLOCK) of an image; holes are not read.
 ///
 /// # Errors
 /// What the system says.

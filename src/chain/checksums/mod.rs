@@ -194,7 +194,7 @@ impl Checksums {
         self.header.length
     }
 
-    /// The number of blocks.
+    /// The number of [blocks](BLOCK).
     #[must_use]
     pub fn blocks(&self) -> u64 {
         self.header.blocks()

@@ -56,7 +56,7 @@ pub(in crate::cli) fn run(
         }
         let summary = commit.summary().clone();
         let commands = by_hand::commit(&summary, &point, &arguments.place);
-        plan(arguments, &point, &summary, (&commands, console));
+        plan(arguments, &point, &summary, &commands, console);
         let checked = if arguments.skip_check { commit.check_full(&reporter) } else { commit.check(&reporter) };
         checked.map_err(Failure::Refused)?;
         if arguments.dry_run {
@@ -94,7 +94,8 @@ fn plan(
     arguments: &args::Commit,
     point: &RestorePoint,
     summary: &CommitSummary,
-    (commands, console): (&[String], &Console),
+    commands: &[String],
+    console: &Console,
 ) {
     let paths = |paths: &[std::path::PathBuf]| paths.iter().map(|path| path.to_string_lossy()).collect();
     let snapshots = summary.full_snapshot.iter().chain(summary.snapshots.iter().flatten()).map(String::as_str);

@@ -64,10 +64,10 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         if arguments.salvage {
             let (merged, losses) = merge.salvage(&reporter).map_err(failed)?;
             salvage::tell(&losses, merged.size, console)?;
-            report(arguments, &point, merged, (start, &salvage::summary(&losses)), console);
+            report(arguments, &point, merged, start, &salvage::summary(&losses), console);
         } else {
             let merged = merge.run(&reporter).map_err(failed)?;
-            report(arguments, &point, merged, (start, &[]), console);
+            report(arguments, &point, merged, start, &[], console);
         }
         Ok(())
     })?;
@@ -127,7 +127,8 @@ fn report(
     arguments: &args::Merge,
     point: &RestorePoint,
     merged: Merged,
-    (start, more): (Instant, &[(&str, Value)]),
+    start: Instant,
+    losses: &[(&str, Value)],
     console: &Console,
 ) {
     let Merged { size, bytes, length } = merged;
@@ -152,7 +153,7 @@ fn report(
         ("rate", rate.into()),
         ("exit_code", console.exit().code().into()),
     ];
-    console.event("done", &[&fields, more].concat());
+    console.event("done", &[&fields, losses].concat());
 }
 
 /// A merge before it runs.

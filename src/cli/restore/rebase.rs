@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
         restore::check_current(&point).map_err(Failure::Refused)?;
         let rebase = Rebase::plan(layers, &reporter).map_err(Failure::Refused)?;
         let commands = by_hand::rebase(&rebase, &arguments.place);
-        planned(arguments, &point, &rebase, (&commands, console));
+        planned(arguments, &point, &rebase, &commands, console);
         if !arguments.skip_check {
             rebase.check(&reporter).map_err(Failure::Refused)?;
         }
@@ -82,12 +82,7 @@ fn file_name(image: &Based) -> String {
     image.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn planned(
-    arguments: &args::Rebase,
-    point: &RestorePoint,
-    rebase: &Rebase,
-    (commands, console): (&[String], &Console),
-) {
+fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, commands: &[String], console: &Console) {
     let image =
         |image: &Based| json!({ "path": image.path.to_string_lossy(), "backing": image.backing, "done": image.done });
     let images: Value = rebase.images().iter().map(image).collect();

@@ -28,15 +28,15 @@ pub enum LayoutError {
     /// The L1 table would be longer than QEMU opens.
     #[error("clusters of {cluster_size} bytes cannot map a disk of {size} bytes: take larger clusters")]
     DiskTooLarge {
-        /// The cluster size of the new image.
+        /// Bytes in a cluster of the new image.
         cluster_size: u64,
-        /// The size of the disk.
+        /// Bytes of the disk.
         size: u64,
     },
     /// The refcount table would be longer than QEMU opens.
     #[error("refcounts of {clusters} clusters of {cluster_size} bytes do not fit: take larger clusters")]
     TooManyClusters {
-        /// The cluster size of the new image.
+        /// Bytes in a cluster of the new image.
         cluster_size: u64,
         /// Clusters in the file.
         clusters: u64,
@@ -50,7 +50,7 @@ impl Layout {
     /// Bytes in a refcount.
     pub(super) const REFCOUNT_BYTES: u64 = 2;
 
-    /// Places an image with so many L2 tables and room for so many data clusters.
+    /// Places an image of a disk of `size` bytes, with so many L2 tables and room for so many data clusters.
     ///
     /// # Errors
     /// Where QEMU could not open such an image.
@@ -102,7 +102,13 @@ impl Layout {
         self.geometry
     }
 
-    /// The length of the file when all data clusters are used.
+    /// What its clusters are compressed with, where they are.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Bytes of the file when all data clusters are used.
     #[must_use]
     pub fn length(&self) -> u64 {
         self.end_cluster() * self.geometry.cluster_size()
@@ -182,7 +188,7 @@ impl Layout {
         host.0 | FLAG_COPIED
     }
 
-    /// The entry of a compressed cluster, or `None` where the file is too long for it.
+    /// The entry of a compressed cluster of `length` bytes, or `None` where the file is too long for it.
     #[must_use]
     pub fn compressed_entry(&self, host: HostOffset, length: u64) -> Option<u64> {
         encode_compressed(host, length, self.geometry)

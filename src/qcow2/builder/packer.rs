@@ -40,7 +40,7 @@ impl<'a> Packer<'a> {
         host
     }
 
-    /// A place for the bytes of a compressed cluster.
+    /// A place for the `length` bytes of a compressed cluster.
     pub fn compressed(&mut self, length: u64) -> HostOffset {
         let full = self.refcounts.is_full(self.open.start / self.cluster_size);
         let fits = self.open.end - self.open.start >= length || self.open.end == self.free;
@@ -67,7 +67,7 @@ impl<'a> Packer<'a> {
         self.refcounts.settle(first / self.cluster_size, write)
     }
 
-    /// Writes the rest of the refcounts; the length of the file comes back.
+    /// Writes the rest of the refcounts; the number of bytes of the file comes back.
     ///
     /// # Errors
     /// What `write` says.

@@ -11,17 +11,17 @@ use crate::qcow2::error::Result;
 use crate::qcow2::geometry::Geometry;
 
 /// Reports every cluster of a range whose refcount is not the number of its references, and metadata that is used twice.
-/// Behind so many clusters the file ends.
+/// Of what is behind the `clusters` of the file, only what something refers to.
 pub(super) fn compare(
     range: Range<u64>,
     counted: &Counted<'_>,
     stored: &Stored<'_>,
-    (clusters, geometry): (u64, Geometry),
+    clusters: u64,
+    geometry: Geometry,
     report: &mut Report,
 ) -> Result<()> {
     stored.runs(range, &mut |run, refcount| {
         counted.runs(run, &mut |mut run, counter| {
-            // behind the end of the file only what something refers to
             if counter.references() == 0 {
                 run.end = run.end.min(clusters);
             }

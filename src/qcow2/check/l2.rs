@@ -97,7 +97,7 @@ impl Walk<'_, '_> {
         // the last cluster of the disk need not be whole, and nothing is known of VM state and snapshots
         let used = used.min(place.guest.map_or(1, |guest| self.header.size - guest));
         let file_length = self.storage.length();
-        if !self.claim_inside("a data cluster", (host, self.cluster_size()), place.references, Owner::Data) {
+        if !self.claim_inside("a data cluster", host, self.cluster_size(), place.references, Owner::Data) {
             return Ok(());
         }
         if host + used > file_length.next_multiple_of(512) {
@@ -119,7 +119,7 @@ impl Walk<'_, '_> {
     }
 
     fn compressed(&mut self, place: Place, data: CompressedCluster) {
-        self.claim_inside("a compressed cluster", (data.host.0, data.length), place.references, Owner::Data);
+        self.claim_inside("a compressed cluster", data.host.0, data.length, place.references, Owner::Data);
     }
 
     /// As QEMU, counts what an entry with wrong bits most probably means, so that one wrong bit does not make leaks.
@@ -133,8 +133,9 @@ impl Walk<'_, '_> {
                 self.compressed(place, data);
             }
         } else if offset != 0 && (bitmap >> 32) & bitmap == 0 {
-            let range = (offset, self.cluster_size());
-            if self.claim_inside("a data cluster", range, place.references, Owner::Data) && place.active {
+            let length = self.cluster_size();
+            let inside = self.claim_inside("a data cluster", offset, length, place.references, Owner::Data);
+            if inside && place.active {
                 return self.copied("L2", place.entry, offset, place.value & FLAG_COPIED != 0);
             }
         }

@@ -149,7 +149,7 @@ fn check_header(
         let counted = counters.finish();
         // what is referred to behind the end of the file is a finding already, and has no refcount to compare
         let below = counted.below().min(clusters + 1);
-        compare(first..below, &counted, &stored, (clusters, geometry), &mut report)?;
+        compare(first..below, &counted, &stored, clusters, geometry, &mut report)?;
         first = below.max(first + 1);
     }
     Ok(report)

@@ -32,24 +32,23 @@ impl Tables {
         Self { noted: BTreeMap::new(), from, below: u64::MAX, limit: limit.max(1) }
     }
 
-    /// Notes that an entry of the numbered L1 table, one of the active one if it has an index there, leads to this cluster.
-    pub(super) fn note(&mut self, cluster: u64, l1: (u32, HostOffset), references: u32, active: Option<u32>) {
+    /// Notes that an entry of the L1 table `number`, one of the active one if it has an index there, leads to this cluster.
+    pub(super) fn note(&mut self, cluster: u64, number: u32, entry: HostOffset, references: u32, active: Option<u32>) {
         if !(self.from..self.below).contains(&cluster) {
             return;
         }
-        let (number, place) = l1;
         match self.noted.entry(cluster) {
-            Entry::Occupied(mut entry) => {
-                let noted = entry.get_mut();
+            Entry::Occupied(mut there) => {
+                let noted = there.get_mut();
                 noted.references = noted.references.saturating_add(references);
                 noted.active = noted.active.or(active);
                 if noted.last == number {
-                    noted.shared = noted.shared.or(Some(place));
+                    noted.shared = noted.shared.or(Some(entry));
                 }
                 noted.last = number;
             }
-            Entry::Vacant(entry) => {
-                entry.insert(Noted { references, active, shared: None, last: number });
+            Entry::Vacant(place) => {
+                place.insert(Noted { references, active, shared: None, last: number });
             }
         }
         if self.noted.len() > self.limit {
@@ -89,7 +88,7 @@ mod tests {
             while let Some(from) = start {
                 let mut tables = Tables::new(from, limit);
                 for (cluster, l1) in &entries {
-                    tables.note(*cluster, (*l1, HostOffset(0)), 5, None);
+                    tables.note(*cluster, *l1, HostOffset(0), 5, None);
                 }
                 for (cluster, noted) in tables.iter() {
                     prop_assert_eq!(found.insert(cluster, noted.references), None);

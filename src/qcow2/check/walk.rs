@@ -81,7 +81,8 @@ impl Walk<'_, '_> {
     pub(super) fn claim_inside(
         &mut self,
         what: &'static str,
-        (offset, length): (u64, u64),
+        offset: u64,
+        length: u64,
         references: u32,
         owner: Owner,
     ) -> bool {
@@ -107,8 +108,7 @@ impl Walk<'_, '_> {
                 Allowed::MultipleOf(self.cluster_size())
             } else {
                 if offset != 0 {
-                    let place = (offset, self.cluster_size());
-                    self.claim_inside("bitmap data", place, root.references, Owner::Metadata);
+                    self.claim_inside("bitmap data", offset, self.cluster_size(), root.references, Owner::Metadata);
                 }
                 return Ok(());
             };
@@ -127,7 +127,7 @@ impl Walk<'_, '_> {
             if usable {
                 let index = u32::try_from(index).ok().filter(|_| active);
                 let cluster = table >> self.rules.geometry.cluster_bits();
-                tables.note(cluster, (number, entry), root.references, index);
+                tables.note(cluster, number, entry, root.references, index);
             }
             Ok(())
         })
@@ -148,7 +148,7 @@ impl Walk<'_, '_> {
         }
         if !self.holds_table(table) {
             if table != 0 {
-                self.claim_inside("an L2 table", (table, cluster_size), root.references, Owner::L2Table);
+                self.claim_inside("an L2 table", table, cluster_size, root.references, Owner::L2Table);
             }
             return Ok(false);
         }

@@ -14,7 +14,7 @@ use crate::storage::{Storage, to_usize};
 /// Where bytes of the guest go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The guest range.
+    /// The bytes of the disk.
     pub guest: Range<u64>,
     /// Where its first byte goes; the others follow.
     pub host: HostOffset,

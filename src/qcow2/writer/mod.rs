@@ -84,7 +84,7 @@ impl Writer {
     /// Bytes of tables in memory at which [`Writer::write`] and its like flush by themselves.
     const PENDING_MAX: u64 = 32 << 20;
 
-    /// Opens an image, whose refcounts must be right: see [`check`](super::check). Where they are not, guest data may
+    /// Opens an image, whose refcounts must be right: see [`check`](super::check()). Where they are not, guest data may
     /// come to harm, but neither the header nor a table of the active disk does.
     ///
     /// # Errors

@@ -87,7 +87,7 @@ pub struct CommitSummary {
     pub snapshots: Vec<Option<String>>,
     /// Whether the INC that will follow the FULL names the image before it, and has to name the FULL.
     pub next_is_based: bool,
-    /// The size of the disk afterwards.
+    /// Bytes of the disk afterwards.
     pub size: u64,
     /// Guest bytes to write.
     pub bytes: u64,
@@ -121,7 +121,7 @@ impl Commit {
         let groups = groups(options.work, chain.incs());
         let Some(image) = chain.full() else { return Err(Error::Empty) };
         let keeps = options.work == chain::Work::SnapshotRebase;
-        let needs = pool.install(|| space::needed((&full.path, image), &groups, keeps, observer))?;
+        let needs = pool.install(|| space::needed(&full.path, image, &groups, keeps, observer))?;
         let path = |image: &Arc<Image>| image.path.clone();
         let (full_snapshot, names) = match options.work {
             chain::Work::Commit => (None, Vec::new()),

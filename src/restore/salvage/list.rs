@@ -84,7 +84,7 @@ type Found = (usize, Cause, Range<u64>);
 
 /// Adds what was found of the layer that begins at `first`. Neighbours become one; where there are too many, together with
 /// what is between them, so that nothing is missing.
-fn keep(all: &mut Vec<Found>, (first, most): (usize, usize), (number, cause, range): Found) {
+fn keep(all: &mut Vec<Found>, first: usize, most: usize, (number, cause, range): Found) {
     let is_full = all.len() - first >= most;
     match all.get_mut(first..).and_then(<[_]>::last_mut) {
         Some((_, known, last))
@@ -110,8 +110,8 @@ fn examine(layers: &[Layer], guest: Range<u64>, buffer: &mut MapBuffer) -> Resul
                 continue;
             }
             layer.examine(&(range.start..end), buffer, &mut below, &mut |range, note| match note {
-                Note::Missing(cause) => keep(&mut missing, (first_missing, most), (number, cause, range)),
-                Note::Doubtful(cause) => keep(&mut doubtful, (first_doubtful, most), (number, cause, range)),
+                Note::Missing(cause) => keep(&mut missing, first_missing, most, (number, cause, range)),
+                Note::Doubtful(cause) => keep(&mut doubtful, first_doubtful, most, (number, cause, range)),
             })?;
         }
         wanted = joined(below);
@@ -203,7 +203,7 @@ mod tests {
             for (gap, length) in steps {
                 let range = end + gap..end + gap + length;
                 end = range.end;
-                keep(&mut all, (1, most), (1, Cause::Checksum, range.clone()));
+                keep(&mut all, 1, most, (1, Cause::Checksum, range.clone()));
                 put.push(range);
             }
             let kept: Vec<Range<u64>> = all.drain(1..).map(|(.., range)| range).collect();

@@ -14,7 +14,7 @@ pub struct Loss {
     pub kind: LossKind,
     /// Why.
     pub cause: Cause,
-    /// The range of the disk.
+    /// The bytes of the disk.
     pub guest: Range<u64>,
 }
 
@@ -106,9 +106,9 @@ impl fmt::Display for Cause {
 pub struct Losses {
     /// In the order of the disk; neighbours of one image, kind and cause are one. A range may have several causes.
     pub list: Vec<Loss>,
-    /// How many more there are.
+    /// How many more losses there are.
     pub unlisted: u64,
-    /// Where the first of those begins: all that begin before it are in the list.
+    /// The byte of the disk where the first of those begins: all that begin before it are in the list.
     pub unlisted_from: Option<u64>,
     /// Bytes that are zeroes now.
     pub lost: u64,

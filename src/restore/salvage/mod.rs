@@ -4,7 +4,7 @@
 //! be had is had, and nothing is made up. A range that one entry of a table maps is the least that a damaged table costs, a
 //! page the least of a disk that cannot be read, and a cluster where it is compressed.
 //!
-//! Nothing is listed while bytes move: [`list`] asks all layers again at the end, and finds each range once.
+//! Nothing is listed while bytes move: [`list()`] asks all layers again at the end, and finds each range once.
 
 mod layer;
 mod list;
@@ -34,7 +34,7 @@ pub enum Slot {
     Missing {
         /// Where it should be.
         path: std::path::PathBuf,
-        /// The size of its disk, where that is known.
+        /// Bytes of its disk, where that is known.
         size: Option<u64>,
     },
 }

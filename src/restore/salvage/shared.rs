@@ -78,7 +78,6 @@ fn walk(
             }
         })
     })
-    .map(drop)
 }
 
 impl Owners {

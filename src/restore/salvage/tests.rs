@@ -61,7 +61,7 @@ fn layers_that(
         let (bytes, fails) = (MemoryStorage::new(bytes), Box::new(fails.clone()));
         let file = Arc::new(Faulty { bytes, bad: bad(number), fails, reads: AtomicUsize::new(0) });
         let file = Arc::new(CheckedFile::new(file, None, true));
-        Layer::damaged(path, file.clone(), (Format::Qcow2, None), Tolerance::of(file)).map_err(io::Error::other)
+        Layer::damaged(path, file.clone(), Format::Qcow2, None, Tolerance::of(file)).map_err(io::Error::other)
     };
     Ok(Layers::of(recorded().into_iter().enumerate().map(layer).collect::<io::Result<_>>()?))
 }

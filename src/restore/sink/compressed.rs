@@ -1,19 +1,18 @@
 //! A compressed qcow2 image: clusters are compressed in parallel and placed in guest order.
 //!
 //! A cluster that is compressed in its layer already, with the codec and the cluster size of the output, is passed
-//! through as it is, but not unseen: damage is to be found now and not at the next restore, see [`Streams`].
+//! through as it is, but not unseen: damage is to be found now and not at the next restore, see [`PassThrough`].
 
-use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 
 use byteorder::{BigEndian, ByteOrder};
 
 use super::PART;
-use super::streams::Streams;
-use crate::qcow2::{ClusterReader, Codec, Deflater, HostOffset, Layout, MapBuffer, Packer, ZERO_CLUSTER};
+use super::passthrough::{PassThrough, Stream};
+use crate::qcow2::{ClusterReader, Deflater, HostOffset, Layout, MapBuffer, Packer, ZERO_CLUSTER};
 use crate::restore::copier::{Copier, LayerReader, Work};
 use crate::restore::error::{Error, Result};
+use crate::restore::output::Target;
 use crate::restore::plan::{self, Operation, Origin, Plan};
 use crate::restore::pool;
 use crate::restore::resolve::{Piece, resolve};
@@ -25,18 +24,18 @@ pub(in crate::restore) fn write_compressed(
     work: &Work<'_>,
     plan: &Plan,
     layout: &Layout,
-    (codec, trusts_streams): (Codec, bool),
-    (output, file): (&Path, &File),
+    trusts_streams: bool,
+    target: Target<'_>,
 ) -> Result<u64> {
-    let of = |layer| if trusts_streams { Streams::Trusted } else { Streams::of(layer) };
-    let streams: Vec<Streams> = work.layers.iter().map(of).collect();
-    let maker = || Maker::new(work, layout, codec, &streams);
-    let mut writer = Writer::new(plan, layout, Copier::new(work, output, file))?;
+    let of = |layer| if trusts_streams { PassThrough::Trusted } else { PassThrough::of(layer) };
+    let passed: Vec<PassThrough> = work.layers.iter().map(of).collect();
+    let maker = || Maker::new(work, layout, &passed);
+    let mut writer = Writer::new(plan, layout, Copier::new(work, target.path, target.file))?;
     let unit = PART.max(layout.geometry().cluster_size());
     let parts = plan.slices.iter().flat_map(|slice| slices::parts(slice.guest.clone(), unit));
     pool::in_order(parts, maker, Maker::make, |part| writer.take(&part))?;
     let length = writer.finish()?;
-    file.set_len(length).map_err(|source| Error::Write { path: output.to_owned(), source })?;
+    target.set_len(length)?;
     Ok(length)
 }
 
@@ -59,9 +58,8 @@ enum Stored {
 struct Maker<'a> {
     work: &'a Work<'a>,
     layout: &'a Layout,
-    codec: Codec,
-    /// What the streams of each layer are held against.
-    streams: &'a [Streams],
+    /// What the compressed clusters of each layer are held against.
+    passed: &'a [PassThrough],
     buffer: MapBuffer,
     reader: LayerReader,
     clusters: ClusterReader,
@@ -70,17 +68,16 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(work: &'a Work<'a>, layout: &'a Layout, codec: Codec, streams: &'a [Streams]) -> Self {
+    fn new(work: &'a Work<'a>, layout: &'a Layout, passed: &'a [PassThrough]) -> Self {
         let cluster_size = layout.geometry().cluster_size();
         Self {
             work,
             layout,
-            codec,
-            streams,
+            passed,
             buffer: MapBuffer::default(),
             reader: LayerReader::default(),
             clusters: ClusterReader::default(),
-            deflater: Deflater::new(codec, cluster_size),
+            deflater: Deflater::new(layout.codec(), cluster_size),
             cluster: vec![0; to_usize(cluster_size)],
         }
     }
@@ -134,25 +131,25 @@ impl<'a> Maker<'a> {
     /// Appends the compressed bytes of a layer, where one cluster of it is just what is wanted.
     fn pass_through(&mut self, inside: &[Piece], range: &Range<u64>, bytes: &mut Vec<u8>) -> Result<Option<Stored>> {
         let [piece] = inside else { return Ok(None) };
-        let mut layers = self.work.layers.iter().zip(self.streams);
-        let Some((layer, streams)) = layers.nth(piece.layer) else { return Ok(None) };
+        let mut layers = self.work.layers.iter().zip(self.passed);
+        let Some((layer, passed)) = layers.nth(piece.layer) else { return Ok(None) };
         let Some(image) = layer.image() else { return Ok(None) };
         // its bytes may have to be replaced by older ones
         if layer.tolerance().is_some() {
             return Ok(None);
         }
         let header = image.header();
-        let fits = header.codec == self.codec
+        let fits = header.codec == self.layout.codec()
             && header.geometry.cluster_size() == self.layout.geometry().cluster_size()
             && piece.guest == *range;
         let Origin::Compressed { cluster, data, .. } = Origin::of(piece) else { return Ok(None) };
-        let there = image.storage().length().saturating_sub(data.host.0).min(data.length);
+        let length = image.storage().length().saturating_sub(data.host.0).min(data.length);
         // the length is one of whole sectors: with what lies behind a stream it may be more than the plan has room for
-        if !fits || there >= header.geometry.cluster_size() {
+        if !fits || length >= header.geometry.cluster_size() {
             return Ok(None);
         }
         let start = bytes.len();
-        streams.read((layer, image), (cluster, data, there), &mut self.clusters, bytes)?;
+        passed.read(layer, image, &Stream { cluster, data, length }, &mut self.clusters, bytes)?;
         Ok(Some(Stored::Compressed(start..bytes.len())))
     }
 }

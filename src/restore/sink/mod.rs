@@ -1,10 +1,10 @@
 //! The kinds of output, each from a plan to bytes.
 
 mod compressed;
+mod passthrough;
 mod qcow2;
 mod raw;
 mod stream;
-mod streams;
 
 pub(super) use compressed::write_compressed;
 pub(super) use qcow2::write_qcow2;
@@ -26,5 +26,5 @@ fn for_each_slice<S>(
     work: impl Fn(&mut S, &mut MapBuffer, &super::plan::PlannedSlice) -> Result<()> + Sync,
 ) -> Result<()> {
     let both = || (scratch(), MapBuffer::default());
-    pool::for_each(plan.slices.iter(), both, |(scratch, buffer), slice| work(scratch, buffer, slice)).map(|_| ())
+    pool::for_each(plan.slices.iter(), both, |(scratch, buffer), slice| work(scratch, buffer, slice))
 }

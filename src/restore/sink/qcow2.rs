@@ -1,14 +1,12 @@
 //! A plain qcow2 image: every offset follows from the plan, so the slices need not wait for each other.
 
-use std::fs::File;
-use std::path::Path;
-
 use byteorder::{BigEndian, ByteOrder};
 
 use super::for_each_slice;
 use crate::qcow2::{HostOffset, Layout, RefcountWriter};
 use crate::restore::copier::{Copier, Work};
 use crate::restore::error::{Error, Result};
+use crate::restore::output::Target;
 use crate::restore::plan::{self, Plan, PlannedSlice};
 use crate::restore::resolve::resolve;
 use crate::storage::to_usize;
@@ -18,17 +16,16 @@ pub(in crate::restore) fn write_qcow2(
     work: &Work<'_>,
     plan: &Plan,
     layout: &Layout,
-    output: &Path,
-    file: &File,
+    target: Target<'_>,
 ) -> Result<u64> {
-    file.set_len(layout.length()).map_err(|source| Error::Write { path: output.to_owned(), source })?;
-    let metadata = Copier::new(work, output, file);
+    target.set_len(layout.length())?;
+    let metadata = Copier::new(work, target.path, target.file);
     let mut write = |host: HostOffset, bytes: &[u8]| metadata.write(bytes, host.0);
     write(HostOffset(0), &layout.header())?;
     let mut refcounts = RefcountWriter::new(layout, &mut write)?;
     refcounts.repeat(plan.clusters, 1, &mut write)?;
     refcounts.finish(&mut write)?;
-    let copier = || Copier::new(work, output, file);
+    let copier = || Copier::new(work, target.path, target.file);
     for_each_slice(plan, copier, |copier, buffer, slice| {
         let pieces = resolve(work.layers, slice.guest.clone(), buffer)?;
         let clusters = plan::touched(&pieces, layout.geometry());

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
 use super::for_each_slice;
 use crate::qcow2::MapBuffer;
 use crate::restore::copier::{Copier, Work};
-use crate::restore::error::{Error, Result};
+use crate::restore::error::Result;
+use crate::restore::output::Target;
 use crate::restore::plan::Plan;
 use crate::restore::pool;
 use crate::restore::resolve::{Piece, resolve};
@@ -17,9 +17,9 @@ use crate::restore::slices::Slices;
 use crate::storage::to_usize;
 
 /// Writes a new file, in which what is not written is zero.
-pub(in crate::restore) fn write_raw(work: &Work<'_>, plan: &Plan, output: &Path, file: &File) -> Result<u64> {
-    file.set_len(plan.size).map_err(|source| Error::Write { path: output.to_owned(), source })?;
-    let copier = || Copier::new(work, output, file);
+pub(in crate::restore) fn write_raw(work: &Work<'_>, plan: &Plan, target: Target<'_>) -> Result<u64> {
+    target.set_len(plan.size)?;
+    let copier = || Copier::new(work, target.path, target.file);
     for_each_slice(plan, copier, |copier, buffer, slice| {
         let pieces = resolve(work.layers, slice.guest.clone(), buffer)?;
         copier.copy(&work.operations(pieces, |guest| guest))
@@ -28,13 +28,13 @@ pub(in crate::restore) fn write_raw(work: &Work<'_>, plan: &Plan, output: &Path,
 }
 
 /// Writes a device, in which what is between the pieces must be made zero.
-pub(in crate::restore) fn write_device(work: &Work<'_>, plan: &Plan, output: &Path, device: &File) -> Result<u64> {
-    let scratch = || (Copier::new(work, output, device), MapBuffer::default());
+pub(in crate::restore) fn write_device(work: &Work<'_>, plan: &Plan, target: Target<'_>) -> Result<u64> {
+    let scratch = || (Copier::new(work, target.path, target.file), MapBuffer::default());
     pool::for_each(Slices::all(plan.size).ranges(), scratch, |(copier, buffer), guest| {
         let pieces = resolve(work.layers, guest.clone(), buffer)?;
         for gap in gaps(&pieces, guest) {
             work.pace(0)?;
-            zero(copier, device, gap)?;
+            zero(copier, target.file, gap)?;
         }
         copier.copy(&work.operations(pieces, |guest| guest))
     })?;

@@ -38,7 +38,7 @@ pub(super) fn others<'a>(
     observer: &dyn Observer,
 ) -> Result<Vec<Option<Arc<Image>>>> {
     let cancelled = || if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
-    let contents: Vec<Option<Content>> = pool::for_each(
+    let contents: Vec<Option<Content>> = pool::map(
         subjects.iter().zip(found),
         || (),
         |(), (subject, found)| cancelled().map(|()| content(subject, found)),

@@ -150,7 +150,7 @@ fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Obs
     let cancelled = || if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
     let (chains, subjects) = look::subjects(targets);
     let mut looked: Vec<Looked> =
-        pool::for_each(subjects.iter(), || (), |(), subject| cancelled().map(|()| look::look(subject)))?;
+        pool::map(subjects.iter(), || (), |(), subject| cancelled().map(|()| look::look(subject)))?;
     let found = |looked: &mut Looked| Found { flaws: std::mem::take(&mut looked.flaws), ..Found::default() };
     let found: Vec<Mutex<Found>> = looked.iter_mut().map(found).map(Mutex::new).collect();
     let chosen = due::choose(&subjects, &looked, options.due);
@@ -159,7 +159,7 @@ fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Obs
 
     let items = subjects.iter().zip(&looked).zip(&chosen).zip(&found);
     let items = items.flat_map(|(((subject, looked), chosen), found)| read::items(subject, looked, chosen, found));
-    pool::filter_map(items, Vec::new, |buffer, item: Item<'_>| item.run(buffer, observer).map(|()| None::<()>))?;
+    pool::for_each(items, Vec::new, |buffer, item: Item<'_>| item.run(buffer, observer))?;
 
     let settled = |found: Mutex<Found>| {
         let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +168,7 @@ fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Obs
     };
     let found: Vec<Found> = found.into_iter().map(settled).collect();
     let others = identity::others(&subjects, &found, observer)?;
-    let judged: Vec<Judged> = pool::for_each(
+    let judged: Vec<Judged> = pool::map(
         subjects.iter().zip(&looked).zip(found.into_iter().zip(others)),
         || (),
         |(), ((subject, looked), (found, other))| cancelled().map(|()| judge::judge(subject, looked, found, other)),
@@ -199,7 +199,7 @@ fn points(
         }
     }
     // images come chain by chain
-    let points = pool::for_each(
+    let points = pool::map(
         chains.iter().zip(&flawed).enumerate(),
         || (),
         |(), (chain, (members, flawed))| {
