@@ -3,13 +3,12 @@
 //! QEMU calls a job paused when none of its writes is on its way any more. One that reads from a snapshot is the only one
 //! that writes to its image. Any other shares it with the writes of the guest, before which QEMU copies what they replace;
 //! a transaction without actions waits for those: QEMU drains all requests before it does anything. Either way each cluster
-//! of the disk is written once: so what the image held before but for its tables is what it will hold. That is so where it
-//! does not compress: QEMU fills a cluster with compressed ones for as long as they fit, and incompressible ones may have
-//! come between, any number of them. The guest notices nothing, and the job loses no time: it is paused when the last of
-//! many writes is done, and goes on at once.
+//! of the disk is written once: so what the image held when the job was asked to pause, but for its tables, is what it will
+//! hold. That is so where it does not compress: QEMU fills a cluster with compressed ones for as long as they fit, and
+//! incompressible ones may have come between, any number of them. The guest notices nothing, and the job loses no time: it
+//! is paused when the last of many writes is done, and goes on at once.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,7 +38,8 @@ pub(super) struct Growing {
 #[derive(Debug)]
 struct Pausing {
     growing: Growing,
-    /// The length of the image when its job paused last.
+    /// The length of the image when its job was asked to pause last: what is added later may be on its way when the job
+    /// pauses, if somebody else has it go on.
     length: u64,
     state: State,
 }
@@ -85,7 +85,7 @@ impl Pauses {
 
     /// Whether a job should pause.
     pub(super) fn are_due(&self) -> bool {
-        self.0.iter().any(|pausing| pausing.is_due().unwrap_or(false))
+        self.0.iter().any(|pausing| pausing.due().is_some())
     }
 
     /// What to send to QEMU next, seeing a job; see [`answered`](Self::answered).
@@ -95,18 +95,17 @@ impl Pauses {
         let (state, command) = match (job.status.as_str(), &pausing.state) {
             ("running", State::Asked) | ("paused", State::Resumed) => return None,
             ("running", State::Running) => {
-                pausing.is_due().unwrap_or(false).then(|| (State::Asked, command("job-pause")))?
+                pausing.length = pausing.due()?;
+                (State::Asked, command("job-pause"))
             }
             ("running", _) => {
                 pausing.state = State::Running;
                 return None;
             }
             ("paused", State::Asked) if pausing.growing.shared => {
-                pausing.look();
                 (State::Draining, Command::new("transaction").with("actions", Value::Array(Vec::new())))
             }
             ("paused", State::Asked) => {
-                pausing.look();
                 pausing.settle();
                 (State::Resumed, command("job-resume"))
             }
@@ -140,13 +139,10 @@ impl Pauses {
 }
 
 impl Pausing {
-    fn is_due(&self) -> io::Result<bool> {
-        Ok(self.state == State::Running && self.growing.image.metadata()?.len() >= self.length + STEP)
-    }
-
-    /// Where the length cannot be told, no more settles.
-    fn look(&mut self) {
-        self.length = self.growing.image.metadata().map_or(self.length, |metadata| metadata.len());
+    /// The length of the image, where its job should pause; where it cannot be told, no more settles.
+    fn due(&self) -> Option<u64> {
+        let length = self.growing.image.metadata().ok()?.len();
+        (self.state == State::Running && length >= self.length + STEP).then_some(length)
     }
 
     fn settle(&self) {
@@ -196,21 +192,21 @@ mod tests {
         grow(STEP);
         assert_eq!(looked(&mut pauses, "running", true), ["job-pause"]);
         assert_eq!(looked(&mut pauses, "running", true), [""; 0]);
-        // writes that were on their way
-        grow(2 * STEP);
+        // if somebody else has the job go on meanwhile, what comes now is on its way
+        grow(2 * STEP - 1);
         assert_eq!(settled(), [0, 0]);
         assert_eq!(looked(&mut pauses, "paused", true), ["job-resume"]);
-        assert_eq!(settled(), [0, 2 * STEP]);
+        assert_eq!(settled(), [0, STEP]);
         assert_eq!(looked(&mut pauses, "paused", true), [""; 0]);
-        grow(3 * STEP - 1);
         for _ in 0..2 {
             assert_eq!(looked(&mut pauses, "running", true), [""; 0]);
         }
-        grow(3 * STEP);
+        grow(2 * STEP);
         // somebody else was faster, and it is theirs to have the job go on
         assert_eq!(looked(&mut pauses, "running", false), ["job-pause"]);
         assert_eq!(looked(&mut pauses, "paused", true), [""; 0]);
         assert_eq!(looked(&mut pauses, "running", true), [""; 0]);
+        grow(3 * STEP);
         assert!(pauses.are_due());
         assert_eq!(looked(&mut pauses, "running", true), ["job-pause"]);
         assert_eq!(looked(&mut pauses, "paused", true), ["job-resume"]);
@@ -230,7 +226,6 @@ mod tests {
         assert_eq!(looked(&mut pauses, "running", true), ["job-pause"]);
         let seen = job(&names::job(1), "paused");
         assert_eq!(pauses.next(&seen).unwrap().name(), "transaction");
-        // a write after those that are waited for may still be on its way
         grow(2 * STEP);
         pauses.answered(&seen, true);
         assert_eq!(growing[1].settled.bytes(), STEP);
