@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::pauses::{Growing, Settled};
+use super::pauses::Settled;
 use crate::chain::KnownSums;
 use crate::qcow2::{self, Header, Image, Table};
 
@@ -35,7 +35,7 @@ struct EarlySum {
 
 impl EarlySums {
     /// Begins with images that have just been made.
-    pub(super) fn begin(images: Vec<Growing>) -> Self {
+    pub(super) fn begin(images: Vec<(Arc<File>, Settled)>) -> Self {
         let (running, end) = channel();
         Self { running, sums: spawn_blocking(move || sum_until(&end, images)) }
     }
@@ -47,9 +47,9 @@ impl EarlySums {
     }
 }
 
-fn sum_until(end: &Receiver<()>, images: Vec<Growing>) -> Vec<KnownSums> {
+fn sum_until(end: &Receiver<()>, images: Vec<(Arc<File>, Settled)>) -> Vec<KnownSums> {
     let (mut images, settled): (Vec<EarlySum>, Vec<Settled>) =
-        images.into_iter().map(|growing| (EarlySum::new(growing.image), growing.settled)).unzip();
+        images.into_iter().map(|(image, settled)| (EarlySum::new(image), settled)).unzip();
     let mut wait = PAUSE;
     while end.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
         let more = images.iter_mut().zip(&settled).fold(false, |more, (image, settled)| {

@@ -87,9 +87,9 @@ impl Machine<'_> {
                 return Ok(jobs);
             }
             for job in &jobs {
-                while let Some(command) = pauses.next(job) {
-                    let taken = self.send_unless_ended(&command).await?;
-                    pauses.answered(job, taken);
+                let Some(command) = pauses.next(job) else { continue };
+                if !self.send_unless_ended(&command).await? {
+                    pauses.refused(job);
                 }
             }
             let until = Instant::now() + LOOK;

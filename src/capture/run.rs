@@ -17,7 +17,7 @@ use super::moment;
 use super::names;
 use super::observe::{self, Job};
 use super::order;
-use super::pauses::{Growing, Pauses, Settled};
+use super::pauses::{Pauses, Settled};
 use super::plan::{Plan, Way};
 use super::prepare::{Prepared, Target};
 use super::request::{Connection, Request};
@@ -185,10 +185,10 @@ async fn make(
         let partial = files::partial(&target.image);
         target::open(&partial).map(|image| (partial, image))
     };
-    let growing = prepared.targets.iter().map(|target| open(target).map(|(partial, image)| (partial, Arc::new(image))));
-    let growing = growing.collect::<Result<Vec<_>, _>>()?;
-    let (mut pauses, sums) = begin_sums(request, prepared, &growing);
-    let sync = EarlySync::begin(growing);
+    let open_shared = |target: &Target| open(target).map(|(partial, image)| (partial, Arc::new(image)));
+    let written = prepared.targets.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
+    let (mut pauses, sums) = begin_sums(request, prepared, &written);
+    let sync = EarlySync::begin(written);
     let jobs = tokio::select! {
         jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared) => jobs?,
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
@@ -218,16 +218,12 @@ async fn make(
     written
 }
 
-/// Has jobs pause, and sums what has settled then, where jobs write each byte once.
+/// Has jobs pause, and sums what has settled then, where jobs read from snapshots and write each byte once.
 fn begin_sums(request: &Request, prepared: &Prepared, images: &[(PathBuf, Arc<File>)]) -> (Pauses, EarlySums) {
-    let growing = |(target, (_, image)): (&Target, &(PathBuf, Arc<File>))| Growing {
-        image: Arc::clone(image),
-        settled: Settled::default(),
-        shared: matches!(target.way, Way::Plain),
-    };
-    let growing: Vec<Growing> =
-        prepared.targets.iter().zip(images).filter(|_| !request.compress).map(growing).collect();
-    (Pauses::new(growing.clone()), EarlySums::begin(growing))
+    let fleeced = prepared.targets.iter().all(|target| matches!(target.way, Way::Fleece { .. }));
+    let settling = images.iter().filter(|_| fleeced && !request.compress);
+    let images: Vec<_> = settling.map(|(_, image)| (Arc::clone(image), Settled::default())).collect();
+    (Pauses::new(images.clone()), EarlySums::begin(images))
 }
 
 /// A lock that is there already is that of another run, which was faster.
