@@ -19,7 +19,7 @@ pub(super) struct History {
     pub(super) partial: Option<PathBuf>,
     /// The latest time of any image, whatever its level.
     pub(super) latest: Option<i64>,
-    /// All FULLs and INCs that are not in folders of other months, in the order in which they were made.
+    /// All FULLs and INCs directly in the folder, those too of which only the manifest is there; but old ones of those.
     pub(super) chained: Vec<Arc<Image>>,
 }
 
@@ -45,16 +45,16 @@ impl History {
     /// Makes sure that an image whose name has no time costs no restore point, neither what it replaces nor by its place:
     /// such a FULL stands before all images with a time.
     pub(super) fn allows_timeless(&self, image: &Path, level: Level) -> Result<(), Error> {
-        let path = || image.to_owned();
-        if level == Level::Copy {
-            let is_full = self.chained.iter().any(|chained| chained.path == image);
-            return if is_full { Err(Error::Replaces { path: path() }) } else { Ok(()) };
+        let path = image.to_owned();
+        let (own, others): (Vec<_>, Vec<_>) = self.chained.iter().partition(|chained| chained.path == image);
+        let full = others.iter().find(|other| other.level == Level::Full);
+        let after = full.or_else(|| others.first().filter(|_| own.is_empty()));
+        match (level, after) {
+            (Level::Full, Some(after)) => Err(Error::Timeless { path, before: after.display_name() }),
+            (Level::Full, None) if !others.is_empty() => Err(Error::Replaces { path }),
+            (Level::Copy, _) if !own.is_empty() => Err(Error::Replaces { path }),
+            _ => Ok(()),
         }
-        let others = || self.chained.iter().filter(|chained| chained.path != image);
-        if let Some(full) = others().find(|other| other.level == Level::Full) {
-            return Err(Error::Timeless { path: path(), before: full.display_name() });
-        }
-        if others().next().is_some() { Err(Error::Replaces { path: path() }) } else { Ok(()) }
     }
 
     /// Looks into the folder of a disk.
@@ -67,24 +67,23 @@ impl History {
             Err(source) => return Err(Error::Io { path: folder.to_owned(), source }),
         }
         let inventory = discover(folder)?;
-        let mut disks: Vec<&chain::Disk> = inventory.disks.iter().collect();
-        let own = |disk: &&chain::Disk| disk.name() == Some(OsStr::new(base));
-        if let Some(only) = disks.iter().copied().find(own) {
-            disks = vec![only];
-        } else {
-            // the oldest names do not tell the disk
-            disks.retain(|disk| disk.name().is_none());
-        }
-        let Some(disk) = disks.first() else { return Ok(Self::default()) };
-        // those of other months, if there are folders of months here
+        // those of other months, if there are folders of months here; or of other folders that have disks of the same name
         let here = |image: &&Arc<Image>| image.path.parent() == Some(folder);
+        let is_here = |disk: &&chain::Disk| disk.images().iter().chain(disk.partials()).any(|image| here(&image));
+        let own = |disk: &&chain::Disk| disk.name() == Some(OsStr::new(base));
+        // the oldest names do not tell the disk
+        let nameless = |disk: &&chain::Disk| disk.name().is_none();
+        let named = inventory.disks.iter().find(|disk| own(disk) && is_here(disk));
+        let disk = named.or_else(|| inventory.disks.iter().find(own)).or_else(|| inventory.disks.iter().find(nameless));
+        let Some(disk) = disk else { return Ok(Self::default()) };
+        let chained = disk.chains().iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs()));
+        let chained = chained.filter(|image| image.level != Level::Copy && here(image)).cloned().collect();
         let latest = disk.images().iter().filter(here).filter_map(|image| image.time).max();
-        let chained: Vec<Arc<Image>> =
-            disk.images().iter().filter(here).filter(|image| image.level != Level::Copy).cloned().collect();
-        let Some(newest) = chained.last() else {
-            return Ok(Self { latest, ..Self::default() });
+        let images: Vec<_> = disk.images().iter().filter(here).filter(|image| image.level != Level::Copy).collect();
+        let Some(newest) = images.last() else {
+            return Ok(Self { latest, chained, ..Self::default() });
         };
-        let full = chained.iter().rfind(|image| image.level == Level::Full);
+        let full = images.iter().rfind(|image| image.level == Level::Full);
         // not the moment that it holds: INCs that were written into it since may lack what is in the partial
         let since = full.and_then(|full| full.named);
         let partials = disk.partials().iter().filter(here).filter(|partial| partial.level != Level::Copy);
@@ -130,6 +129,22 @@ mod tests {
     use crate::capture::ErrorKind;
     use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work};
 
+    fn manifest() -> Manifest {
+        Manifest {
+            image: String::new(),
+            id: None,
+            parent_id: None,
+            bitmap: None,
+            format: FormatHint::Qcow2,
+            level: Level::Full,
+            time: Some(9),
+            chain: Some("c".to_owned()),
+            parent: None,
+            virtual_size: 0,
+            qemu: String::new(),
+        }
+    }
+
     #[test]
     fn an_image_without_a_time_is_there_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
@@ -146,20 +161,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let full = folder.path().join("FULL-5-disk");
         std::fs::write(&full, "").unwrap();
-        let manifest = Manifest {
-            image: String::new(),
-            id: None,
-            parent_id: None,
-            bitmap: None,
-            format: FormatHint::Qcow2,
-            level: Level::Full,
-            time: Some(9),
-            chain: Some("c".to_owned()),
-            parent: None,
-            virtual_size: 0,
-            qemu: String::new(),
-        };
-        manifest.write(&full).unwrap();
+        manifest().write(&full).unwrap();
         let history = History::read(folder.path(), "disk").unwrap();
         assert_eq!((history.since(), history.latest), (Some(9), Some(9)));
         // what a failed run has left between them is in neither
@@ -189,6 +191,47 @@ mod tests {
         let error = History::read(folder.path(), "disk").unwrap_err();
         assert!(error.to_string().contains("FULL-5-disk.in-place.json cannot be read"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Other);
+    }
+
+    #[test]
+    fn a_name_without_a_time_takes_no_restore_point_from_others() {
+        let asked = |names: &[&str], level| {
+            let folder = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
+                std::fs::write(folder.path().join(name), "").unwrap();
+            }
+            let history = History::read(folder.path(), "vm.qcow2").unwrap();
+            match history.allows_timeless(&folder.path().join("vm.qcow2"), level) {
+                Ok(()) => "yes".to_owned(),
+                Err(Error::Timeless { before, .. }) => before,
+                Err(Error::Replaces { .. }) => "a chain needs it".to_owned(),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let full_and_copy = |names: &[&str]| [Level::Full, Level::Copy].map(|level| asked(names, level));
+        assert_eq!(full_and_copy(&[]), ["yes", "yes"]);
+        assert_eq!(full_and_copy(&["vm.qcow2"]), ["yes", "a chain needs it"]);
+        assert_eq!(full_and_copy(&["vm.qcow2", "INC-7-vm.qcow2"]), ["a chain needs it", "a chain needs it"]);
+        let later = ["vm.qcow2", "INC-7-vm.qcow2", "FULL-9-vm.qcow2"];
+        assert_eq!(full_and_copy(&later), ["FULL-9-vm.qcow2", "a chain needs it"]);
+        assert_eq!(full_and_copy(&["FULL-9-vm.qcow2"]), ["FULL-9-vm.qcow2", "yes"]);
+        assert_eq!(full_and_copy(&["COPY-9-vm.qcow2"]), ["yes", "yes"]);
+        assert_eq!(full_and_copy(&["INC-7-vm.qcow2"]), ["INC-7-vm.qcow2", "yes"]);
+        // folders of other layouts below have disks of the same name
+        assert_eq!(full_and_copy(&["ide0-hd0/FULL-3-vm.qcow2", "FULL-9-vm.qcow2"]), ["FULL-9-vm.qcow2", "yes"]);
+        assert_eq!(full_and_copy(&["2021-11/FULL-3-vm.qcow2"]), ["yes", "yes"]);
+    }
+
+    #[test]
+    fn a_name_without_a_time_stands_before_an_image_of_which_only_the_manifest_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-5-vm.qcow2");
+        manifest().write(&full).unwrap();
+        let history = History::read(folder.path(), "vm.qcow2").unwrap();
+        assert_eq!(history.newest, None);
+        let refused = history.allows_timeless(&folder.path().join("vm.qcow2"), Level::Full);
+        assert!(matches!(refused, Err(Error::Timeless { before, .. }) if before == "FULL-5-vm.qcow2"));
     }
 
     #[test]

@@ -128,6 +128,9 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
         let shared = group.len() > 1;
         for (name, mut images) in group {
             let (mut formats, mut notes) = (BTreeMap::new(), Vec::new());
+            let has = |level| images.iter().any(|image| image.level == level && image.named.is_some());
+            // of INCs whose FULL is the image without a time, whatever was of that name before
+            let is_needed = has(Level::Inc) && !has(Level::Full);
             for image in &mut images {
                 image.manifest = Manifest::read(&image.path).transpose().map(|read| {
                     let unknown = |error: ManifestError| {
@@ -147,7 +150,9 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                 };
                 // a manifest may be that of another image which had this name, where a link tells otherwise
                 let copied = image.known().filter(|manifest| manifest.level == Level::Copy).map(|copy| copy.time);
-                if let Some(time) = copied.filter(|_| image.told == Told::Never || image.level == Level::Copy) {
+                if let Some(time) =
+                    copied.filter(|_| image.level == Level::Copy || (image.told == Told::Never && !is_needed))
+                {
                     image.level = Level::Copy;
                     image.time = image.named.or(time);
                 }

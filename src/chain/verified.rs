@@ -82,8 +82,8 @@ impl Verifications {
         value.as_ref().and_then(Self::parse).unwrap_or_default()
     }
 
-    /// When each segment of an image was verified. The CRC-32 of its checksums and the bytes of its file say which content is meant:
-    /// other content was never found right, but its segments keep their turn.
+    /// When each segment of an image was verified. The CRC-32 of its checksums and the number of bytes of its file say which
+    /// content is meant: other content was never found right, but its segments keep their turn.
     #[must_use]
     pub fn times(&self, name: &str, sums: u32, length: u64) -> Vec<SegmentTimes> {
         let known = self.images.get(name);

@@ -56,7 +56,14 @@ pub(super) fn read<T>(words: &[OsString], parse: impl Fn(&[OsString]) -> Result<
             let message = message.strip_prefix("error: ").unwrap_or(&message);
             let fields =
                 [("message", message.into()), ("advice", Value::Null), ("exit_code", Exit::Usage.code().into())];
-            let _ = std::io::stdout().write_all((text::event("error", &fields) + "\n").as_bytes());
+            let line = text::event("error", &fields) + "\n";
+            // where the disk is to come to stdout, nothing else does
+            let after_out = words.iter().skip_while(|word| *word != "--out").nth(1);
+            if after_out.is_some_and(|path| path == "-") || words.iter().any(|word| word == "--out=-") {
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            } else {
+                let _ = std::io::stdout().write_all(line.as_bytes());
+            }
         }
         Exit::Usage
     })

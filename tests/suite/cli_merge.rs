@@ -137,6 +137,18 @@ fn stdout_that_nobody_reads_is_an_error_without_a_panic() {
 }
 
 #[test]
+fn stdout_that_is_the_disk_gets_no_error_of_the_arguments() {
+    let backup = Backup::new();
+    for words in [&["--json", "--out", "-", "--bogus"][..], &["--json", "--out=-", "--bogus"]] {
+        let output = backup.merge(words).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]));
+        assert!(String::from_utf8(output.stderr).unwrap().contains("{\"event\":\"error\""));
+    }
+    let output = backup.merge(["--json", "--out", "x", "--bogus"]).output().unwrap();
+    assert!(output.stdout.starts_with(b"{\"event\":\"error\""));
+}
+
+#[test]
 fn arguments_that_do_not_go_together_are_refused() {
     let backup = Backup::new();
     let before = sparse::fingerprints(backup.root.path());

@@ -8,13 +8,18 @@ use super::*;
 impl Tree {
     /// Says what moment an image holds.
     fn holds(&self, image: &str, time: i64) {
+        self.recorded(image, Level::Full, time);
+    }
+
+    /// Writes the manifest of an image that was made.
+    fn recorded(&self, image: &str, level: Level, time: i64) {
         let manifest = Manifest {
             image: String::new(),
             id: None,
             parent_id: None,
             bitmap: None,
             format: FormatHint::Qcow2,
-            level: Level::Full,
+            level,
             time: Some(time),
             chain: None,
             parent: None,
@@ -172,6 +177,22 @@ fn a_full_without_a_time_in_its_name_is_of_the_moment_that_its_manifest_tells() 
     let tree = Tree::new(["vm", "COPY-vm -> vm", "FULL-vm -> vm", "INC-500-vm"]);
     tree.holds("vm", 400);
     assert_eq!(points(&tree.disk()), ["vm", "INC-500-vm?"]);
+}
+
+#[test]
+fn where_no_link_tells_the_level_of_a_name_without_a_time_its_manifest_does() {
+    let level = |paths: &[&str]| {
+        let tree = Tree::new(paths.iter().copied());
+        tree.recorded("vm.qcow2", Level::Copy, 400);
+        let image = Arc::clone(tree.disk().images().iter().find(|image| image.named.is_none()).unwrap());
+        (image.level, image.time)
+    };
+    assert_eq!(level(&["vm.qcow2"]), (Level::Copy, Some(400)));
+    assert_eq!(level(&["vm.qcow2", "FULL-100-vm.qcow2", "INC-200-vm.qcow2"]), (Level::Copy, Some(400)));
+    assert_eq!(level(&["vm.qcow2", "COPY-vm.qcow2 -> vm.qcow2"]), (Level::Copy, Some(400)));
+    // another tool has written over it
+    assert_eq!(level(&["vm.qcow2", "FULL-vm.qcow2 -> vm.qcow2"]).0, Level::Full);
+    assert_eq!(level(&["vm.qcow2", "INC-500-vm.qcow2"]).0, Level::Full);
 }
 
 #[test]

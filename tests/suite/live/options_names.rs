@@ -146,14 +146,16 @@ fn a_name_without_a_time_never_costs_a_restore_point() {
 #[test]
 fn a_name_without_a_time_tells_the_level_of_the_last_image() {
     for release in releases(&["10.0"]) {
-        let mut field = disk(release);
-        field.makes("--level copy --no-timestamp", 0, "disk0 COPY");
-        field.points.clear();
-        field.scribble("disk0");
-        field.makes("--level full --no-timestamp", 0, "disk0 FULL");
-        field.scribble("disk0");
-        field.makes("--level inc", 0, "disk0 INC");
-        field.verify();
+        for links in ["", "--no-symlink"] {
+            let mut field = disk(release);
+            field.makes(&format!("--level copy --no-timestamp {links}"), 0, "disk0 COPY");
+            field.points.clear();
+            field.scribble("disk0");
+            field.makes(&format!("--level full --no-timestamp {links}"), 0, "disk0 FULL");
+            field.scribble("disk0");
+            field.makes("--level inc", 0, "disk0 INC");
+            field.verify();
+        }
 
         let mut field = disk(release);
         field.makes("--level copy --no-timestamp --no-symlink", 0, "disk0 COPY");
