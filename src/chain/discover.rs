@@ -12,7 +12,7 @@ use super::disk::Disk;
 use super::held;
 use super::image::{Image, Month};
 use super::journal::Unfinished;
-use super::layout::{Found, Layout, Told};
+use super::layout::{Found, Layout};
 use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
 use super::point::Fault;
@@ -148,14 +148,7 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                     Some(format) => format,
                     None => *formats.entry(image.folder().to_owned()).or_insert_with(format),
                 };
-                // a manifest may be that of another image which had this name, where a link tells otherwise
-                let copied = image.known().filter(|manifest| manifest.level == Level::Copy).map(|copy| copy.time);
-                if let Some(time) =
-                    copied.filter(|_| image.level == Level::Copy || (image.told == Told::Never && !is_needed))
-                {
-                    image.level = Level::Copy;
-                    image.time = image.named.or(time);
-                }
+                image.take_level(is_needed);
                 if image.level == Level::Full && !image.partial {
                     image.claimed = image.known().and_then(|manifest| manifest.time);
                     image.time = held::time(image.named, image.claimed);

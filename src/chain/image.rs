@@ -69,6 +69,17 @@ impl Image {
         self.manifest.as_ref()?.as_ref().ok().map(Arc::as_ref)
     }
 
+    /// Takes level and time of a COPY from its manifest, where its name does not tell. The manifest may be that of another
+    /// image which had this name: so not where a link tells otherwise, or this `is_needed` as the FULL of INCs.
+    pub(super) fn take_level(&mut self, is_needed: bool) {
+        let Some(copy) = self.known().filter(|manifest| manifest.level == Level::Copy) else { return };
+        let time = copy.time;
+        if self.level == Level::Copy || (self.told == Told::Never && !is_needed) {
+            self.level = Level::Copy;
+            self.time = self.named.or(time);
+        }
+    }
+
     pub(super) fn folder(&self) -> &Path {
         self.relative.parent().unwrap_or_else(|| Path::new(""))
     }
