@@ -80,7 +80,7 @@ impl Image {
     ) -> Result<()> {
         let geometry = self.header().geometry;
         let mut joined = Joined { pending: None, each };
-        let mut read = None;
+        let (mut read, mut was_empty) = (None, false);
         for (number, guest) in ranges.iter().enumerate() {
             let end = guest.end.min(self.size());
             let mut start = guest.start;
@@ -108,8 +108,9 @@ impl Image {
                 } else {
                     let behind = ranges.iter().skip(number).take_while(|range| range.start < next);
                     let last = behind.last().map_or(stop, |range| range.end.min(next));
-                    self.read_table(index, table, guest.start..last, buffer)
+                    self.read_table(index, table, guest.start..last, was_empty, buffer)
                 };
+                was_empty = piece.as_ref().is_ok_and(|piece| piece.as_ref().is_none_or(|piece| piece.is_empty));
                 match piece {
                     Ok(Some(piece)) => {
                         self.map_table(&piece, guest, buffer, &mut joined)?;
@@ -124,12 +125,14 @@ impl Image {
         Ok(())
     }
 
-    /// Reads the entries for a guest range that lies in one L2 table; `None` where there are many and all lie in a hole.
+    /// Reads the entries for a guest range that lies in one L2 table; `None` where all lie in a hole, which is asked where there
+    /// are many, or where it is likely.
     fn read_table(
         &self,
         index: u64,
         table: HostOffset,
         guest: Range<u64>,
+        likely_hole: bool,
         buffer: &mut MapBuffer,
     ) -> Result<Option<Piece>> {
         /// Bytes that are read sooner than the system says whether they are a hole.
@@ -142,14 +145,15 @@ impl Image {
         let io = |source| Error::Io { what: "an L2 table", offset, source };
         let end = offset.0 + length as u64;
         // a table that was cut off is for whoever reads it
-        let is_whole = length > FEW && end <= self.storage().length();
-        if is_whole && self.storage().next_data_within(offset.0..end).map_err(io)?.is_none() {
+        let is_asked = (likely_hole || length >= FEW) && end <= self.storage().length();
+        if is_asked && self.storage().next_data_within(offset.0..end).map_err(io)?.is_none() {
             return Ok(None);
         }
         buffer.table.resize(buffer.table.len().max(length), 0);
         let bytes = buffer.table.get_mut(..length).unwrap_or_default();
         self.storage().read_exact_at(bytes, offset.0).map_err(io)?;
-        Ok(Some(Piece { index, offset, first, length }))
+        let is_empty = bytes.iter().all(|byte| *byte == 0);
+        Ok(Some(Piece { index, offset, first, length, is_empty }))
     }
 
     fn map_table(
@@ -253,6 +257,8 @@ struct Piece {
     first: u64,
     /// Its bytes.
     length: usize,
+    /// Whether all of them are zeroes.
+    is_empty: bool,
 }
 
 /// What a part of an image's disk is, or why that cannot be told.

@@ -118,9 +118,11 @@ fn clusters_that_lie_far_apart_are_counted_as_fast_as_neighbours() {
 
 #[test]
 fn tables_that_are_holes_are_not_read() {
-    let claim = Claim::new(21, 4096);
-    claim.table(3 << 21, 4096, (GIB, 1 << 21));
-    assert_answered(&claim);
+    for (bits, tables) in [(21, 1 << 12), (16, 1 << 18), (12, 1 << 20)] {
+        let claim = Claim::new(bits, tables);
+        claim.table(3 << bits, tables.into(), (GIB, 1 << bits));
+        assert_answered(&claim);
+    }
 }
 
 #[test]
