@@ -78,9 +78,15 @@ fn bookkeeping_that_may_not_be_read_is_a_failure_and_no_damage() {
     let [listed, verified] = scene.without("vm/disk0/.qmpbackup", ["list --dir vm/disk0", "verify --dir vm/disk0"]);
     listed.with(3).says("broken: ").says(".in-place.json cannot be read: Permission denied");
     verified.with(1).says("FAILED: ").says("in-place.json cannot be read").says_not("DAMAGED");
-    let [merged] = scene.without("vm/disk0/.qmpbackup/FULL-1793588400-disk.qcow2.json", [MERGE]);
+    let salvage = format!("{MERGE} --salvage --force");
+    let commands = [MERGE, &salvage];
+    let [merged, salvaged] = scene.without("vm/disk0/.qmpbackup/FULL-1793588400-disk.qcow2.json", commands);
     merged.with(1).says("ERROR  cannot read ").says("FULL-1793588400-disk.qcow2.json: Permission denied");
+    salvaged.with(3).says("FULL-1793588400-disk.qcow2.json is ignored: Permission denied").says_not("ERROR");
+    let salvaged = fs::read(scene.path("made")).unwrap();
+    fs::remove_file(scene.path("made")).unwrap();
     scene.run(MERGE).with(0);
+    assert!(fs::read(scene.path("made")).unwrap() == salvaged);
 }
 
 #[test]
