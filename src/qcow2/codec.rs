@@ -8,6 +8,7 @@ use std::fmt;
 use libdeflater::{CompressionLvl, Compressor, DecompressionError, Decompressor};
 use zstd_safe::{CCtx, DCtx};
 
+use super::noise::is_noise;
 use crate::storage::to_usize;
 
 /// How the compressed clusters of an image are compressed.
@@ -132,6 +133,7 @@ impl Deflater {
     /// The compressed cluster, or `None` where it would not be smaller.
     pub fn deflate(&mut self, cluster: &[u8]) -> Option<&[u8]> {
         let length = match &mut self.context {
+            Context::Deflate(_) if is_noise(cluster) => None,
             Context::Deflate(compressor) => compressor.deflate_compress(cluster, &mut self.buffer).ok(),
             Context::Zstd(context) => context.compress(self.buffer.as_mut_slice(), cluster, Self::ZSTD_LEVEL).ok(),
         };

@@ -42,6 +42,7 @@ mod image;
 mod l1;
 mod locate;
 mod map;
+mod noise;
 mod pieces;
 mod reader;
 mod refcount;
