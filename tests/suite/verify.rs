@@ -1,7 +1,7 @@
 //! Damage of every kind is found and named, and nothing that is right is.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::prng::Prng;
 use crate::program::{Backup, Ended, event, qmprestore};
 use crate::random_chain::Chain;
 use crate::seeds::{Told, shared_seeds};
-use crate::sparse;
+use crate::{sparse, tools};
 
 /// Gives images of a chain, the FULL first, what the run that made them would.
 pub(crate) fn keep_books(images: &[PathBuf]) {
@@ -481,6 +481,31 @@ fn damaged_books_are_not_blamed_on_the_image() {
         cli(&backup, &[]).with(4).says(&name(&path));
         fs::write(&path, right).unwrap();
     }
+}
+
+#[test]
+fn without_checksums_a_disk_of_another_size_than_the_manifest_says_is_found() {
+    let backup = kept();
+    backup.images.iter().for_each(|path| fs::remove_file(Checksums::path(path)).unwrap());
+    cli(&backup, &[]).with(3);
+    tools::run(tools::qemu_img().args(["resize", "-q", "-f", "qcow2"]).arg(&backup.images[1]).arg("65M"));
+    let verified = verified(&backup.dir);
+    let found = verified.flaws.iter().find(|flawed| flawed.flaw.severity() == FlawSeverity::Damage).unwrap();
+    assert_eq!((name(&found.path), found.flaw.kind()), (name(&backup.images[1]), "unreadable"));
+    let points: Vec<String> = found.points.iter().map(|image| image.display_name()).collect();
+    assert_eq!(points, names(&backup.images[1..]));
+    cli(&backup, &[]).with(4).says("its manifest says 67108864");
+
+    // a raw image that was cut short is one, too
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("FULL-1-x");
+    fs::write(&path, vec![1; 1 << 20]).unwrap();
+    fs::write(folder.path().join("x.config"), r#"{"format": "raw"}"#).unwrap();
+    let does = |words: &[&str]| Ended::of(qmprestore(words).arg("--dir").arg(folder.path()));
+    does(&["manifest"]).with(0);
+    fs::remove_file(Checksums::path(&path)).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(1 << 19).unwrap();
+    does(&["verify"]).with(4).says("its manifest says 1048576");
 }
 
 #[test]

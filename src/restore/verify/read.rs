@@ -140,14 +140,16 @@ impl Opened<'_> {
         let mut flaws = Vec::new();
         if self.subject.format == Format::Raw {
             observer.advance(self.storage.length());
+            // checksums tell its length
+            let unfit = self.fits().err().filter(|_| self.sums.is_none());
+            flaws.extend(unfit.map(Flaw::Unreadable));
         } else {
             let path = &self.subject.image.path;
             let report = observed(observer, |each| qcow2::check(&*self.storage, each));
             match report.map_err(|source| image_error(path, source)) {
                 Ok(report) => {
                     flaws.extend(judged(&report));
-                    let opened = Layer::new(path.clone(), self.storage.clone(), Format::Qcow2);
-                    match opened.and_then(|layer| layers::check_backing(self.subject.before, &layer)) {
+                    match self.fits() {
                         Err(error) if !report.is_corrupt() => flaws.push(Flaw::Unreadable(error)),
                         _ => {}
                     }
@@ -160,6 +162,14 @@ impl Opened<'_> {
         found.structure = true;
         found.flaws.extend(flaws);
         Ok(())
+    }
+
+    /// Whether the disk has the size that the manifest says, and the backing name is that of the image before.
+    fn fits(&self) -> Result<()> {
+        let path = self.subject.image.path.clone();
+        let layer = Layer::new(path, self.storage.clone(), self.subject.format)?;
+        layers::check_size(&self.subject.source(), &layer)?;
+        layers::check_backing(self.subject.before, &layer)
     }
 
     /// Compares blocks with their checksums.
