@@ -6,7 +6,8 @@ use std::process::Command;
 
 use crate::by_hand::{commands, path_with, shell};
 use crate::in_place::copy_folder;
-use crate::program::{Backup, Ended, program};
+use crate::oracle::convert;
+use crate::program::{Backup, Ended, program, qmprestore};
 use crate::{sparse, tools};
 
 const UNTIL: &str = "--until=INC-1793761200";
@@ -110,4 +111,34 @@ fn what_was_begun_can_be_ended_by_hand() {
     backup.does(&["list"]).with(0);
     backup.does(&["verify"]).with(0);
     backup.assert_holds(3, &expected);
+}
+
+#[test]
+fn a_disk_that_became_smaller_and_larger_is_the_same_by_hand() {
+    for command in ["commit", "snapshotrebase"] {
+        for (count, version) in [(2, "compat=1.1"), (3, "compat=1.1"), (3, "compat=0.10")] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = root.path().join("disk");
+            std::fs::create_dir(&dir).unwrap();
+            let images = [
+                ("FULL-1-x", "3M", "write -P 1 0 3M"),
+                ("INC-2-x", "1025K", "write -P 2 64K 64K"),
+                ("INC-3-x", "2M", "write -P 3 0 4K"),
+            ];
+            for (name, size, write) in images.into_iter().take(count) {
+                let image = dir.join(name);
+                let version = if name.starts_with("INC") { version } else { "compat=1.1" };
+                tools::run(
+                    tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", version]).arg(&image).arg(size),
+                );
+                tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", write]).arg(&image));
+            }
+            let does = |words: &[&str]| Ended::of(qmprestore(words).arg("--dir").arg(&dir)).with(0);
+            let (right, raw) = (root.path().join("right"), root.path().join("raw"));
+            does(&["merge", "--format=raw", "--out", right.to_str().unwrap()]);
+            shell(&commands(&does(&[command, "--dry-run"])), root.path(), &tools::qemu_img());
+            convert(&dir.join("FULL-1-x"), &raw);
+            sparse::assert_same(&raw, &right, &format!("{command} of {count} images, {version}"));
+        }
+    }
 }

@@ -114,7 +114,19 @@ pub(super) fn commit(summary: &CommitSummary, point: &RestorePoint, place: &Plac
         let mut steps = Vec::new();
         // an earlier run may have made the snapshot, and then the FULL holds the INC
         if name != Some(&None) {
-            steps.extend([based(path), format!("qemu-img commit -d -f qcow2 {}", word(path))]);
+            let committed = format!("qemu-img commit -d -f qcow2 {}", word(path));
+            steps.push(based(path));
+            match summary.shrinks.get(at).copied().flatten() {
+                // which does not make the FULL smaller, and what lies behind the end would be there again in a larger disk;
+                // an image of version 2 cannot grow over another one
+                Some((before, size)) => steps.extend([
+                    format!("qemu-img amend -f qcow2 -o compat=1.1 {}", word(path)),
+                    format!("qemu-img resize -q -f qcow2 {} {before}", word(path)),
+                    committed,
+                    format!("qemu-img resize -q -f qcow2 --shrink {full} {size}"),
+                ]),
+                None => steps.push(committed),
+            }
         }
         steps.extend(name.iter().filter_map(|name| name.as_deref()).map(snapshot));
         steps.push(removed(path));

@@ -85,6 +85,8 @@ pub struct CommitSummary {
     pub full_snapshot: Option<String>,
     /// For each of `incs` the name of the snapshot that it becomes; none where an earlier run has made it.
     pub snapshots: Vec<Option<String>>,
+    /// For each of `incs` the bytes of the disk before it and of its own, where that is smaller.
+    pub shrinks: Vec<Option<(u64, u64)>>,
     /// Whether the INC that will follow the FULL names the image before it, and has to name the FULL.
     pub next_is_based: bool,
     /// Bytes of the disk afterwards.
@@ -138,6 +140,7 @@ impl Commit {
             rest: rest.iter().map(path).collect(),
             full_snapshot,
             snapshots: names,
+            shrinks: shrinks(image.size(), chain.incs()),
             next_is_based: chain.next_is_based(),
             size: chain.size(),
             bytes: needs.bytes,
@@ -329,6 +332,13 @@ fn groups(work: chain::Work, incs: &[Layer]) -> Vec<&[Layer]> {
         chain::Work::Commit => vec![incs],
         chain::Work::SnapshotRebase => incs.iter().map(std::slice::from_ref).collect(),
     }
+}
+
+/// Where the disk becomes smaller, from what it was to what it is.
+fn shrinks(full: u64, incs: &[Layer]) -> Vec<Option<(u64, u64)>> {
+    let sizes = || incs.iter().map(Layer::size);
+    let before = std::iter::once(full).chain(sizes());
+    before.zip(sizes()).map(|(before, size)| (size < before).then_some((before, size))).collect()
 }
 
 fn finish(full: &Path, writer: Writer) -> Result<()> {
