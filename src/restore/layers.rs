@@ -245,6 +245,12 @@ impl Layers {
         self.layers.iter().rev().find_map(Layer::known_size).unwrap_or_default()
     }
 
+    /// Whether the disk has its size from a raw image.
+    pub(super) fn is_raw(&self) -> bool {
+        let mut known = self.layers.iter().rev().filter(|layer| layer.known_size().is_some());
+        known.next().is_some_and(|layer| !layer.is_absent() && layer.image().is_none())
+    }
+
     /// Bytes in a cluster of the FULL; 64 KiB, as QEMU has it, for a raw FULL.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {

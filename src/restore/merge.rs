@@ -22,6 +22,9 @@ use crate::qcow2::{Codec, Geometry, Layout};
 /// How often a salvage begins anew where tables could be read when it was planned, and then not.
 const ATTEMPTS: usize = 8;
 
+/// What QEMU counts disks in.
+const SECTOR: u64 = 512;
+
 /// What to make of a restore point.
 #[derive(Debug)]
 pub struct MergeOptions {
@@ -250,7 +253,7 @@ impl Merge {
                     }
                     target.set_len(0)?;
                     plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
-                    layout = lay_out(format, geometry, &plan)?;
+                    layout = lay_out(format, geometry, &layers, &plan)?;
                     observer.phase(Phase::Copying { bytes: plan.bytes });
                 };
                 observer.phase(Phase::Syncing);
@@ -266,16 +269,19 @@ impl Merge {
     }
 
     fn layout(&self) -> Result<Layout> {
-        lay_out(self.options.format, self.geometry, &self.plan)
+        lay_out(self.options.format, self.geometry, &self.layers, &self.plan)
     }
 }
 
-fn lay_out(format: OutputFormat, geometry: Geometry, plan: &Plan) -> Result<Layout> {
+fn lay_out(format: OutputFormat, geometry: Geometry, layers: &Layers, plan: &Plan) -> Result<Layout> {
     let codec = match format {
         OutputFormat::Qcow2 { compression: Some(codec), .. } => codec,
         _ => Codec::Deflate,
     };
-    Ok(Layout::new(geometry, plan.size, codec, plan.l2_tables, plan.clusters)?)
+    // QEMU has the last sector of a raw disk whole, and of a qcow2 image leaves out what is less than a sector
+    let size =
+        if layers.is_raw() { plan.size.checked_next_multiple_of(SECTOR).unwrap_or(plan.size) } else { plan.size };
+    Ok(Layout::new(geometry, size, codec, plan.l2_tables, plan.clusters)?)
 }
 
 fn stream_name() -> &'static Path {

@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::merge::Wanted;
 use crate::oracle::convert;
 use crate::prng::Prng;
+use crate::program::{Ended, qmprestore};
 use crate::seeds::shared_seeds;
 use crate::sparse;
 
@@ -131,5 +132,27 @@ fn a_chain_that_is_said_to_be_raw_but_looks_like_qcow2_gets_a_warning() {
         command.args(format.map(|format| format!("--source-format={format}")));
         let output = crate::tools::output(&mut command);
         assert_eq!(output.status.code(), Some(code), "{}", crate::tools::told(&command, &output));
+    }
+}
+
+/// QEMU counts sectors: it leaves out what of the last one a qcow2 image does not hold whole, and fills up that of a raw one.
+#[test]
+fn the_last_bytes_of_a_disk_without_a_whole_last_sector_are_in_a_qcow2_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut disk = vec![7; 1_000_003];
+    std::fs::write(path("FULL-1-x"), &disk).unwrap();
+    std::fs::write(path("x.config"), r#"{"format": "raw"}"#).unwrap();
+    let merged = |words: &[&str]| {
+        let arguments = ["merge", "--force", "--verify", "--skip-check", "--out", "out", "--dir", "."];
+        Ended::of(qmprestore(arguments.iter().chain(words)).current_dir(folder.path())).with(3);
+    };
+    merged(&["--format=raw"]);
+    assert!(std::fs::read(path("out")).unwrap() == disk);
+    disk.resize(1_000_448, 0);
+    for option in ["--cluster-size=64K", "--cluster-size=512", "--compress"] {
+        merged(&[option]);
+        convert(&path("out"), &path("raw"));
+        assert!(std::fs::read(path("raw")).unwrap() == disk, "{option}");
     }
 }
