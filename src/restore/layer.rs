@@ -90,6 +90,13 @@ impl Layer {
         if self.is_absent() { self.told } else { Some(self.size()) }
     }
 
+    /// Whether the size is told by nothing but a header that does not fit its checksum.
+    pub(super) fn has_doubtful_size(&self) -> bool {
+        let (Some(image), None) = (self.image(), self.told) else { return false };
+        let file = self.tolerance.as_ref().and_then(|tolerance| tolerance.file.as_ref());
+        file.is_some_and(|file| !file.misfits(0..image.header().header_length).is_empty())
+    }
+
     pub(super) fn tolerance(&self) -> Option<&Tolerance> {
         self.tolerance.as_ref()
     }

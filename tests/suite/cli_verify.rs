@@ -226,3 +226,24 @@ fn what_of_a_raw_image_became_a_hole_is_listed() {
     assert!(std::fs::read(&out).unwrap() != right, "the test itself punched no hole");
     assert_all_is_listed(&ended, &out, &right);
 }
+
+#[test]
+fn what_lies_behind_a_size_that_may_be_damaged_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (name, write) in
+        [("FULL-1-x", "write -P 1 0 2M"), ("INC-2-x", "write -P 2 1M 64K"), ("INC-3-x", "write -P 3 0 64K")]
+    {
+        tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(path(name)).arg("2M"));
+        tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", write]).arg(path(name)));
+        create_checksums(&path(name), &FileStorage::open(&path(name)).unwrap()).unwrap();
+    }
+    // 2 MiB become 64 KiB
+    let file = File::options().write(true).open(path("INC-2-x")).unwrap();
+    file.write_all_at(&(64_u64 << 10).to_be_bytes(), 24).unwrap();
+    let arguments = ["merge", "--salvage", "--format=raw", "--json", "--out", "out", "--dir", "."];
+    let ended = Ended::of(qmprestore(arguments).current_dir(folder.path())).with(3);
+    let events = ended.events();
+    let loss = event(&events, "loss");
+    assert_eq!((&loss["start"], &loss["bytes"]), (&65_536.into(), &((2 << 20) - 65_536).into()), "{events:?}");
+}

@@ -106,13 +106,16 @@ fn examine(layers: &[Layer], guest: Range<u64>, buffer: &mut MapBuffer) -> Resul
         let (first_missing, first_doubtful) = (missing.len(), doubtful.len());
         for range in wanted {
             let end = layer.size().clamp(range.start, range.end);
-            if range.start == end {
-                continue;
+            if range.start < end {
+                layer.examine(&(range.start..end), buffer, &mut below, &mut |range, note| match note {
+                    Note::Missing(cause) => keep(&mut missing, first_missing, most, (number, cause, range)),
+                    Note::Doubtful(cause) => keep(&mut doubtful, first_doubtful, most, (number, cause, range)),
+                })?;
             }
-            layer.examine(&(range.start..end), buffer, &mut below, &mut |range, note| match note {
-                Note::Missing(cause) => keep(&mut missing, first_missing, most, (number, cause, range)),
-                Note::Doubtful(cause) => keep(&mut doubtful, first_doubtful, most, (number, cause, range)),
-            })?;
+            // it may hold something behind the end, too
+            if end < range.end && layer.has_doubtful_size() {
+                keep(&mut doubtful, first_doubtful, most, (number, Cause::Checksum, end..range.end));
+            }
         }
         wanted = joined(below);
         if wanted.is_empty() {
