@@ -27,7 +27,7 @@ pub(crate) use inside::{check_inside, create_folders, is_trusted};
 pub use link::{open_unlinked, set_link};
 pub use lock::Access;
 pub use memory::MemoryStorage;
-pub(crate) use offload::offload_min;
+pub(crate) use offload::{offload_min, shares_blocks};
 pub use publish::{NewFile, Undurable};
 pub(crate) use publish::{parent, sync as sync_folder, write_whole};
 pub use touched::Touched;

@@ -1,6 +1,7 @@
 //! What the kernel does better than reads and writes, by file system.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 /// File systems whose files can share blocks: btrfs, XFS, ZFS, bcachefs, OCFS2.
 const SHARING: [i64; 5] = [0x9123_683e, 0x5846_5342, 0x2fc1_2fc1, 0xca45_1a4e, 0x7461_636f];
@@ -21,4 +22,11 @@ pub(crate) fn offload_min(target: &File) -> Option<u64> {
         kind if COPYING.contains(&kind) => None,
         _ => Some(128 << 10),
     }
+}
+
+/// Whether these files may be able to share blocks: they are in one file system, of a kind that does.
+pub(crate) fn shares_blocks(file: &File, other: &File) -> bool {
+    let device = |file: &File| file.metadata().map(|metadata| metadata.dev()).ok();
+    let is_sharing = rustix::fs::fstatfs(file).is_ok_and(|system| SHARING.contains(&system.f_type));
+    is_sharing && device(file).is_some_and(|known| device(other) == Some(known))
 }

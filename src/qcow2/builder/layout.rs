@@ -144,7 +144,7 @@ impl Layout {
         self.cluster(1 + self.refcount_table_clusters + self.refcount_blocks + self.l1_clusters + number)
     }
 
-    /// Where a data cluster starts; clusters are numbered in guest order.
+    /// Where a data cluster starts. Which one is for what is the caller's choice.
     #[must_use]
     pub fn data_cluster(&self, number: u64) -> HostOffset {
         let front = 1 + self.refcount_table_clusters + self.refcount_blocks + self.l1_clusters + self.l2_tables;

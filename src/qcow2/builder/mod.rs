@@ -1,7 +1,7 @@
 //! New images: every offset is known before a byte moves.
 //!
 //! ```text
-//! header │ refcount table │ refcount blocks │ L1 table │ L2 tables │ data in guest order
+//! header │ refcount table │ refcount blocks │ L1 table │ L2 tables │ data
 //! ```
 //!
 //! Images are version 3 with 16-bit refcounts and standard L2 entries, what every QEMU from 1.1 on opens. The

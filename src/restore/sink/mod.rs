@@ -1,5 +1,6 @@
 //! The kinds of output, each from a plan to bytes.
 
+mod arrangement;
 mod compressed;
 mod passthrough;
 mod qcow2;
