@@ -72,15 +72,15 @@ pub(super) fn walk<'a>(
     let mut offset = start;
     while let Some(raw) = bytes(cluster, offset, 8, end).and_then(|bytes| RawExtension::read_from_bytes(bytes).ok()) {
         let (kind, length) = (raw.kind.get(), u64::from(raw.length.get()));
-        if kind == wire::EXTENSION_END {
-            return Ok(offset + 8);
-        }
         let data = bytes(cluster, offset + 8, length, end).ok_or(Invalid {
             field: "header extension length",
             offset: HostOffset(offset + 4),
             value: length,
             allowed: Allowed::Range(0, end - offset - 8),
         })?;
+        if kind == wire::EXTENSION_END {
+            return Ok(offset + 8);
+        }
         each(kind, data, offset + 8)?;
         offset += 8 + length.next_multiple_of(8);
     }

@@ -274,9 +274,11 @@ fn check_range(field: &'static str, offset: u64, value: impl Into<u64>, least: u
     check(field, offset, value, (least..=most).contains(&value), Allowed::Range(least, most))
 }
 
-fn check_aligned(field: &'static str, offset: u64, value: u64, geometry: Geometry) -> Result<()> {
+/// The offset of a table, also of one without entries: QEMU does not open an image where one is wrong.
+fn check_table(field: &'static str, offset: u64, value: u64, geometry: Geometry) -> Result<()> {
     let unit = geometry.cluster_size();
-    check(field, offset, value, value % unit == 0, Allowed::MultipleOf(unit))
+    check(field, offset, value, value % unit == 0, Allowed::MultipleOf(unit))?;
+    check_range(field, offset, value, 0, i64::MAX.unsigned_abs())
 }
 
 fn header_length(raw: &RawHeader, version: u32) -> Result<u64> {
@@ -315,10 +317,15 @@ fn codec(raw: &RawHeader, header_length: u64, features: Features) -> Result<Code
 
 fn backing(raw: &RawHeader, cluster: &[u8], geometry: Geometry, extensions: &Extensions) -> Result<Option<Backing>> {
     let (start, length) = (raw.backing_file_offset.get(), u64::from(raw.backing_file_size.get()));
-    if start == 0 || length == 0 {
+    if start == 0 {
         return Ok(None);
     }
-    check_range("backing_file_offset", 8, start, u64::from(raw.header_length.get()), geometry.cluster_size())?;
+    // that it is in the first cluster, QEMU wants also where there is no name
+    let least = if length == 0 { 0 } else { u64::from(raw.header_length.get()) };
+    check_range("backing_file_offset", 8, start, least, geometry.cluster_size())?;
+    if length == 0 {
+        return Ok(None);
+    }
     let most = wire::BACKING_NAME_MAX.min(geometry.cluster_size() - start);
     check_range("backing_file_size", 16, length, 0, most)?;
     let bytes =
@@ -338,7 +345,7 @@ pub(super) fn text(what: &'static str, offset: u64, bytes: &[u8]) -> Result<Stri
 
 fn l1_table(raw: &RawHeader, geometry: Geometry) -> Result<Table> {
     let (offset, entries) = (raw.l1_table_offset.get(), u64::from(raw.l1_size.get()));
-    check_aligned("l1_table_offset", 40, offset, geometry)?;
+    check_table("l1_table_offset", 40, offset, geometry)?;
     let needed = geometry.l1_entries(raw.size.get());
     let most = wire::L1_BYTES_MAX / 8;
     let too_large = Allowed::Because("more than L1 tables of this cluster size can map");
@@ -349,7 +356,7 @@ fn l1_table(raw: &RawHeader, geometry: Geometry) -> Result<Table> {
 
 fn refcount_table(raw: &RawHeader, geometry: Geometry) -> Result<Table> {
     let (offset, clusters) = (raw.refcount_table_offset.get(), u64::from(raw.refcount_table_clusters.get()));
-    check_aligned("refcount_table_offset", 48, offset, geometry)?;
+    check_table("refcount_table_offset", 48, offset, geometry)?;
     let most = wire::REFCOUNT_TABLE_BYTES_MAX / geometry.cluster_size();
     check_range("refcount_table_clusters", 56, clusters, 1, most)?;
     Ok(Table { offset: HostOffset(offset), entries: clusters * geometry.cluster_size() / 8 })
@@ -357,8 +364,6 @@ fn refcount_table(raw: &RawHeader, geometry: Geometry) -> Result<Table> {
 
 fn nb_snapshots(raw: &RawHeader, geometry: Geometry) -> Result<u32> {
     check_range("nb_snapshots", 60, raw.nb_snapshots.get(), 0, u64::from(wire::SNAPSHOTS_MAX))?;
-    if raw.nb_snapshots.get() > 0 {
-        check_aligned("snapshots_offset", 64, raw.snapshots_offset.get(), geometry)?;
-    }
+    check_table("snapshots_offset", 64, raw.snapshots_offset.get(), geometry)?;
     Ok(raw.nb_snapshots.get())
 }

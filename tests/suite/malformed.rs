@@ -91,6 +91,8 @@ fn header_length_and_extensions() {
     refused(&[(100, &[0, 0, 0, 109])], "header_length is 0x6d, it must be a multiple of 8 (offset 0x64)");
     let extension = [0x68, 0x03, 0xf8, 0x57, 0xff, 0xff, 0xff, 0xff];
     refused(&[(112, &extension)], "header extension length is 4294967295, supported range is 0..=65416 (offset 0x74)");
+    // so is that of the end marker, which needs none
+    refused(&[(116, &[0xff; 4])], "header extension length is 4294967295, supported range is 0..=65416 (offset 0x74)");
     let bitmaps = [0x23, 0x85, 0x28, 0x75, 0, 0, 0, 8];
     refused(&[(112, &bitmaps)], "bitmaps extension length is 0x8, it must be 0x18 (offset 0x74)");
 }
@@ -133,8 +135,12 @@ fn tables_that_are_huge_unaligned_or_beyond_the_end() {
         refused(&[(56, &clusters.to_be_bytes())], &message);
     }
     refused(&[(60, &[0xff; 4])], "nb_snapshots is 4294967295, supported range is 0..=65536 (offset 0x3c)");
-    let snapshots = [(60, &[0, 0, 0, 1][..]), (64, &[0, 0, 0, 0, 0, 0, 2, 0])];
-    refused(&snapshots, "snapshots_offset is 0x200, it must be a multiple of 65536 (offset 0x40)");
+    for count in [0, 1] {
+        let snapshots = [(60, &[0, 0, 0, count][..]), (64, &[0, 0, 0, 0, 0, 0, 2, 0])];
+        refused(&snapshots, "snapshots_offset is 0x200, it must be a multiple of 65536 (offset 0x40)");
+    }
+    let message = "snapshots_offset is 9223372036854775808, supported range is 0..=9223372036854775807 (offset 0x40)";
+    refused(&[(64, &[0x80])], message);
 }
 
 #[test]
@@ -172,6 +178,8 @@ fn backing_names() {
     };
     let message = "backing_file_offset is 65537, supported range is 112..=65536 (offset 0x8)";
     refused(&[(8, &backing(65_537, 4))], message);
+    let message = "backing_file_offset is 65537, supported range is 0..=65536 (offset 0x8)";
+    refused(&[(8, &backing(65_537, 0))], message);
     refused(&[(8, &backing(40, 4))], "backing_file_offset is 40, supported range is 112..=65536 (offset 0x8)");
     refused(&[(8, &backing(512, 1024))], "backing_file_size is 1024, supported range is 0..=1023 (offset 0x10)");
     refused(&[(8, &backing(65_530, 7))], "backing_file_size is 7, supported range is 0..=6 (offset 0x10)");
