@@ -524,6 +524,13 @@ fn what_was_interrupted_or_is_newer_is_no_damage() {
     assert!(verified_now.flaws.iter().all(|flawed| flawed.flaw.kind() != "blocks"), "{verified_now:#?}");
     backup.patch(1, BLOCK + 8, |bytes| bytes[0] ^= 1);
     cli(&backup, &[]).with(3).says("run that command again");
+    // it may become longer meanwhile
+    let length = fs::metadata(image).unwrap().len();
+    File::options().write(true).open(image).unwrap().set_len(length + BLOCK).unwrap();
+    cli(&backup, &[]).with(3).says("run that command again").says_not("appended");
+    File::options().write(true).open(image).unwrap().set_len(length - 1).unwrap();
+    cli(&backup, &[]).with(4).says("it was cut short");
+    File::options().write(true).open(image).unwrap().set_len(length).unwrap();
     // the others are compared
     backup.patch(1, 3 * BLOCK + 8, |bytes| bytes[0] ^= 1);
     assert_eq!(blocks(&verified(&backup.dir)).file.start, 3 * BLOCK);
@@ -532,6 +539,17 @@ fn what_was_interrupted_or_is_newer_is_no_damage() {
     let path = Manifest::path(&backup.images[2]);
     fs::write(&path, "{\"version\": 99}").unwrap();
     cli(&backup, &[]).with(3).says("is of version 99");
+
+    let backup = kept();
+    let (work, phase) = (chain::Work::Commit, chain::Phase::Writing);
+    let incs = names(&backup.images[1..]);
+    chain::Unfinished { work, phase, full: name(&backup.images[0]), incs }.write(&backup.images[0]).unwrap();
+    cli(&backup, &[]).with(3).says("was begun and not finished").says_not("DAMAGED");
+    // it may have resized the FULL already, and not written that down
+    fs::remove_file(Checksums::path(&backup.images[0])).unwrap();
+    tools::run(tools::qemu_img().args(["resize", "-q", "-f", "qcow2"]).arg(&backup.images[0]).arg("65M"));
+    cli(&backup, &[]).with(3).says("was begun and not finished").says_not("DAMAGED");
+    backup.merged(["--out", "out"]).with(4);
 }
 
 #[test]

@@ -136,6 +136,7 @@ impl Flaw {
             | Self::NoManifest
             | Self::NoChecksums
             | Self::Unsettled(_)
+            | Self::Chain(Fault::Unfinished(_))
             | Self::MarkedCorrupt
             | Self::Manifest(ManifestError::Version { .. })
             | Self::Checksums(ChecksumsError::Version { .. }) => FlawSeverity::InPart,
