@@ -117,6 +117,15 @@ fn check_tells_what_an_image_is_and_what_is_wrong_with_it() {
 }
 
 #[test]
+fn an_image_that_is_missing_beside_its_manifest_is_damage_to_the_chain() {
+    let backup = Backup::new();
+    let dir = backup.dir.to_str().unwrap();
+    Ended::run(["manifest", "--dir", dir]).with(0);
+    std::fs::remove_file(&backup.images[1]).unwrap();
+    Ended::run(["check", "--dir", dir]).with(4).says("UNREADABLE: cannot be opened: No such file");
+}
+
+#[test]
 fn every_line_of_json_parses_and_tells_the_story() {
     let backup = Backup::new();
     let slow = ["--json", "--rate-limit", "8M", "--progress-interval", "0.05", "--compress=zstd", "--out"];

@@ -1,6 +1,7 @@
 //! `qmprestore check`.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -19,12 +20,16 @@ use crate::restore::{self, Checked, CheckedImage, ErrorKind, Format, Source};
 
 pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Failure> {
     signals::watch()?;
-    let chains = chains(arguments, console)?;
+    let (chains, missing) = chains(arguments, console)?;
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     let results = reporter.follow(|| restore::check(&chains, arguments.repair.map(Into::into), &reporter))?;
     let mut verdicts = vec![if console.has_warned() { Verdict::Leaks } else { Verdict::Clean }];
     for (source, result) in chains.iter().flatten().zip(results) {
-        let verdict = Verdict::of(&result);
+        let verdict = match &result {
+            // the chain lacks it
+            Err(_) if missing.contains(&source.path) => Verdict::Unreadable(Exit::Damaged),
+            result => Verdict::of(result),
+        };
         if console.is_json() {
             event(console, &source.path, verdict, &result);
         } else {
@@ -37,12 +42,11 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
     Ok(exit)
 }
 
-/// What is to be checked. Images that are named belong to no chain.
-fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>, Failure> {
+/// What is to be checked, and those of them of which only the manifest is there. Images that are named belong to no chain.
+fn chains(arguments: &args::Check, console: &Console) -> Result<(Vec<Vec<Source>>, BTreeSet<PathBuf>), Failure> {
     let Some(dir) = &arguments.dir else {
-        let alone =
-            |path: &std::path::PathBuf| vec![Source { path: path.clone(), format: Some(Format::Qcow2), size: None }];
-        return Ok(arguments.images.iter().map(alone).collect());
+        let alone = |path: &PathBuf| vec![Source { path: path.clone(), format: Some(Format::Qcow2), size: None }];
+        return Ok((arguments.images.iter().map(alone).collect(), BTreeSet::new()));
     };
     let inventory = discover(dir)?;
     place::warn(&inventory, arguments.filter.as_deref(), console)?;
@@ -57,7 +61,8 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<Vec<Vec<Source>>
         }
         (!leads_away).then(|| place::source(image, None))
     };
-    Ok(images.map(|images| images.filter_map(source).collect()).collect())
+    let missing = images.clone().flatten().filter(|image| image.missing).map(|image| image.path.clone()).collect();
+    Ok((images.map(|images| images.filter_map(source).collect()).collect(), missing))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
