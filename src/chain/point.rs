@@ -196,8 +196,17 @@ impl RestorePoint {
         let Some(full) = self.members.first().filter(|full| full.level == Level::Full) else { return Ok(true) };
         let manifest = Manifest::read_again(&full.path);
         let manifest = manifest.map_err(|source| Error::Io { path: Manifest::path(&full.path), source })?;
+        Ok(manifest.and_then(|manifest| manifest.time) == full.claimed && self.is_left_alone()?)
+    }
+
+    /// Whether no other work in the FULL was begun since it was found: what can be asked where its manifest cannot be read.
+    ///
+    /// # Errors
+    /// The journal of such work cannot be read, or cannot be understood.
+    pub fn is_left_alone(&self) -> Result<bool, Error> {
+        let Some(full) = self.members.first().filter(|full| full.level == Level::Full) else { return Ok(true) };
         let unfinished = Unfinished::read(&full.path);
         let unfinished = unfinished.map_err(|error| Fault::of_journal(&full.path, &error).into_error(full))?;
-        Ok(manifest.and_then(|manifest| manifest.time) == full.claimed && unfinished == self.unfinished)
+        Ok(unfinished == self.unfinished)
     }
 }

@@ -245,10 +245,9 @@ impl Layers {
         self.layers.iter().rev().find_map(Layer::known_size).unwrap_or_default()
     }
 
-    /// Whether the disk has its size from a raw image.
-    pub(super) fn is_raw(&self) -> bool {
-        let mut known = self.layers.iter().rev().filter(|layer| layer.known_size().is_some());
-        known.next().is_some_and(|layer| !layer.is_absent() && layer.image().is_none())
+    /// Whether any of them is a raw image.
+    pub(super) fn are_raw(&self) -> bool {
+        self.layers.iter().any(|layer| !layer.is_absent() && layer.image().is_none())
     }
 
     /// Bytes in a cluster of the FULL; 64 KiB, as QEMU has it, for a raw FULL.
@@ -272,7 +271,7 @@ impl Layers {
             let reason = layer.image()?.damage()?.to_owned();
             Some(Warning::DamagedHeader { path: layer.path().to_owned(), reason })
         });
-        let size = self.layers.last().filter(|layer| layer.known_size().is_none());
+        let size = self.layers.last().filter(|layer| layer.known_size().is_none() || layer.has_doubtful_size());
         let size = size.map(|layer| Warning::SizeGuessed { path: layer.path().to_owned(), size: self.size() });
         let formats = self.guessed.iter().cloned();
         let formats = formats.map(|(path, is_raw)| Warning::FormatGuessed { path, is_raw });

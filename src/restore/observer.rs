@@ -105,8 +105,9 @@ pub enum Warning {
         /// What is wrong.
         reason: String,
     },
-    /// The newest image that is salvaged does not tell the size of the disk, and nothing else does.
-    #[error("{}: the size of the disk is not known: {size} bytes, as an older image says, are a guess", .path.display())]
+    /// The newest image that is salvaged does not tell the size of the disk, or its header does not fit its checksum, and nothing
+    /// else tells it.
+    #[error("{}: the size of the disk is not known: {size} bytes are a guess", .path.display())]
     SizeGuessed {
         /// The image, or where it should be.
         path: PathBuf,

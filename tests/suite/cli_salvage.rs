@@ -128,6 +128,19 @@ fn a_disk_that_grew_between_two_backups_is_merged() {
 }
 
 #[test]
+fn a_size_that_only_a_damaged_header_tells_is_called_a_guess() {
+    for with_manifest in [false, true] {
+        let backup = with_manifests();
+        if !with_manifest {
+            backup.images.iter().for_each(|image| std::fs::remove_file(Manifest::path(image)).unwrap());
+        }
+        put(&backup.images[3], 24, SIZE / 2);
+        let ended = backup.merged(["--salvage", "--format=raw", "--out=out"]).with(3);
+        assert_eq!(ended.stderr.contains("33554432 bytes are a guess"), !with_manifest, "{ended:#?}");
+    }
+}
+
+#[test]
 fn a_size_that_only_older_images_tell_is_called_a_guess() {
     for backup in [Backup::new(), with_manifests()] {
         put(&backup.images[3], 0, 0);

@@ -33,11 +33,13 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
     };
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();
     let layers = if arguments.verify { Layers::open_salvage_verified(&slots)? } else { Layers::open_salvage(&slots)? };
-    // what cannot be read is the same at any time; no work begins in a FULL whose manifest is
-    let journal_unread = matches!(found.fault, Some(Fault::Journal { .. } | Fault::JournalUnread { .. }));
     let manifest_unread = found.point.members.first().is_some_and(|full| matches!(full.manifest, Some(Err(_))));
-    if !journal_unread && !manifest_unread {
-        restore::check_current(&found.point)?;
+    match found.fault {
+        // a journal that cannot be read is the same at any time
+        Some(Fault::Journal { .. } | Fault::JournalUnread { .. }) => {}
+        _ if !manifest_unread => restore::check_current(&found.point)?,
+        _ if found.point.is_left_alone()? => {}
+        _ => return Err(restore::Error::Changed.into()),
     }
     Ok((found.point, layers))
 }
