@@ -117,13 +117,14 @@ pub(super) fn commit(summary: &CommitSummary, point: &RestorePoint, place: &Plac
             let committed = format!("qemu-img commit -d -f qcow2 {}", word(path));
             steps.push(based(path));
             match summary.shrinks.get(at).copied().flatten() {
-                // which does not make the FULL smaller, and what lies behind the end would be there again in a larger disk;
-                // an image of version 2 cannot grow over another one
+                // `commit` does not make the FULL smaller, and what lies behind the end would be there again in a larger disk:
+                // so the INC grows before, with zeroes, and both shrink after. An image of version 2 cannot grow over another
+                // one, and sizes are those that QEMU sees, in whole sectors
                 Some((before, size)) => steps.extend([
                     format!("qemu-img amend -f qcow2 -o compat=1.1 {}", word(path)),
-                    format!("qemu-img resize -q -f qcow2 {} {before}", word(path)),
+                    format!("qemu-img resize -q -f qcow2 {} {}", word(path), before / 512 * 512),
                     committed,
-                    format!("qemu-img resize -q -f qcow2 --shrink {full} {size}"),
+                    format!("qemu-img resize -q -f qcow2 --shrink {full} {}", size / 512 * 512),
                 ]),
                 None => steps.push(committed),
             }
