@@ -130,7 +130,7 @@ impl Deflater {
         Self { context, buffer: vec![0; to_usize(cluster_size - 1)] }
     }
 
-    /// The compressed cluster, or `None` where it would not be smaller.
+    /// The compressed cluster, or `None` where it would not be smaller, or hardly.
     pub fn deflate(&mut self, cluster: &[u8]) -> Option<&[u8]> {
         let length = match &mut self.context {
             Context::Deflate(_) if is_noise(cluster) => None,

@@ -135,7 +135,7 @@ impl Image {
         likely_hole: bool,
         buffer: &mut MapBuffer,
     ) -> Result<Option<Piece>> {
-        /// Bytes that are read sooner than the system says whether they are a hole.
+        /// Fewer bytes are read sooner than the system says whether they are a hole.
         const FEW: usize = 64 << 10;
         let geometry = self.header().geometry;
         let first = geometry.l2_index(GuestOffset(guest.start));

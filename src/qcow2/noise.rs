@@ -102,19 +102,20 @@ mod tests {
 
     #[test]
     fn noise_is_what_deflate_cannot_make_smaller() {
-        for seed in 0..50 {
-            // a random part of it was there before
+        let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::new(5).unwrap());
+        let (mut room, mut found) = (vec![0; 70_000], [0, 0]);
+        for seed in 0..60 {
+            // a few bytes were there before, and some have one value: more and more of them
             let mut bytes = random(65536, seed);
-            let (from, to, length) = (seed * 977 % 60_000, seed * 7919 % 60_000, seed * seed);
-            let from = to_usize(from);
-            bytes.copy_within(from..from + to_usize(length), to_usize(to));
-            if is_noise(&bytes) {
-                let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::new(5).unwrap());
-                let mut room = vec![0; 70_000];
-                let length = compressor.deflate_compress(&bytes, &mut room).unwrap();
-                assert!(length > 65_400, "{seed}: {length}");
-            }
+            let [from, to] = [seed * 977 % 60_000, seed * 7919 % 60_000].map(to_usize);
+            bytes.copy_within(from..from + to_usize(seed), to);
+            (0..to_usize(seed * 3)).for_each(|index| bytes[index * 331] = 7);
+            let length = compressor.deflate_compress(&bytes, &mut room).unwrap();
+            let is_noise = is_noise(&bytes);
+            assert!(!is_noise || length > 65_400, "{seed}: {length}");
+            found[usize::from(is_noise)] += 1;
         }
+        assert!(found.iter().all(|count| *count >= 15), "{found:?}");
     }
 
     #[test]
