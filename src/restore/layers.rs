@@ -245,9 +245,13 @@ impl Layers {
         self.layers.iter().rev().find_map(Layer::known_size).unwrap_or_default()
     }
 
-    /// Whether any of them is a raw image.
-    pub(super) fn are_raw(&self) -> bool {
-        self.layers.iter().any(|layer| !layer.is_absent() && layer.image().is_none())
+    /// Whether the size of the disk is that of a raw image: of the newest that tells one, or of any where a manifest does.
+    pub(super) fn is_raw(&self) -> bool {
+        let is_raw = |layer: &Layer| !layer.is_absent() && layer.image().is_none();
+        match self.layers.iter().rev().find(|layer| layer.known_size().is_some()) {
+            Some(layer) if layer.is_absent() => self.layers.iter().any(is_raw),
+            layer => layer.is_some_and(is_raw),
+        }
     }
 
     /// Bytes in a cluster of the FULL; 64 KiB, as QEMU has it, for a raw FULL.

@@ -280,7 +280,7 @@ fn lay_out(format: OutputFormat, geometry: Geometry, layers: &Layers, plan: &Pla
     };
     // QEMU has the last sector of a raw disk whole, and of a qcow2 image leaves out what is less than a sector
     let size =
-        if layers.are_raw() { plan.size.checked_next_multiple_of(SECTOR).unwrap_or(plan.size) } else { plan.size };
+        if layers.is_raw() { plan.size.checked_next_multiple_of(SECTOR).unwrap_or(plan.size) } else { plan.size };
     Ok(Layout::new(geometry, size, codec, plan.l2_tables, plan.clusters)?)
 }
 

@@ -420,8 +420,15 @@ fn where_no_snapshot_is_a_repair_does_not_look_for_their_table() {
         image[64..72].copy_from_slice(&u64::to_be_bytes(garbage));
         let path = folder.path().join("garbage");
         std::fs::write(&path, &image).unwrap();
-        Ended::run(["check", "--repair", "all", path.to_str().unwrap()]).with(0);
+        let repaired = Ended::run(["check", "--repair", "all", path.to_str().unwrap()]);
         let after = std::fs::read(&path).unwrap();
+        // no QEMU opens an image with such an offset
+        if garbage % 65536 != 0 {
+            repaired.with(4).says("snapshots_offset is ");
+            assert!(after == image, "{garbage:#x}");
+            continue;
+        }
+        repaired.with(0);
         assert!(after.len() < image.len() * 2 && content(&after) == content(&image), "{garbage:#x}");
         let judgement = judge(&path);
         assert!(judgement.opened && judgement.corruptions + judgement.leaks == 0, "{garbage:#x}: {}", judgement.words);
