@@ -3,7 +3,7 @@
 //!
 //! Sharing takes the file system a step for each run of blocks, however long that is, and all steps wait for one lock: 16 µs on
 //! XFS. What lies together in the file of an INC is in many places of the disk, so in the order of the disk each cluster may be
-//! a run of its own. A FULL of 1.2 GB with ten INCs of 60 MB has 2,700 runs in that order, and 1,500 in this one.
+//! a run of its own. A FULL of 1.2 GB with ten INCs of 60 MB has 2,700 runs in that order, and 1,700 in this one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
