@@ -40,6 +40,13 @@ struct Run {
 /// Where each cluster of the disk goes.
 #[derive(Debug)]
 pub(super) struct Arrangement {
+    /// In the order of the layers, which is that of their numbers.
+    runs: Vec<Run>,
+}
+
+/// The same, to look places of the disk up.
+#[derive(Debug)]
+pub(super) struct Places {
     /// In the order of the disk.
     runs: Vec<Run>,
 }
@@ -84,10 +91,29 @@ impl Arrangement {
         if clusters != plan.clusters {
             return Err(Error::Changed);
         }
-        runs.sort_unstable_by_key(|run| run.guest);
         Ok(Some(Self { runs }))
     }
 
+    /// Copies the data.
+    pub(super) fn copy(&self, work: &Work<'_>, layout: &Layout, target: Target<'_>) -> Result<()> {
+        let copier = || Copier::new(work, target.path, target.file);
+        pool::for_each(parts(&self.runs), copier, |copier, runs| {
+            let mut targets = runs.iter().map(|run| layout.data_cluster(run.number).0);
+            // each piece is asked for once
+            let place = |_| targets.next().unwrap_or(u64::MAX);
+            copier.copy(&plan::operations(runs.iter().map(Run::piece).collect(), place))
+        })
+    }
+
+    /// For the tables.
+    pub(super) fn into_places(self) -> Places {
+        let Self { mut runs } = self;
+        runs.sort_unstable_by_key(|run| run.guest);
+        Places { runs }
+    }
+}
+
+impl Places {
     /// The clusters of the disk in a slice, and the numbers of their data clusters.
     pub(super) fn clusters(&self, slice: &PlannedSlice, layout: &Layout) -> (Vec<u64>, Vec<u64>) {
         let geometry = layout.geometry();
@@ -99,18 +125,6 @@ impl Arrangement {
             (0..clusters).map(move |index| (guest + index, number + index))
         };
         runs.flat_map(each).unzip()
-    }
-
-    /// Copies the data.
-    pub(super) fn copy(mut self, work: &Work<'_>, layout: &Layout, target: Target<'_>) -> Result<()> {
-        self.runs.sort_unstable_by_key(|run| run.number);
-        let copier = || Copier::new(work, target.path, target.file);
-        pool::for_each(parts(&self.runs), copier, |copier, runs| {
-            let mut targets = runs.iter().map(|run| layout.data_cluster(run.number).0);
-            // each piece is asked for once
-            let place = |_| targets.next().unwrap_or(u64::MAX);
-            copier.copy(&plan::operations(runs.iter().map(Run::piece).collect(), place))
-        })
     }
 }
 
@@ -226,7 +240,7 @@ mod tests {
             files[1].set_len(layout.l1_entry(0).0).unwrap();
             files[1].set_len(layout.length()).unwrap();
             let arrangement = Arrangement::new(&work, &plan, &layout).unwrap().unwrap();
-            let mut runs = arrangement.runs.clone();
+            let runs = arrangement.runs.clone();
             write_arranged(&work, &plan, &layout, arranged, arrangement).unwrap();
             let mut expected = vec![0; to_usize(SIZE)];
             for (writes, byte) in writes.iter().zip(1..) {
@@ -238,7 +252,6 @@ mod tests {
             prop_assert!(disk(&paths[0]) == expected);
             prop_assert!(disk(&paths[1]) == expected);
 
-            runs.sort_unstable_by_key(|run| run.number);
             let mut next = 0;
             for run in &runs {
                 prop_assert_eq!(run.number, next);

@@ -41,7 +41,7 @@ pub(in crate::restore) fn write_qcow2(
     Ok(layout.length())
 }
 
-/// Writes tables and data of an image whose data does not lie in the order of the disk.
+/// Writes data and tables of an image whose data does not lie in the order of the disk.
 pub(super) fn write_arranged(
     work: &Work<'_>,
     plan: &Plan,
@@ -49,13 +49,14 @@ pub(super) fn write_arranged(
     target: Target<'_>,
     arrangement: Arrangement,
 ) -> Result<()> {
+    arrangement.copy(work, layout, target)?;
+    let places = arrangement.into_places();
     let copier = || Copier::new(work, target.path, target.file);
     for_each_slice(plan, copier, |copier, _, slice| {
         work.pace(0)?;
-        let (clusters, numbers) = arrangement.clusters(slice, layout);
+        let (clusters, numbers) = places.clusters(slice, layout);
         write_tables(copier, layout, slice, &clusters, numbers.into_iter())
-    })?;
-    arrangement.copy(work, layout, target)
+    })
 }
 
 /// The parts of L1 and L2 tables that belong to a slice: of the disk's clusters, whose data clusters have these numbers.
