@@ -9,7 +9,7 @@ use super::entry::EntryRules;
 use super::error::{Error, Result};
 use super::header::{Header, Table};
 use super::l1::{L1Table, read_table};
-use crate::storage::Storage;
+use crate::storage::{LastHole, Storage};
 
 /// An image that was opened for reading.
 pub struct Image {
@@ -147,6 +147,7 @@ impl Image {
         let geometry = self.header.geometry;
         let (cluster, entry) = (geometry.cluster_size(), geometry.l2_entry_size());
         let mut ranges: Vec<Range<u64>> = Vec::new();
+        let mut hole = LastHole::default();
         for (index, table) in self.l1.indices().filter_map(|index| Some((index, self.l1.get(index)?.0))) {
             let guest = |bytes: u64| {
                 let in_table = (bytes - table) / entry * cluster;
@@ -154,7 +155,7 @@ impl Image {
             };
             let (mut done, end) = (table, table + cluster);
             // who reads the table is told why it cannot be read
-            while let Some(data) = self.storage.next_data_within(done..end).unwrap_or(Some(done)) {
+            while let Some(data) = hole.next_data_within(&*self.storage, done..end).unwrap_or(Some(done)) {
                 let start = (table + (data - table) / PART * PART).max(done);
                 done = start.saturating_add(PART).min(end);
                 let part = guest(start)..guest(done);

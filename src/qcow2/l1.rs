@@ -9,7 +9,7 @@ use super::entry::L1Entry;
 use super::error::{Allowed, Error, Invalid, Result};
 use super::geometry::Geometry;
 use super::header::Table;
-use super::pieces::read_pieces;
+use super::pieces::Pieces;
 use crate::storage::{Storage, to_usize};
 
 /// Entries that are lost together where they cannot be read: those of a page.
@@ -212,7 +212,7 @@ pub(crate) fn read_table(
     if offset.0.checked_add(length).is_none_or(|end| end > storage.length()) {
         return Err(Error::Truncated { what, offset, length, file_length: storage.length() });
     }
-    read_pieces(storage, offset.0..offset.0 + length, what, &mut Vec::new(), |start, bytes| {
+    Pieces::default().read(storage, offset.0..offset.0 + length, what, |start, bytes| {
         for (index, bytes) in ((start - offset.0) / 8..).zip(bytes.chunks_exact(8)) {
             let value = BigEndian::read_u64(bytes);
             if value != 0 {

@@ -9,7 +9,7 @@ use super::entry::{CompressedCluster, EntryRules, L2Entry};
 use super::error::{Allowed, Error, Invalid, Result};
 use super::geometry::{Geometry, SUBCLUSTERS};
 use super::image::Image;
-use crate::storage::to_usize;
+use crate::storage::{LastHole, to_usize};
 
 /// A range of the disk of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Image {
     ) -> Result<()> {
         let geometry = self.header().geometry;
         let mut joined = Joined { pending: None, each };
-        let (mut read, mut was_empty) = (None, false);
+        let (mut read, mut was_empty, mut hole) = (None, false, LastHole::default());
         for (number, guest) in ranges.iter().enumerate() {
             let end = guest.end.min(self.size());
             let mut start = guest.start;
@@ -108,7 +108,7 @@ impl Image {
                 } else {
                     let behind = ranges.iter().skip(number).take_while(|range| range.start < next);
                     let last = behind.last().map_or(stop, |range| range.end.min(next));
-                    self.read_table(index, table, guest.start..last, was_empty, buffer)
+                    self.read_table(index, table, guest.start..last, was_empty, &mut hole, buffer)
                 };
                 was_empty = piece.as_ref().is_ok_and(|piece| piece.as_ref().is_none_or(|piece| piece.is_empty));
                 match piece {
@@ -133,6 +133,7 @@ impl Image {
         table: HostOffset,
         guest: Range<u64>,
         likely_hole: bool,
+        hole: &mut LastHole,
         buffer: &mut MapBuffer,
     ) -> Result<Option<Piece>> {
         /// Fewer bytes are read sooner than the system says whether they are a hole.
@@ -146,7 +147,7 @@ impl Image {
         let end = offset.0 + length as u64;
         // a table that was cut off is for whoever reads it
         let is_asked = (likely_hole || length >= FEW) && end <= self.storage().length();
-        if is_asked && self.storage().next_data_within(offset.0..end).map_err(io)?.is_none() {
+        if is_asked && hole.next_data_within(self.storage(), offset.0..end).map_err(io)?.is_none() {
             return Ok(None);
         }
         buffer.table.resize(buffer.table.len().max(length), 0);

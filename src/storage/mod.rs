@@ -81,6 +81,23 @@ pub trait Storage: Send + Sync {
     }
 }
 
+/// The hole that was found last: where many small ranges lie in one, the system is asked once.
+///
+/// It is of one storage, and is not for one whose holes are being filled.
+#[derive(Debug, Default)]
+pub(crate) struct LastHole(Range<u64>);
+
+impl LastHole {
+    /// As [`Storage::next_data_within`].
+    pub(crate) fn next_data_within(&mut self, storage: &dyn Storage, range: Range<u64>) -> io::Result<Option<u64>> {
+        if !self.0.contains(&range.start) {
+            let data = storage.next_data_within(range.start..storage.length().max(range.end))?;
+            self.0 = range.start..data.unwrap_or(u64::MAX);
+        }
+        Ok(Some(self.0.end).filter(|data| *data < range.end))
+    }
+}
+
 /// A storage whose bytes can be changed, by threads that keep out of each other's way.
 ///
 /// What was written is on stable storage after the next [`sync`](WritableStorage::sync). Until then a power cut may keep

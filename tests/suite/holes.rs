@@ -126,6 +126,20 @@ fn tables_that_are_holes_are_not_read() {
 }
 
 #[test]
+fn a_hole_of_two_million_tables_is_asked_for_once() {
+    let tables = 2 << 20;
+    let claim = Claim::new(16, tables);
+    // an order without neighbours
+    let places = (0..u64::from(tables)).map(|index| index * 1_234_567 % u64::from(tables));
+    let entries: Vec<u64> = places.map(|place| (GIB + (place << 16)) | COPIED).collect();
+    claim.numbers(3 << 16, &entries);
+    let out = claim.dir.with_file_name("out");
+    let merge = ["merge", "--salvage", "--dir"].map(OsStr::new);
+    assert_eq!(run(&[&merge[..], &[claim.dir.as_os_str(), OsStr::new("--out"), out.as_os_str()]].concat()), 0);
+    assert_eq!(run(&[OsStr::new("check"), claim.path().as_os_str()]), 4);
+}
+
+#[test]
 fn l1_tables_of_snapshots_that_are_holes_are_not_read_and_not_counted_one_by_one() {
     let claim = Claim::new(9, 1);
     claim.snapshots();

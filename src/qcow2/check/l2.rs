@@ -9,7 +9,7 @@ use super::walk::Walk;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::entry::{CompressedCluster, L2Entry};
 use crate::qcow2::error::{Allowed, Invalid, Result};
-use crate::qcow2::pieces::read_pieces;
+use crate::qcow2::pieces::Pieces;
 use crate::qcow2::wire::{FLAG_COMPRESSED, FLAG_COPIED, OFFSET_MASK};
 use crate::storage::to_usize;
 
@@ -27,7 +27,7 @@ struct Place {
 
 impl Walk<'_, '_> {
     /// Counts what an L2 table refers to, and the table itself.
-    pub(super) fn l2(&mut self, cluster: u64, noted: Noted, buffer: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn l2(&mut self, cluster: u64, noted: Noted, pieces: &mut Pieces) -> Result<()> {
         let geometry = self.rules.geometry;
         let table = cluster * self.cluster_size();
         self.claim(table, self.cluster_size(), noted.references, Owner::L2Table);
@@ -37,7 +37,7 @@ impl Walk<'_, '_> {
         let first = noted.active.and_then(|index| u64::from(index).checked_mul(geometry.l2_coverage()));
         let mut follows = 0;
         let storage = self.storage;
-        read_pieces(storage, table..table + self.cluster_size(), "an L2 table", buffer, |start, bytes| {
+        pieces.read(storage, table..table + self.cluster_size(), "an L2 table", |start, bytes| {
             let start = (start - table) / geometry.l2_entry_size();
             for (index, bytes) in (start..).zip(bytes.chunks_exact(to_usize(geometry.l2_entry_size()))) {
                 let (value, bitmap) = bytes.split_at(8);

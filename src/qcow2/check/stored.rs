@@ -9,7 +9,7 @@ use crate::qcow2::error::{Allowed, Invalid, Result};
 use crate::qcow2::header::{Header, Table};
 use crate::qcow2::image::read_to_end;
 use crate::qcow2::l1::read_table;
-use crate::qcow2::pieces::read_pieces;
+use crate::qcow2::pieces::Pieces;
 use crate::qcow2::refcount;
 use crate::qcow2::wire::REFCOUNT_OFFSET_MASK;
 use crate::storage::{Storage, to_usize};
@@ -105,7 +105,7 @@ impl<'a> Stored<'a> {
         range: Range<u64>,
         each: &mut dyn FnMut(Range<u64>, Option<u64>) -> Result<()>,
     ) -> Result<()> {
-        let mut buffer = Vec::new();
+        let mut pieces = Pieces::default();
         let mut start = range.start;
         while start < range.end {
             let index = start / self.entries;
@@ -114,7 +114,7 @@ impl<'a> Stored<'a> {
             match block {
                 Block::Zero => each(start..end, Some(0))?,
                 Block::Unknown => each(start..end, None)?,
-                Block::At(offset) => self.block_runs(*offset, start..end, &mut buffer, each)?,
+                Block::At(offset) => self.block_runs(*offset, start..end, &mut pieces, each)?,
             }
             start = end;
         }
@@ -126,7 +126,7 @@ impl<'a> Stored<'a> {
         &self,
         offset: u64,
         range: Range<u64>,
-        buffer: &mut Vec<u8>,
+        pieces: &mut Pieces,
         each: &mut dyn FnMut(Range<u64>, Option<u64>) -> Result<()>,
     ) -> Result<()> {
         let first = range.start / self.entries * self.entries;
@@ -144,7 +144,7 @@ impl<'a> Stored<'a> {
             run.end = end.max(run.end);
             Ok(())
         };
-        read_pieces(self.storage, bytes, "a refcount block", buffer, |start, bytes| {
+        pieces.read(self.storage, bytes, "a refcount block", |start, bytes| {
             let start = first + (((start - offset) * 8) >> self.order);
             let clusters = start..start + ((bytes.len() as u64 * 8) >> self.order);
             // a hole

@@ -11,6 +11,7 @@ use crate::qcow2::entry::{EntryRules, L1Entry};
 use crate::qcow2::error::{Allowed, Invalid, Result};
 use crate::qcow2::header::Header;
 use crate::qcow2::l1::read_table;
+use crate::qcow2::pieces::Pieces;
 use crate::qcow2::wire::{BITMAP_ENTRY_ONES, FLAG_COPIED, OFFSET_MASK};
 use crate::storage::Storage;
 
@@ -48,10 +49,10 @@ impl Walk<'_, '_> {
             for (number, root) in (0..).zip(&roots.tables).filter(|(_, root)| root.kind != Kind::Bitmap) {
                 self.l1(*root, number, &mut tables, from == 0)?;
             }
-            let mut buffer = Vec::new();
+            let mut pieces = Pieces::default();
             for (cluster, noted) in tables.iter() {
                 observe.tell(cluster * self.cluster_size())?;
-                self.l2(cluster, noted, &mut buffer)?;
+                self.l2(cluster, noted, &mut pieces)?;
             }
             start = tables.next();
         }
