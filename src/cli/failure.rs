@@ -32,6 +32,9 @@ pub(super) enum Failure {
     /// A rebase has changed some of its images.
     #[error(transparent)]
     HalfRebased(restore::Error),
+    /// Nothing of the restore point can be salvaged.
+    #[error(transparent)]
+    Unsalvageable(Box<Self>),
     #[error(transparent)]
     Capture(#[from] capture::Error),
     #[error("{}: is itself a part of the chain, or of one beside it", .path.display())]
@@ -60,6 +63,7 @@ impl Failure {
 
     pub(super) fn exit(&self) -> Exit {
         match self {
+            Self::Unsalvageable(failure) => failure.exit(),
             Self::Usage(_) => Exit::Usage,
             Self::Chain(error) => match error.kind() {
                 chain::ErrorKind::Usage => Exit::Usage,
@@ -105,9 +109,17 @@ impl Failure {
         }
     }
 
+    /// The failure of a salvage.
+    pub(super) fn of_salvage(self) -> Self {
+        if self.exit() == Exit::Damaged { Self::Unsalvageable(Box::new(self)) } else { self }
+    }
+
     /// What to do next, where the message does not say it.
     pub(super) fn advice(&self) -> Option<&'static str> {
         match self {
+            Self::Unsalvageable(_) => {
+                Some("nothing was written; `qmprestore list` shows other restore points, --until names one")
+            }
             Self::Chain(chain::Error::Doubtful { .. }) => {
                 Some("name an earlier one with --until, or take this one as it is with --allow-partial")
             }

@@ -38,10 +38,11 @@ pub struct BitmapsExtension {
 }
 
 impl Extensions {
-    pub(super) fn parse(cluster: &[u8], start: u64, backing_file_offset: u64) -> Result<Self> {
+    /// The extensions, and where their area ends.
+    pub(super) fn parse(cluster: &[u8], start: u64, backing_file_offset: u64) -> Result<(Self, u64)> {
         let mut extensions = Self::default();
-        walk(cluster, start, backing_file_offset, |kind, data, offset| extensions.add(kind, data, offset))?;
-        Ok(extensions)
+        let end = walk(cluster, start, backing_file_offset, |kind, data, offset| extensions.add(kind, data, offset))?;
+        Ok((extensions, end))
     }
 
     fn add(&mut self, kind: u32, data: &[u8], offset: u64) -> Result<()> {

@@ -40,6 +40,8 @@ pub struct Header {
     pub header_length: u64,
     /// What stands behind the header.
     pub extensions: Extensions,
+    /// Where all this ends: what comes behind it in the first cluster means nothing.
+    pub end: HostOffset,
 }
 
 /// A table of eight-byte entries that is aligned to a cluster.
@@ -130,7 +132,7 @@ impl Header {
         // the header, whose place is known only with a sane cluster size and header length
         check_range("cluster_bits", 20, cluster_bits, 9, 21)?;
         let header_length = header_length(&raw, version)?;
-        let extensions = Extensions::parse(cluster, header_length, raw.backing_file_offset.get())?;
+        let (extensions, extensions_end) = Extensions::parse(cluster, header_length, raw.backing_file_offset.get())?;
         let features = Features {
             incompatible: raw.incompatible_features.get(),
             compatible: raw.compatible_features.get(),
@@ -147,6 +149,7 @@ impl Header {
         check_range("refcount_order", 96, raw.refcount_order.get(), 0, 6)?;
         let codec = codec(&raw, header_length, features)?;
         let backing = backing(&raw, cluster, geometry, &extensions)?;
+        let name_end = backing.as_ref().map_or(0, |backing| raw.backing_file_offset.get() + backing.name.len() as u64);
         Ok(Self {
             version,
             geometry,
@@ -161,6 +164,7 @@ impl Header {
             snapshots_offset: HostOffset(if raw.nb_snapshots.get() > 0 { raw.snapshots_offset.get() } else { 0 }),
             header_length,
             extensions,
+            end: HostOffset(extensions_end.max(name_end)),
         })
     }
 

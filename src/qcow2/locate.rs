@@ -42,7 +42,7 @@ pub enum Part {
 pub fn locate(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Meaning>> {
     let mut search = Search { ranges, found: vec![Meaning::default(); ranges.len()] };
     let header = image.header();
-    search.note(0..header.geometry.cluster_size(), Part::Header, |_| 0..image.size());
+    search.note(0..header.end.0, Part::Header, |_| 0..image.size());
     search.tables(image);
     // what lies in another file is in none of the ranges
     let with_data = !header.has_data_file();

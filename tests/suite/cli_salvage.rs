@@ -427,7 +427,10 @@ fn a_format_that_nothing_tells_is_called_a_guess() {
         .write_all_at(&[7; 512], 0)
         .unwrap();
     salvage(damaged.path(), &[]).with(3).says(as_raw);
-    salvage(damaged.path(), &["--source-format=qcow2"]).with(4);
+    salvage(damaged.path(), &["--source-format=qcow2"])
+        .with(4)
+        .says_not("--salvage")
+        .says("`qmprestore list` shows other restore points");
     let alone = folder(&[&raw]);
     salvage(alone.path(), &[]).with(3).says(as_raw);
     salvage(alone.path(), &["--source-format=raw"]).with(0);

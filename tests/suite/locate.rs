@@ -67,6 +67,20 @@ fn nothing_of_the_disk_changes_but_where_it_is_said() {
 }
 
 #[test]
+fn what_is_behind_the_header_in_its_cluster_is_nothing() {
+    let scene = Bench::new();
+    scene.create("image", "cluster_size=2M", 8 << 20).io("image", &["write -P 1 0 1M"]);
+    // a name behind the extensions
+    scene.img(&["rebase", "-u", "-F", "qcow2", "-b", &"b".repeat(1000), scene.path("image").to_str().unwrap()]);
+    let image = Image::open(memory(&scene.load("image"))).unwrap();
+    let end = image.header().end.0;
+    assert!((1100..3000).contains(&end), "{end}");
+    let found = locate(&image, &[0..1, end - 1..end, end..65_536, 65_536..2 << 20]).unwrap();
+    let parts: Vec<_> = found.iter().map(|meaning| &meaning.parts[..]).collect();
+    assert_eq!(parts, [&[Part::Header][..], &[Part::Header], &[], &[]]);
+}
+
+#[test]
 fn several_places_are_found_at_once() {
     let scene = Bench::new();
     scene.create("image", "compat=1.1", 8 << 20).io("image", &["write -P 1 0 1M", "write -P 2 4M 64k"]);

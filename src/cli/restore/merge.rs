@@ -32,8 +32,12 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     refuse::part_of_backup(arguments, &inventory)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk(arguments.place.filter.as_deref())?;
-    let (point, layers) =
-        if arguments.salvage { salvage::open(arguments, disk, console)? } else { open(arguments, disk, console)? };
+    let opened = if arguments.salvage {
+        salvage::open(arguments, disk, console).map_err(Failure::of_salvage)
+    } else {
+        open(arguments, disk, console)
+    };
+    let (point, layers) = opened?;
     if layers.has_raw_increments() {
         console.info(
             "NOTE: zeroes in raw INC images cannot be told from holes where a file was copied without them; what was \
