@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::file_name::FileName;
+use crate::chain::{BACKUP_FORMAT, FormatHint};
 
 /// A disk that can be backed up.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,13 +84,16 @@ impl Device {
     }
 }
 
-/// What the `.config` of a disk holds: its image as `qemu-img info --output json` prints it.
+/// What the `.config` of a disk holds: its image as `qemu-img info --output json` prints it, and the format of its backups.
 #[must_use]
 pub(super) fn config(device: &Device) -> Value {
     let mut image = device.image.clone();
     // Without a format node QEMU names the protocol here; who restores wants the format
     if let Some(format) = image.get_mut("format") {
         *format = device.format.clone().into();
+    }
+    if let Some(fields) = image.as_object_mut() {
+        fields.insert(BACKUP_FORMAT.to_owned(), FormatHint::Qcow2.as_str().into());
     }
     image
 }

@@ -116,7 +116,7 @@ impl History {
 fn size(image: &Image) -> Option<u64> {
     let storage = FileStorage::open(&image.path).ok()?;
     match image.format {
-        chain::FormatHint::Raw => Some(crate::storage::Storage::length(&storage)),
+        chain::FormatHint::Raw | chain::FormatHint::RawDisk => Some(crate::storage::Storage::length(&storage)),
         chain::FormatHint::Qcow2 | chain::FormatHint::Unknown => {
             qcow2::Header::read(&storage).ok().map(|header| header.size)
         }

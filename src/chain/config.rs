@@ -1,6 +1,7 @@
-//! The `.config` beside a disk's images: what `qemu-img info --output json` said of the disk.
+//! The `.config` beside a disk's images: what `qemu-img info --output json` said of the disk, and the format of its images
+//! where we made them.
 //!
-//! Only the format is taken from it. It comes from the machine that ran the VM, never from what a guest wrote.
+//! Only the formats are taken from it. They come from the machine that ran the VM, never from what a guest wrote.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,6 +19,9 @@ pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The folder of the image, and how many above it may hold its settings: that of all disks, and that of all months.
 const FOLDERS: usize = 3;
 
+/// The format of the images, where it is not that of the disk: other tools do not have this.
+pub(crate) const BACKUP_FORMAT: &str = "backup-format";
+
 /// The format of an image, as far as the files beside it tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FormatHint {
@@ -25,6 +29,8 @@ pub enum FormatHint {
     Qcow2,
     /// The settings say raw.
     Raw,
+    /// The settings say only that the disk was raw: the images of another tool are raw, too.
+    RawDisk,
     /// There are no settings, or they name another format.
     Unknown,
 }
@@ -35,7 +41,7 @@ impl FormatHint {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
-            Self::Raw => "raw",
+            Self::Raw | Self::RawDisk => "raw",
             Self::Unknown => "",
         }
     }
@@ -97,11 +103,13 @@ fn all(folder: &Path) -> Vec<PathBuf> {
 /// The format in a file; `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<FormatHint>, String> {
     let Some(value) = json_file::read(path).map_err(|error| error.to_string())? else { return Ok(None) };
-    match value.get("format").and_then(Value::as_str) {
-        Some("qcow2") => Ok(Some(FormatHint::Qcow2)),
-        Some("raw") => Ok(Some(FormatHint::Raw)),
-        Some(_) => Ok(Some(FormatHint::Unknown)),
-        None => Err("names no format".to_owned()),
+    let format = |key: &str| value.get(key).and_then(Value::as_str);
+    match (format(BACKUP_FORMAT), format("format")) {
+        (Some("qcow2"), _) | (None, Some("qcow2")) => Ok(Some(FormatHint::Qcow2)),
+        (Some("raw"), _) => Ok(Some(FormatHint::Raw)),
+        (None, Some("raw")) => Ok(Some(FormatHint::RawDisk)),
+        (Some(_), _) | (None, Some(_)) => Ok(Some(FormatHint::Unknown)),
+        (None, None) => Err("names no format".to_owned()),
     }
 }
 
@@ -126,7 +134,10 @@ mod tests {
     #[test]
     fn the_format_is_what_the_settings_say() {
         assert_eq!(format(br#"{"format": "qcow2", "filename": "/x"}"#), (FormatHint::Qcow2, 0));
-        assert_eq!(format(br#"{"format": "raw"}"#), (FormatHint::Raw, 0));
+        assert_eq!(format(br#"{"format": "raw"}"#), (FormatHint::RawDisk, 0));
+        assert_eq!(format(br#"{"format": "raw", "backup-format": "qcow2"}"#), (FormatHint::Qcow2, 0));
+        assert_eq!(format(br#"{"format": "qcow2", "backup-format": "raw"}"#), (FormatHint::Raw, 0));
+        assert_eq!(format(br#"{"format": "raw", "backup-format": "new"}"#), (FormatHint::Unknown, 0));
         assert_eq!(format(br#"{"format": "vmdk"}"#), (FormatHint::Unknown, 0));
     }
 
@@ -145,7 +156,7 @@ mod tests {
             text
         };
         let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap();
-        assert_eq!(format(&text(limit)), (FormatHint::Raw, 0));
+        assert_eq!(format(&text(limit)), (FormatHint::RawDisk, 0));
         assert_eq!(format(&text(limit + 1)), (FormatHint::Unknown, 1));
     }
 
@@ -158,11 +169,11 @@ mod tests {
         fs::write(root.path().join("disk.config"), r#"{"format": "raw"}"#).unwrap();
         assert_eq!(hint(&folder, disk), FormatHint::Unknown);
         fs::write(root.path().join("a/disk.config"), r#"{"format": "raw"}"#).unwrap();
-        assert_eq!(hint(&folder, disk), FormatHint::Raw);
+        assert_eq!(hint(&folder, disk), FormatHint::RawDisk);
         fs::write(folder.join("disk.config"), r#"{"format": "qcow2"}"#).unwrap();
         assert_eq!(hint(&folder, disk), FormatHint::Qcow2);
         fs::write(folder.join("disk.config"), "broken").unwrap();
-        assert_eq!(hint(&folder, disk), FormatHint::Raw);
+        assert_eq!(hint(&folder, disk), FormatHint::RawDisk);
     }
 
     #[test]
@@ -171,7 +182,7 @@ mod tests {
         let folder = root.path().join("ide0-hd0");
         fs::create_dir(&folder).unwrap();
         fs::write(root.path().join("disk.config"), r#"{"format": "raw"}"#).unwrap();
-        assert_eq!(hint(&folder, None), FormatHint::Raw);
+        assert_eq!(hint(&folder, None), FormatHint::RawDisk);
         fs::write(root.path().join("other.config"), r#"{"format": "raw"}"#).unwrap();
         assert_eq!(hint(&folder, None), FormatHint::Unknown);
     }

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::checksums::Checksums;
 use super::config::Configs;
 use super::disk::Disk;
 use super::held;
@@ -64,6 +65,16 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// A link to a folder elsewhere: images in there are missing here.
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A FULL that had a manifest, which would tell whether INCs were written into it.
+    Moment {
+        /// The FULL.
+        path: PathBuf,
+    },
 }
 
 impl Note {
@@ -71,15 +82,24 @@ impl Note {
     fn folder(&self) -> Option<(&Path, &str)> {
         match self {
             Self::Folder { path, reason } => Some((path, reason)),
-            Self::Config { .. } | Self::Manifest { .. } => None,
+            Self::Config { .. } | Self::Manifest { .. } | Self::Link { .. } | Self::Moment { .. } => None,
         }
     }
 }
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Config { path, reason } | Self::Manifest { path, reason } | Self::Folder { path, reason }) = self;
-        write!(f, "{} is ignored: {reason}", path.display())
+        match self {
+            Self::Config { path, reason } | Self::Manifest { path, reason } | Self::Folder { path, reason } => {
+                write!(f, "{} is ignored: {reason}", path.display())
+            }
+            Self::Link { path } => {
+                write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
+            }
+            Self::Moment { path } => {
+                write!(f, "{} may hold a later moment than that of its name: its manifest is lost", path.display())
+            }
+        }
     }
 }
 
@@ -157,6 +177,12 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
                     image.in_place = journal.map(|read| read.map(Arc::new).map_err(fault));
                 }
             }
+            // where others have them, and checksums are there, the FULL had one, too
+            let are_kept = images.iter().any(|image| image.manifest.is_some());
+            let had = |image: &Image| image.manifest.is_some() || are_kept && Checksums::path(&image.path).is_file();
+            let full = |image: &&Image| image.level == Level::Full && !image.partial && !image.missing;
+            let lost = images.iter().filter(full).filter(|image| image.known().is_none() && had(image));
+            notes.extend(lost.map(|image| Note::Moment { path: image.path.clone() }));
             let label = labels.label(&node, name.as_deref(), &images, shared);
             let folder = node.file_name().unwrap_or(&labels.root).to_string_lossy().into_owned();
             disks.push(Disk::new(label, folder, name, (images, notes)));

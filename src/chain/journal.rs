@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::json_file::{self, invalid};
+use super::manifest::checksum;
 use super::{BOOKKEEPING, Image, ImageName, Level, MAX_CONFIG_BYTES};
 
-/// The version of the file.
-const VERSION: u64 = 1;
+/// The version of the file. The first had no `crc32`, which is that of a manifest.
+const VERSION: u64 = 2;
 
 /// Work in a FULL that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +92,12 @@ impl Unfinished {
     /// # Errors
     /// `InvalidData` where the file is damaged, of a newer version or of another FULL; else what the system says.
     pub fn read(full: &Path) -> io::Result<Option<Self>> {
-        let Some(value) = json_file::read(&Self::path(full))? else { return Ok(None) };
+        let value = match json_file::read(&Self::path(full)) {
+            // the name of the FULL is so long that none can be written
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => None,
+            read => read?,
+        };
+        let Some(value) = value else { return Ok(None) };
         let unfinished = Self::parse(&value).map_err(invalid)?;
         unfinished.check(full).map_err(invalid)?;
         Ok(Some(unfinished))
@@ -119,6 +125,10 @@ impl Unfinished {
         if length > MAX_CONFIG_BYTES {
             return Err(refused(format!("{length} bytes long, at most {MAX_CONFIG_BYTES} are read")));
         }
+        match std::fs::symlink_metadata(Self::path(full)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => Err(error)?,
+            _ => {}
+        }
         Ok(())
     }
 
@@ -141,7 +151,8 @@ impl Unfinished {
 
     /// The names of the INCs that the work takes.
     pub(super) fn taken(&self) -> Taken<'_> {
-        Taken(self.incs.iter().map(String::as_str).collect())
+        let is_needed = self.work == Work::Commit && self.phase == Phase::Writing;
+        Taken { names: self.incs.iter().map(String::as_str).collect(), may_be_gone: !is_needed }
     }
 
     /// Says what is wrong where it is not the journal of this FULL, or may not be acted upon: the names are of files
@@ -161,19 +172,27 @@ impl Unfinished {
     }
 
     fn to_json(&self) -> Value {
-        json!({
+        let mut value = json!({
             "version": VERSION,
             "work": self.work.as_str(),
             "phase": self.phase.as_str(),
             "full": self.full,
             "incs": self.incs,
-        })
+        });
+        if let Some(keys) = value.as_object_mut() {
+            keys.insert("crc32".to_owned(), checksum(keys).into());
+        }
+        value
     }
 
     fn parse(value: &Value) -> Result<Self, String> {
         let version = value.get("version").and_then(Value::as_u64).ok_or("no version")?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(format!("version {version}, known is {VERSION}"));
+        }
+        let fits = value.as_object().is_some_and(|keys| keys.get("crc32") == Some(&checksum(keys).into()));
+        if version > 1 && !fits {
+            return Err("damaged: its crc32 does not fit".to_owned());
         }
         let text = |key: &str| value.get(key).and_then(Value::as_str).ok_or_else(|| format!("no {key}"));
         let (work, phase) = (text("work")?, text("phase")?);
@@ -189,7 +208,10 @@ impl Unfinished {
 
 /// The INCs that unfinished work takes.
 #[derive(Debug, Default)]
-pub(super) struct Taken<'a>(BTreeSet<&'a str>);
+pub(super) struct Taken<'a> {
+    names: BTreeSet<&'a str>,
+    may_be_gone: bool,
+}
 
 impl Taken<'_> {
     pub(super) fn contains(&self, inc: &Image) -> bool {
@@ -198,7 +220,12 @@ impl Taken<'_> {
 
     /// Whether one of them has this name.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.0.contains(name)
+        self.names.contains(name)
+    }
+
+    /// Whether it is one of them, and the FULL may hold all of it already.
+    pub(super) fn may_be_gone(&self, inc: &Image) -> bool {
+        self.may_be_gone && self.contains(inc)
     }
 }
 
@@ -248,7 +275,7 @@ mod tests {
         unfinished().write(&full).unwrap();
         let mut texts = vec![String::new(), "{".to_owned(), "[]".to_owned(), "7".to_owned(), "[".repeat(100_000)];
         for (key, value) in [
-            ("version", json!(2)),
+            ("version", json!(3)),
             ("version", json!(null)),
             ("work", json!("rebase")),
             ("phase", json!("")),
@@ -259,6 +286,8 @@ mod tests {
         ] {
             let mut changed = unfinished().to_json();
             changed[key] = value;
+            let keys = changed.as_object_mut().unwrap();
+            keys.insert("crc32".to_owned(), checksum(keys).into());
             texts.push(changed.to_string());
         }
         for text in texts {
@@ -268,6 +297,29 @@ mod tests {
         std::fs::remove_file(Unfinished::path(&full)).unwrap();
         std::fs::create_dir(Unfinished::path(&full)).unwrap();
         assert!(Unfinished::read(&full).is_err());
+    }
+
+    #[test]
+    fn a_journal_of_before_checksums_is_read_and_no_flipped_bit_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join(FULL);
+        let mut old = unfinished().to_json();
+        old["version"] = 1.into();
+        old.as_object_mut().unwrap().remove("crc32");
+        std::fs::create_dir(folder.path().join(BOOKKEEPING)).unwrap();
+        std::fs::write(Unfinished::path(&full), old.to_string()).unwrap();
+        assert_eq!(Unfinished::read(&full).unwrap(), Some(unfinished()));
+
+        unfinished().write(&full).unwrap();
+        let text = std::fs::read(Unfinished::path(&full)).unwrap();
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(Unfinished::path(&full), &flipped).unwrap();
+            // white space may become other white space
+            let read = Unfinished::read(&full).unwrap_or_else(|_| Some(unfinished()));
+            assert_eq!(read, Some(unfinished()), "{}", String::from_utf8_lossy(&flipped));
+        }
     }
 
     #[test]

@@ -80,11 +80,11 @@ impl fmt::Display for Lineage {
 }
 
 impl Lineage {
-    /// What speaks against an image by itself; not that it is gone where work was to remove it that has not ended.
+    /// What speaks against an image by itself; not that it is gone where work that has not ended may have removed it.
     pub(super) fn of(image: &Arc<Image>, taken: Option<&Taken<'_>>) -> Option<Self> {
         if image.missing {
-            let is_taken = taken.is_some_and(|taken| taken.contains(image));
-            return (!is_taken).then(|| Self::Gone(Arc::clone(image)));
+            let is_held = taken.is_some_and(|taken| taken.may_be_gone(image));
+            return (!is_held).then(|| Self::Gone(Arc::clone(image)));
         }
         let made = &image.known()?.image;
         let renamed = !made.is_empty() && image.name() != made.as_str();

@@ -31,6 +31,7 @@
 //!   the restore point of that time. To which FULL an INC belongs is told by names alone. While such work goes on, and when
 //!   it was broken off, none of the chain's restore points is whole: see [`Unfinished`].
 //! - The format of an image is what its [`Manifest`] says, else what the `.config` says, never what its content looks like.
+//!   Where that says only that the disk was raw, images of another tool are raw, and who opens them has to tell them from ours.
 //! - Manifests tell of each INC what it builds on: one that is missing, foreign or out of order breaks the chain from there.
 //!   An image whose manifest is there and which is not, of a chain whose FULL is there, is a broken restore point.
 //!
@@ -90,6 +91,8 @@ pub use checksums::{
     BLOCK, Checksums, ChecksumsError, KnownSums, Renewal, ZEROES as ZERO_BLOCK_SUM, block_sums,
     create as create_checksums, create_watched as create_checksums_watched,
 };
+#[cfg(feature = "capture")]
+pub(crate) use config::BACKUP_FORMAT;
 pub use config::{FormatHint, MAX_CONFIG_BYTES};
 pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;

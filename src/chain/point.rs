@@ -35,6 +35,11 @@ impl Point {
     pub fn state(&self) -> &State {
         &self.state
     }
+
+    /// The same, if unfinished work in the FULL were ended.
+    pub(crate) fn state_after_work(&self) -> &State {
+        &self.otherwise
+    }
 }
 
 /// Whether a restore point can be restored, as far as names tell.

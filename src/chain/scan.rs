@@ -36,7 +36,8 @@ pub(super) enum Kind {
     },
 }
 
-/// Lists a folder and those below it, sorted by path. Hidden folders and links to folders are left alone.
+/// Lists a folder and those below it, sorted by path. Hidden folders and links to folders are left alone; where such a link
+/// leads elsewhere, that is noted.
 pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Error> {
     let mut folders = Vec::new();
     let mut queue = VecDeque::from([(PathBuf::new(), 0)]);
@@ -50,13 +51,16 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
                 left = fewer;
                 let (name, kind) = entry?;
                 match entry_of(kind, || path.join(&name)) {
+                    Some(Entry::Link) if !name.as_bytes().starts_with(b".") => {
+                        notes.extend(elsewhere(dir, path.join(&name)));
+                    }
                     Some(Entry::Folder) if depth < MAX_DEPTH && !name.as_bytes().starts_with(b".") => {
                         queue.push_back((folder.relative.join(name), depth.saturating_add(1)));
                     }
                     Some(Entry::File(kind)) => {
                         folder.files.insert(name, kind);
                     }
-                    Some(Entry::Folder) | None => {}
+                    Some(Entry::Folder | Entry::Link) | None => {}
                 }
             }
             Ok(true)
@@ -72,8 +76,17 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
     Ok(folders)
 }
 
+/// A note where a link leads to a folder that is not found otherwise.
+fn elsewhere(dir: &Path, link: PathBuf) -> Option<Note> {
+    let is_below =
+        fs::canonicalize(dir).ok().zip(fs::canonicalize(&link).ok()).is_none_or(|(dir, to)| to.starts_with(dir));
+    (!is_below).then_some(Note::Link { path: link })
+}
+
 enum Entry {
     Folder,
+    /// A link to a folder.
+    Link,
     File(Kind),
 }
 
@@ -83,8 +96,11 @@ fn entry_of(kind: FileType, path: impl Fn() -> PathBuf) -> Option<Entry> {
         FileType::Directory => Some(Entry::Folder),
         FileType::RegularFile => Some(Entry::File(Kind::File)),
         FileType::Symlink => {
-            let to_file = fs::metadata(path()).is_ok_and(|target| target.is_file());
-            Some(Entry::File(Kind::Link { to_file }))
+            let target = fs::metadata(path()).ok();
+            if target.as_ref().is_some_and(fs::Metadata::is_dir) {
+                return Some(Entry::Link);
+            }
+            Some(Entry::File(Kind::Link { to_file: target.is_some_and(|target| target.is_file()) }))
         }
         _ => None,
     }

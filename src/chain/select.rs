@@ -28,10 +28,19 @@ impl Disk {
 
     /// The restore point that is meant, whatever its state.
     pub(super) fn meant(&self, when: &When, clock: &Clock) -> Result<&Point, Error> {
-        if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock)) }
+        if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock), true) }
     }
 
-    /// Finds the restore point that work in its FULL is to lead to: as [`select`](Self::select) does, also where such work
+    /// As [`select`](Self::select), but no time picks a COPY: for work on chains.
+    ///
+    /// # Errors
+    /// As with [`select`](Self::select).
+    pub fn select_of_chain(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
+        let point = if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock), false) };
+        self.restore_point(point?, allow_partial)
+    }
+
+    /// Finds the restore point that work in its FULL is to lead to: as [`select_of_chain`](Self::select_of_chain) does, also where such work
     /// was begun and has not ended.
     ///
     /// INCs that it takes may be gone by then. The last of them is meant by its name all the same, and by times from it on
@@ -47,7 +56,7 @@ impl Disk {
             })?
         } else {
             let moment = when.moment(clock);
-            let newest = self.newest(moment)?;
+            let newest = self.newest(moment, false)?;
             self.left(newest.chain, |end| self.has_gone(newest, end, moment)).unwrap_or(newest)
         };
         let chain = self.chains().get(point.chain);
@@ -115,22 +124,26 @@ impl Disk {
         of_chain.filter(|point| point.depth == 0 || taken.contains(&point.image)).max_by_key(|point| point.depth)
     }
 
-    /// The newest restore point that is not after a moment.
-    fn newest(&self, moment: Option<i64>) -> Result<&Point, Error> {
-        let timeless_copy = |point: &&Point| point.image.time.is_none() && point.image.level == Level::Copy;
-        let timely = self.points().iter().filter(|point| match moment {
-            Some(moment) => point.image.moment().0 <= Some(moment) && !timeless_copy(point),
+    /// The newest restore point that is not after a moment; a COPY only where that is wanted, or there is nothing else.
+    fn newest(&self, moment: Option<i64>, with_copies: bool) -> Result<&Point, Error> {
+        let is_copy = |point: &Point| point.image.level == Level::Copy;
+        let timely = |point: &&Point| match moment {
+            Some(moment) => point.image.moment().0 <= Some(moment) && !(point.image.time.is_none() && is_copy(point)),
             None => true,
-        });
+        };
+        let all = || self.points().iter().filter(timely);
+        let chained = || all().filter(|point| !is_copy(point));
+        let timely: Vec<&Point> =
+            if with_copies || chained().next().is_none() { all().collect() } else { chained().collect() };
         // the last of equals
-        let newest = timely.max_by_key(|point| point.image.moment());
+        let newest = timely.iter().copied().max_by_key(|point| point.image.moment());
         let Some(newest) = newest else { return Err(self.none_before(moment)) };
-        let equal = |other: &&Point| {
+        let equal = |other: &Point| {
             !Arc::ptr_eq(&other.image, &newest.image)
                 && other.image.time.is_some()
                 && other.image.moment() == newest.image.moment()
         };
-        match self.points().iter().find(equal) {
+        match timely.into_iter().find(|other| equal(other)) {
             Some(other) => Err(Error::SameTime { first: other.image.path.clone(), second: newest.image.path.clone() }),
             None => Ok(newest),
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
+use super::in_place;
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::{Observer, Phase};
@@ -86,11 +87,13 @@ pub(super) fn formats(chain: &[Source]) -> Vec<Format> {
         .map(|source| Evidence {
             path: &source.path,
             told: source.format,
+            raw_disk: source.raw_disk,
             // the check will say why it cannot be read
             start: start(source).unwrap_or(Start::Damaged),
         })
         .collect();
-    format::decide(&evidence)
+    // what starts as a qcow2 image can be checked as one
+    format::decide(&evidence).unwrap_or_else(|_| vec![Format::Qcow2; chain.len()])
 }
 
 /// A repair looks at the tables before, meanwhile and after.
@@ -101,7 +104,7 @@ fn walks(repair: Option<Repair>) -> u64 {
 fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer: &dyn Observer) -> Result<Checked> {
     let path = source.path.as_path();
     let storage = match repair {
-        Some(_) if format == Format::Qcow2 => layers::open_writable(path)?,
+        Some(_) if format == Format::Qcow2 => in_place::open(source)?,
         _ => layers::open(source)?,
     };
     if format == Format::Raw {

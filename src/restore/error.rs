@@ -186,6 +186,14 @@ pub enum Error {
         /// The block device.
         path: PathBuf,
     },
+    /// The image may be raw or qcow2.
+    #[error("{}: starts as a qcow2 image does, but its .config says that the disk was raw: `merge --source-format \
+        qcow2` takes it for such an image, and `raw` for a copy of the disk; \"backup-format\": \"qcow2\" or \"raw\" in \
+        the .config says so for good", .path.display())]
+    EitherFormat {
+        /// The image.
+        path: PathBuf,
+    },
     /// The output is one of the images that are read.
     #[error("{}: is itself a part of the chain", .path.display())]
     OutputIsSource {
@@ -374,9 +382,11 @@ impl Error {
             | Self::Gone { .. } => ErrorKind::Damaged,
             Self::ReadBack { .. } | Self::Unreadable { .. } => ErrorKind::ReadBack,
             Self::NoSpace { .. } => ErrorKind::Full,
-            Self::ClusterSize { .. } | Self::Layout(_) | Self::NothingToCommit | Self::NothingToRebase { .. } => {
-                ErrorKind::Usage
-            }
+            Self::ClusterSize { .. }
+            | Self::EitherFormat { .. }
+            | Self::Layout(_)
+            | Self::NothingToCommit
+            | Self::NothingToRebase { .. } => ErrorKind::Usage,
             Self::Folder(error) => match error.kind() {
                 chain::ErrorKind::Locked => ErrorKind::Locked,
                 chain::ErrorKind::Usage => ErrorKind::Usage,

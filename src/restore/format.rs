@@ -17,6 +17,8 @@ pub(super) struct Evidence<'a> {
     pub(super) path: &'a Path,
     /// What somebody wrote down or says.
     pub(super) told: Option<Format>,
+    /// Whether the disk is said to have been raw.
+    pub(super) raw_disk: bool,
     pub(super) start: Start,
 }
 
@@ -49,14 +51,26 @@ impl Start {
 }
 
 /// The formats of the images of a chain.
-pub(super) fn decide(images: &[Evidence<'_>]) -> Vec<Format> {
+///
+/// # Errors
+/// The image that may be either: one of a raw disk, made by another tool and raw, or one that its guest wrote the header of a
+/// qcow2 image to; or one that we made, of which all is lost that tells so.
+pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>, usize> {
     let any_qcow2 = images.iter().any(|image| image.start == Start::Magic);
+    // only our images of a raw disk are qcow2, and then all of them
+    let ours = images.iter().any(|image| image.told == Some(Format::Qcow2));
+    // a guest may write a header to its disk once, but hardly before each backup
+    let nothing_tells = images.iter().all(|image| image.told.is_none() && image.start == Start::Magic);
+    if let Some(either) = images.iter().position(|image| image.raw_disk && nothing_tells) {
+        return Err(either);
+    }
     let one = |image: &Evidence<'_>| match (image.told, image.start) {
         (Some(format), _) => format,
+        (None, _) if image.raw_disk && !ours => Format::Raw,
         (None, Start::Foreign) if !any_qcow2 && !named_qcow2(image.path) => Format::Raw,
         _ => Format::Qcow2,
     };
-    images.iter().map(one).collect()
+    Ok(images.iter().map(one).collect())
 }
 
 fn named_qcow2(path: &Path) -> bool {
@@ -69,8 +83,28 @@ mod tests {
     use crate::storage::MemoryStorage;
 
     fn decided(name: &str, told: Option<Format>, starts: &[Start]) -> Vec<Format> {
-        let path = Path::new(name);
-        decide(&starts.iter().map(|start| Evidence { path, told, start: *start }).collect::<Vec<_>>())
+        let one = |start: &Start| Evidence { path: Path::new(name), told, raw_disk: false, start: *start };
+        decide(&starts.iter().map(one).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn images_of_a_raw_disk_are_raw_or_ours_or_nobody_knows() {
+        use Start::{Damaged, Foreign, Magic};
+        let decided = |told: Option<Format>, starts: &[Start]| {
+            let one = |(number, start): (usize, &Start)| Evidence {
+                path: Path::new("FULL-1-disk.raw"),
+                told: told.filter(|_| number == 0),
+                raw_disk: true,
+                start: *start,
+            };
+            decide(&starts.iter().enumerate().map(one).collect::<Vec<_>>())
+        };
+        assert_eq!(decided(None, &[Foreign, Magic, Damaged]), Ok(vec![Format::Raw; 3]));
+        assert_eq!(decided(None, &[Magic]), Err(0));
+        assert_eq!(decided(None, &[Magic, Magic]), Err(0));
+        assert_eq!(decided(Some(Format::Qcow2), &[Magic, Magic, Damaged]), Ok(vec![Format::Qcow2; 3]));
+        assert_eq!(decided(Some(Format::Raw), &[Magic, Damaged]), Ok(vec![Format::Raw; 2]));
+        assert_eq!(decided(Some(Format::Raw), &[Magic, Magic]), Ok(vec![Format::Raw; 2]));
     }
 
     #[test]

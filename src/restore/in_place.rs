@@ -11,7 +11,6 @@ use rayon::prelude::*;
 
 use super::check;
 use super::error::{Error, Result};
-use super::format;
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::observer::Observer;
@@ -42,7 +41,7 @@ impl InPlace {
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;
-        let formats = format::decide(&evidence);
+        let formats = layers::decide(&evidence)?;
         if let Some((source, _)) = sources.iter().zip(formats).find(|(_, format)| *format != Format::Qcow2) {
             return Err(refused(
                 &source.path,

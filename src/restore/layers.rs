@@ -25,6 +25,8 @@ pub struct Source {
     pub path: PathBuf,
     /// The format, where somebody wrote it down or says it; else the image must tell.
     pub format: Option<Format>,
+    /// Whether it is written down that the disk was raw: then images of other tools are raw, and ours are not.
+    pub raw_disk: bool,
     /// Bytes of its disk, where somebody wrote it down: the image must say the same.
     pub size: Option<u64>,
 }
@@ -34,9 +36,10 @@ impl From<&chain::Image> for Source {
         let format = match image.format {
             FormatHint::Qcow2 => Some(Format::Qcow2),
             FormatHint::Raw => Some(Format::Raw),
-            FormatHint::Unknown => None,
+            FormatHint::RawDisk | FormatHint::Unknown => None,
         };
-        Self { path: image.path.clone(), format, size: image.known().map(|known| known.virtual_size) }
+        let raw_disk = image.format == FormatHint::RawDisk;
+        Self { path: image.path.clone(), format, raw_disk, size: image.known().map(|known| known.virtual_size) }
     }
 }
 
@@ -96,7 +99,7 @@ impl Layers {
     ) -> Result<Self> {
         let files: Vec<_> = sources.iter().map(open_locked).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&files).map(evidence).collect::<Result<_>>()?;
-        let formats = format::decide(&evidence);
+        let formats = decide(&evidence)?;
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
         let images = sources.iter().zip(&files).zip(formats);
         let layers: Vec<_> = images
@@ -159,16 +162,15 @@ impl Layers {
             .map(|((slot, path), file)| Evidence {
                 path,
                 told: if let Slot::Image(source) = slot { source.format } else { None },
+                raw_disk: matches!(slot, Slot::Image(source) if source.raw_disk),
                 start: file.as_ref().ok().and_then(|file| Start::read(&**file).ok()).unwrap_or(Start::Damaged),
             })
             .collect();
-        let formats = format::decide(&evidence);
+        let formats = decide(&evidence)?;
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
-        let doubtful = evidence
-            .iter()
-            .zip(&formats)
-            .zip(&opened)
-            .filter(|((image, _), file)| file.is_ok() && image.told.is_none() && image.start == Start::Foreign);
+        let doubtful = evidence.iter().zip(&formats).zip(&opened).filter(|((image, _), file)| {
+            file.is_ok() && image.told.is_none() && !image.raw_disk && image.start == Start::Foreign
+        });
         let guessed = doubtful.map(|((image, format), _)| (image.path.to_owned(), *format == Format::Raw)).collect();
         let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
         let mut unlocked = None;
@@ -407,7 +409,15 @@ pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
 
 pub(super) fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
     let start = start(source, &**storage)?;
-    Ok(Evidence { path: &source.path, told: source.format, start })
+    Ok(Evidence { path: &source.path, told: source.format, raw_disk: source.raw_disk, start })
+}
+
+/// As [`format::decide`].
+pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>> {
+    format::decide(images).map_err(|either| {
+        let path = images.get(either).map_or_else(PathBuf::new, |image| image.path.to_owned());
+        Error::EitherFormat { path }
+    })
 }
 
 /// An image must have a disk of the size that was written down when it was made.

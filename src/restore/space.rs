@@ -1,5 +1,6 @@
 //! Whether there is room for what will be written to an image in place.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::apply;
@@ -10,7 +11,8 @@ use super::plan;
 use super::pool;
 use super::resolve::{Changes, Mapped, changes};
 use super::slices::Slices;
-use crate::qcow2::{self, Content, Geometry, GuestOffset, Image, MapBuffer};
+use crate::qcow2::{self, Content, Geometry, GuestOffset, HostOffset, Image, MapBuffer};
+use crate::storage::LastHole;
 
 /// What a commit writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,19 +113,28 @@ fn refcounts(length: u64, image: &Image) -> u64 {
     blocks + 2 * geometry.clusters(blocks * 8) + 2
 }
 
-/// How many of these clusters, which come in order, have no place of their own in the image.
+/// How many of these clusters, which come in order, have no place of their own in the image, or one that is a hole.
 fn missing(full: &Image, touched: &[u64], geometry: Geometry, buffer: &mut MapBuffer) -> qcow2::Result<u64> {
     let (Some(first), Some(last)) = (touched.first(), touched.last()) else { return Ok(0) };
     let bits = geometry.cluster_bits();
     let mut missing = touched.len() as u64;
     let mut rest = touched;
+    let mut hole = LastHole::default();
+    let mut lacks_blocks = |place: Range<u64>| {
+        // who cannot say needs no more than he has
+        let data = hole.next_data_within(full.storage(), place.clone()).unwrap_or(Some(place.start));
+        data != Some(place.start)
+    };
     let mapped = full.map(first << bits..(last + 1) << bits, buffer, |extent| {
-        if let Content::Data(_) = extent.content {
+        if let Content::Data(HostOffset(host)) = extent.content {
             let (start, end) = (extent.guest.start >> bits, extent.guest.end.div_ceil(1 << bits));
             rest = rest.get(rest.partition_point(|cluster| *cluster < start)..).unwrap_or_default();
             let held = rest.partition_point(|cluster| *cluster < end);
-            missing -= held as u64;
-            rest = rest.get(held..).unwrap_or_default();
+            let (here, behind) = rest.split_at_checked(held).unwrap_or_default();
+            let place = |cluster: u64| host.saturating_add((cluster << bits).saturating_sub(extent.guest.start));
+            let held = here.iter().map(|cluster| place(*cluster)).filter(|at| !lacks_blocks(*at..at + (1 << bits)));
+            missing -= held.count() as u64;
+            rest = behind;
         }
     });
     mapped.map(|()| missing)

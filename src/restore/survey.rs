@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
@@ -38,9 +38,12 @@ pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
     let evidence = chain.iter().zip(&starts).map(|(source, start)| Evidence {
         path: &source.path,
         told: source.format,
+        raw_disk: source.raw_disk,
         start: start.as_ref().map_or(Start::Damaged, |start| *start),
     });
-    let formats = format::decide(&evidence.collect::<Vec<_>>());
+    let Ok(formats) = format::decide(&evidence.collect::<Vec<_>>()) else {
+        return chain.iter().map(|source| Err(Error::EitherFormat { path: source.path.clone() })).collect();
+    };
     let before = std::iter::once(None).chain(chain.iter().map(|source| Some(source.path.as_path())));
     let images: Vec<_> = chain.iter().zip(before).zip(starts).zip(formats).collect();
     images.into_par_iter().map(|(((source, before), start), format)| start.and(look(source, before, format))).collect()

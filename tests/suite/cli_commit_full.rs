@@ -1,11 +1,13 @@
 //! There is no space left for a FULL that takes INCs.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::in_place::{SLOW, assert_sound, copy_folder};
 use crate::program::{Backup, Ended, TIMES, is_root};
 use crate::small_disk::Small;
+use crate::tools;
 
 /// The recorded chain in a file system with some room.
 fn small_backup() -> (Backup, Small) {
@@ -43,6 +45,28 @@ fn what_has_no_room_is_refused_before_anything_is_changed() {
         backup.assert_holds(3, &expected);
         assert_sound(&backup.images[0], false);
     }
+}
+
+#[test]
+fn places_in_the_full_that_are_holes_need_room_as_well() {
+    if !is_root() {
+        return;
+    }
+    let (backup, small) = small_backup();
+    let options = "preallocation=metadata";
+    let full = &backup.images[0];
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", options]).arg(full).arg("64M"));
+    let planned = || backup.planned(&["commit", "--until=INC-1793674800"])["growth"].as_u64().unwrap();
+    let growth = planned();
+    small.fill(growth / 2);
+    backup.refuses(&["commit", "--until=INC-1793674800"], 7, "bytes may be needed in its file system, but only");
+    small.free();
+    let used = || full.metadata().unwrap().blocks() * 512;
+    let before = used();
+    small.fill(growth + (128 << 10));
+    backup.does(&["commit", "--until=INC-1793674800"]).with(0);
+    let grown = used() - before;
+    assert!(grown > 1 << 20 && grown <= growth && growth < 3 * grown, "{grown} of {growth}");
 }
 
 #[test]

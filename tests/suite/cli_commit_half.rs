@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use qmpbackup::chain::Unfinished;
+use qmpbackup::storage::{Access, FileStorage};
 use rustix::process::Signal;
 
 use crate::in_place::assert_sound;
@@ -47,6 +48,34 @@ fn everything_says_what_to_run_while_a_full_is_written_in_part() {
         let checked = backup.does(&["check"]);
         assert!(matches!(checked.code, Some(0 | 3)), "{checked:?}");
     }
+}
+
+#[test]
+fn an_image_that_is_missing_meanwhile_is_named() {
+    for gone in [1, 3] {
+        let backup = Backup::new();
+        backup.does(&["manifest"]).with(0);
+        backup.stopped(&["commit", "--until=INC-1793761200"], Signal::INT).with(130);
+        backup.does(&["verify"]).with(3);
+        std::fs::rename(&backup.images[gone], backup.path("kept")).unwrap();
+        let missing = format!("{} is missing, only its manifest is there", backup.images[gone].display());
+        backup.does(&["verify"]).with(4).says(&missing);
+        backup.does(&["commit"]).with(4).says(&missing);
+        std::fs::rename(backup.path("kept"), &backup.images[gone]).unwrap();
+        backup.does(&["commit"]).with(0);
+        backup.does(&["verify"]).with(0);
+    }
+}
+
+#[test]
+fn what_goes_on_just_now_is_not_to_be_run_again() {
+    let (backup, _) = half("commit", Signal::INT, 130);
+    let full = FileStorage::open_writable(&backup.images[0]).unwrap();
+    full.lock(Access::Write).unwrap();
+    let said = format!("{}: another process has the image open", backup.images[0].display());
+    backup.merged(["--out=no"]).with(6).says(&said).says_not("commit");
+    backup.does(&["verify", "--until=latest"]).with(6).says(&said).says_not("commit");
+    backup.does(&["rebase"]).with(6).says(&said).says_not("commit");
 }
 
 #[test]

@@ -109,6 +109,37 @@ fn a_copy_is_no_full() {
 }
 
 #[test]
+fn a_newer_copy_is_not_what_a_time_means() {
+    let backup = Backup::new();
+    let copy = backup.dir.join(format!("COPY-{}-disk.qcow2", TIMES[2] + 1));
+    fs::copy(&backup.images[0], &copy).unwrap();
+    let newest = backup.dir.join(format!("COPY-{}-disk.qcow2", TIMES[3] + 1));
+    fs::copy(&backup.images[0], &newest).unwrap();
+    let expected = backup.expected(3);
+    backup.does(&["rebase"]).with(0).says(backup.name(3));
+    backup.does(&["commit", "--until", &(TIMES[2] + 1).to_string()]).with(0);
+    assert_eq!(backup.held_time(), TIMES[2]);
+    backup.does(&["commit", "--until=COPY"]).with(2);
+    backup.does(&["snapshotrebase"]).with(0);
+    backup.assert_holds(3, &expected);
+    assert!(copy.exists() && newest.exists());
+}
+
+#[test]
+fn a_full_whose_journal_could_have_no_name_is_refused_and_restored() {
+    let disk = format!("{}.qcow2", "d".repeat(225));
+    let backup = Backup::named("backup/disk0", &disk, TIMES);
+    for command in ["commit", "snapshotrebase"] {
+        backup.does(&[command]).with(1).says("File name too long").says("nothing was changed");
+    }
+    let expected = backup.expected(3);
+    backup.does(&["manifest"]).with(0);
+    backup.does(&["list"]).with(0);
+    backup.merged(["--format=raw", "--out=out"]).with(0);
+    crate::sparse::assert_same(&backup.path("out"), &expected, "long");
+}
+
+#[test]
 fn names_that_are_not_text_are_refused() {
     let backup = Backup::named("backup/disk0", rude_name(), TIMES);
     assert_refused(&backup, &[], 1, "its name is not UTF-8");

@@ -239,7 +239,13 @@ fn no_image_is_repaired_over_a_link_in_a_folder() {
     let repair = [OsStr::new("check"), OsStr::new("--repair=all")];
     Ended::of(qmprestore(repair).arg("--dir").arg(&backup.dir)).with(3).says("it is a link");
     assert!(std::fs::read(&elsewhere).unwrap() == before);
-    Ended::of(qmprestore(repair).arg(&backup.images[3])).with(0);
+    // its checksums would not be those beside the link
+    Ended::of(qmprestore(repair).arg(&backup.images[3])).with(1).says("is a link");
+    std::fs::hard_link(&elsewhere, backup.path("other name")).unwrap();
+    Ended::of(qmprestore(repair).arg(&elsewhere)).with(1).says("has other names (hard links)");
+    assert!(std::fs::read(&elsewhere).unwrap() == before);
+    std::fs::remove_file(backup.path("other name")).unwrap();
+    Ended::of(qmprestore(repair).arg(&elsewhere)).with(0);
     assert!(std::fs::read(&elsewhere).unwrap() != before);
 }
 

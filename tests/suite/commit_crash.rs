@@ -61,8 +61,12 @@ impl Work {
     }
 
     fn layers(&self, numbers: std::ops::RangeInclusive<usize>) -> Layers {
-        let source =
-            |layer: &crate::layer::Layer| Source { path: self.chain.dir.join(&layer.name), format: None, size: None };
+        let source = |layer: &crate::layer::Layer| Source {
+            path: self.chain.dir.join(&layer.name),
+            format: None,
+            size: None,
+            raw_disk: false,
+        };
         Layers::open(&self.chain.layers[numbers].iter().map(source).collect::<Vec<_>>()).unwrap()
     }
 
@@ -113,7 +117,7 @@ impl Work {
             let incs = incs.iter().map(|layer| self.chain.dir.join(&layer.name));
             let sources: Vec<Source> = std::iter::once(path.clone())
                 .chain(incs)
-                .map(|path| Source { path, format: None, size: None })
+                .map(|path| Source { path, format: None, size: None, raw_disk: false })
                 .collect();
             let out = path.with_file_name("merged.raw");
             let options = MergeOptions {
@@ -291,7 +295,8 @@ fn any_number_of_threads_makes_the_same_image() {
         bench.io(name, &writes.iter().map(String::as_str).collect::<Vec<_>>());
     }
     bench.io("inc", &["write -q -z 1G 64M"]);
-    let layers = Layers::open(&[Source { path: bench.path("inc"), format: None, size: None }]).unwrap();
+    let layers =
+        Layers::open(&[Source { path: bench.path("inc"), format: None, size: None, raw_disk: false }]).unwrap();
     let images = [1, 4].map(|threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let storage = memory(&bench.load("full"));

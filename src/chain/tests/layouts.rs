@@ -223,6 +223,30 @@ fn settings_that_are_a_fifo_are_not_waited_for() {
 }
 
 #[test]
+fn a_folder_that_lies_elsewhere_is_left_out_and_said() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::write(elsewhere.path().join("FULL-100-disk"), "").unwrap();
+    let link = format!("hd1 -> {}", elsewhere.path().display());
+    let tree = Tree::new(["hd0/FULL-100-disk", link.as_str(), "hd2 -> hd0", "hd3 -> nowhere"]);
+    let inventory = tree.discover();
+    assert_eq!(inventory.disks.len(), 1);
+    assert_eq!(inventory.notes_of(None).unwrap(), [&Note::Link { path: tree.path("hd1") }]);
+}
+
+#[test]
+fn a_full_that_has_lost_its_manifest_may_hold_another_moment() {
+    let tree = Tree::new(["hd0/FULL-100-disk", "hd0/INC-200-disk", "hd0/.qmpbackup/FULL-100-disk.crc32"]);
+    assert_eq!(tree.disk().notes(), [], "images may have checksums and nothing else");
+    let moment = Note::Moment { path: tree.path("hd0/FULL-100-disk") };
+    tree.add("hd0/.qmpbackup/INC-200-disk.json");
+    assert!(tree.disk().notes().contains(&moment));
+    fs::remove_file(tree.path("hd0/.qmpbackup/FULL-100-disk.crc32")).unwrap();
+    assert!(!tree.disk().notes().contains(&moment));
+    tree.add("hd0/.qmpbackup/FULL-100-disk.json");
+    assert!(tree.disk().notes().contains(&moment));
+}
+
+#[test]
 fn an_image_may_lie_elsewhere() {
     let elsewhere = tempfile::NamedTempFile::new().unwrap();
     let tree = Tree::new([format!("hd0/FULL-100-disk -> {}", elsewhere.path().display()).as_str(), "hd0/INC-200-disk"]);
@@ -237,12 +261,12 @@ fn the_format_is_what_the_settings_say() {
     tree.write("c.config", "x");
     let inventory = tree.discover();
     let formats: Vec<FormatHint> = inventory.disks.iter().map(|disk| disk.images()[0].format).collect();
-    assert_eq!(formats, [FormatHint::Raw, FormatHint::Qcow2, FormatHint::Unknown]);
+    assert_eq!(formats, [FormatHint::RawDisk, FormatHint::Qcow2, FormatHint::Unknown]);
     let notes: Vec<usize> = inventory.disks.iter().map(|disk| disk.notes().len()).collect();
     assert_eq!((inventory.notes.len(), notes), (0, vec![0, 0, 1]));
     assert!(inventory.disks[2].notes()[0].to_string().contains("c.config is ignored: "));
     let below = discover(&tree.path("hd0")).unwrap();
-    assert_eq!(below.disks[0].images()[0].format, FormatHint::Raw);
+    assert_eq!(below.disks[0].images()[0].format, FormatHint::RawDisk);
 }
 
 #[test]

@@ -45,7 +45,9 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
 /// What is to be checked, and those of them of which only the manifest is there. Images that are named belong to no chain.
 fn chains(arguments: &args::Check, console: &Console) -> Result<(Vec<Vec<Source>>, BTreeSet<PathBuf>), Failure> {
     let Some(dir) = &arguments.dir else {
-        let alone = |path: &PathBuf| vec![Source { path: path.clone(), format: Some(Format::Qcow2), size: None }];
+        let alone = |path: &PathBuf| {
+            vec![Source { path: path.clone(), format: Some(Format::Qcow2), size: None, raw_disk: false }]
+        };
         return Ok((arguments.images.iter().map(alone).collect(), BTreeSet::new()));
     };
     let inventory = discover(dir)?;

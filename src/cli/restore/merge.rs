@@ -80,7 +80,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
 
 /// Finds the restore point and opens its images.
 fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
-    let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
+    let selected = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial);
+    let point = selected.map_err(place::not_selected)?;
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }

@@ -18,7 +18,8 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
     let inventory = discover(&arguments.place.dir)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;
-    let point = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial)?;
+    let selected = disk.select_of_chain(&arguments.until, &Clock::system(), arguments.allow_partial);
+    let point = selected.map_err(place::not_selected)?;
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::list::without_path;
+use super::place;
 use super::progress::Reporter;
 use crate::causes;
 use crate::chain::{Clock, Disk, Note, RestorePoint, discover};
@@ -25,19 +26,20 @@ const LISTED: usize = 3;
 
 pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, Failure> {
     signals::watch()?;
-    let place = &arguments.place;
-    let inventory = discover(&place.dir)?;
+    let (dir, filter) = (&arguments.place.dir, arguments.place.filter.as_deref());
+    let inventory = discover(dir)?;
     // what is wrong with manifests is found again, and told in more detail
-    let notes = inventory.notes_of(place.filter.as_deref())?;
+    let notes = inventory.notes_of(filter)?;
     let notes = notes.into_iter().filter(|note| !matches!(note, Note::Manifest { .. }));
     notes.for_each(|note| console.warning(&note.to_string()));
     let disks = match arguments.until {
-        None => inventory.matching(place.filter.as_deref())?,
-        Some(_) => vec![inventory.disk(place.filter.as_deref())?],
+        None => inventory.matching(filter)?,
+        Some(_) => vec![inventory.disk(filter)?],
     };
     let point =
         |disk: &&Disk| arguments.until.as_ref().map(|when| disk.select(when, &Clock::system(), true)).transpose();
-    let points: Vec<Option<RestorePoint>> = disks.iter().map(point).collect::<Result<_, _>>()?;
+    let points: Result<Vec<Option<RestorePoint>>, _> = disks.iter().map(point).collect();
+    let points = points.map_err(place::not_selected)?;
     let targets = disks.iter().zip(&points);
     let targets = targets
         .map(|(disk, point)| point.as_ref().map_or(VerifyTarget::Disk(disk), |point| VerifyTarget::Point(disk, point)));

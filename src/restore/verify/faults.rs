@@ -48,13 +48,22 @@ fn of_chain(
     let mut seen = Vec::new();
     let is_busy = chain.full().is_some_and(|full| is_locked(&full.path));
     for image in chain.full().into_iter().chain(chain.incs()) {
-        let against = match points.get(image.path.as_path()).map(|point| point.state()) {
-            Some(State::Broken(Fault::Unfinished(_) | Fault::Journal { .. })) if is_busy => continue,
-            Some(State::Broken(fault)) => Against::Fault(fault.clone()),
-            Some(State::Doubtful(doubt)) => Against::Doubt(doubt.clone()),
-            Some(State::Sound) | None => continue,
+        let Some(point) = points.get(image.path.as_path()) else { continue };
+        let against = match point.state() {
+            State::Broken(Fault::Unfinished(_) | Fault::Journal { .. }) if is_busy => continue,
+            State::Broken(fault) => Against::Fault(fault.clone()),
+            State::Doubtful(doubt) => Against::Doubt(doubt.clone()),
+            State::Sound => continue,
+        };
+        // that work is to be ended does not help where an image is missing
+        let beside = match point.state_after_work() {
+            State::Broken(fault) => Some(Against::Fault(fault.clone())).filter(|fault| *fault != against),
+            State::Doubtful(_) | State::Sound => None,
         };
         add(disk, image, against, &mut seen, all);
+        if let Some(fault) = beside {
+            add(disk, image, fault, &mut seen, all);
+        }
     }
 }
 

@@ -67,7 +67,7 @@ impl Field {
 }
 
 /// What `qmprestore` makes of an image.
-fn restored(image: &Image, time: i64) -> Vec<u8> {
+pub(super) fn restored(image: &Image, time: i64) -> Vec<u8> {
     let room = tempfile::tempdir().unwrap();
     let raw = room.path().join("raw");
     let name = image.path.file_name().unwrap().to_str().unwrap();

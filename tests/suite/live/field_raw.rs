@@ -1,6 +1,7 @@
 //! Raw disks: left out unless they are asked for, and then in qcow2 images like any other, zeroes too.
 
 use super::field::Field;
+use super::field_judge::restored;
 use super::field_setup::{Setup, releases};
 
 /// A machine with a raw disk of these bytes, and a qcow2 disk.
@@ -62,6 +63,11 @@ fn zeroes_on_a_raw_disk_are_zeroes_in_the_inc() {
         field.write("raw0", 0, 1 << 20, 512);
         field.makes("--level inc --include-raw", 0, "disk0 INC, raw0 INC");
         field.verify();
+        // the images are qcow2 also where nothing but their settings tells
+        std::fs::remove_dir_all(field.target.join("raw0/.qmpbackup")).unwrap();
+        let point = &field.points[1];
+        let newest = point.images.iter().find(|image| image.disk == "raw0").unwrap();
+        assert!(restored(newest, point.time) == point.contents["raw0"]);
     }
 }
 

@@ -102,7 +102,12 @@ impl<'a> Judge<'a> {
     /// The image and an INC that holds nothing, or the FULL below and the image, as raw bytes.
     fn merge(&self, image: &[u8]) -> Result<Disk, restore::Error> {
         let names = if self.kind.has_backing { [BELOW, NAME] } else { [NAME, "INC-1700000000-disk"] };
-        let source = |name| Source { path: self.kind.bench.path(name), format: Some(Format::Qcow2), size: None };
+        let source = |name| Source {
+            path: self.kind.bench.path(name),
+            format: Some(Format::Qcow2),
+            size: None,
+            raw_disk: false,
+        };
         let room = self.size.next_multiple_of(512) + (64 << 20);
         let bytes = Bytes { room, bytes: Arc::default() };
         let shared = Arc::clone(&bytes.bytes);
