@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::device::Bitmap;
 use super::event::Severity;
-use super::history::History;
+use super::history::{History, Newest};
 use super::request::Wanted;
 use super::settle::Bitmaps;
 use crate::chain::Level;
@@ -71,7 +71,7 @@ impl<'a> Decision<'a> {
             let reason = format!("the disk was resized from {before} to {} bytes", facts.size);
             return Self::full(reason, Severity::Notice);
         }
-        match usable(newest.fault.as_deref(), newest.time, facts) {
+        match usable(newest, facts) {
             Ok(old) => Self::Take {
                 level: Level::Inc,
                 old: Some(old),
@@ -96,14 +96,16 @@ enum Unusable {
 }
 
 /// The bitmap that holds all that was written since the newest image.
-fn usable<'a>(fault: Option<&str>, newest: Option<i64>, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable> {
+fn usable<'a>(newest: &Newest, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable> {
     if let Some(partial) = &facts.history.partial {
         return Err(Unusable::Bad(format!("a run before failed and left {}", partial.display())));
     }
-    if let Some(fault) = fault {
-        return Err(Unusable::Bad(fault.to_owned()));
+    if let Some(fault) = &newest.fault {
+        return Err(Unusable::Bad(fault.clone()));
     }
-    let bitmap = facts.bitmaps.since(newest.unwrap_or(i64::MIN));
+    let bitmap = facts.bitmaps.since(newest.time.unwrap_or(i64::MIN));
+    // that of another disk, which had this name before, or of a tool that made images before
+    let bitmap = bitmap.filter(|bitmap| newest.bitmap.as_ref().is_none_or(|own| *own == bitmap.name));
     let bitmap = bitmap.ok_or_else(|| Unusable::Absent("no bitmap goes back to the newest image".to_owned()))?;
     let bad = |what: &str| Err(Unusable::Bad(format!("the bitmap {} {what}", bitmap.name)));
     if bitmap.inconsistent {
@@ -128,7 +130,8 @@ mod tests {
     use crate::capture::history::Newest;
 
     fn history() -> History {
-        let newest = Newest { path: "/t/disk/FULL-5-disk".into(), time: Some(5), size: Some(100), fault: None };
+        let newest =
+            Newest { path: "/t/disk/FULL-5-disk".into(), time: Some(5), bitmap: None, size: Some(100), fault: None };
         History { newest: Some(newest), partial: None, latest: Some(5), chained: Vec::new() }
     }
 
@@ -170,6 +173,14 @@ mod tests {
             assert_eq!(decide(wanted, &history(), &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
             let python = Bitmap { name: "qmpbackup-c".to_owned(), ..bitmap() };
             assert_eq!(decide(wanted, &history(), &[python], true), Ok((Level::Inc, Severity::Info)));
+        }
+        let mut known = history();
+        known.newest.as_mut().unwrap().bitmap = Some("qmpbackup-5-c".to_owned());
+        assert_eq!(decide(Wanted::Auto, &known, &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
+        for other in ["qmpbackup-c", "qmpbackup-5-01234567-c"] {
+            let other = Bitmap { name: other.to_owned(), ..bitmap() };
+            assert_eq!(decide(Wanted::Auto, &known, std::slice::from_ref(&other), true), Ok((Level::Full, Severity::Warning)));
+            assert!(decide(Wanted::Inc, &known, &[other], true).unwrap_err().contains("no bitmap goes back"));
         }
         let bad = [
             Vec::new(),

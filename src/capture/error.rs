@@ -143,6 +143,13 @@ pub enum Error {
         /// The name of an older image.
         before: String,
     },
+    /// A file has the name that an image has until it is whole.
+    #[error("{}: is in the way. A run that failed left it, perhaps of another tool, and changes may be in it alone: move it \
+        away, and run again", path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+    },
     /// A job failed.
     #[error("{disk}: the job failed: {reason}")]
     Job {
@@ -251,6 +258,7 @@ impl Error {
             | Self::NoFull { .. }
             | Self::Replaces { .. }
             | Self::Timeless { .. }
+            | Self::InTheWay { .. }
             | Self::Job { .. }
             | Self::Torn { .. }
             | Self::JobsLeft { .. } => ErrorKind::Other,

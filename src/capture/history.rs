@@ -30,6 +30,8 @@ pub(super) struct Newest {
     pub(super) path: PathBuf,
     /// The time of its restore point; unknown where neither its name nor its manifest has one.
     pub(super) time: Option<i64>,
+    /// The bitmap that goes back to it, where its manifest tells.
+    pub(super) bitmap: Option<String>,
     /// The size of the disk in it; unknown where it cannot be read.
     pub(super) size: Option<u64>,
     /// Why no INC may build on it.
@@ -101,10 +103,11 @@ impl History {
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
             Some(chain::State::Sound) | None => None,
         };
+        let bitmap = newest.known().and_then(|manifest| manifest.bitmap.clone());
         let size = size(newest);
         let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
         Ok(Self {
-            newest: Some(Newest { path: newest.path.clone(), time: newest.time, size, fault }),
+            newest: Some(Newest { path: newest.path.clone(), time: newest.time, bitmap, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
             latest,
             chained,

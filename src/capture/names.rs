@@ -3,6 +3,8 @@
 //! Nodes and jobs of all runs have the same names, so that QEMU itself refuses a second run: it adds no node twice. Names
 //! of nodes have at most 31 characters.
 
+use crate::chain::ImageId;
+
 /// The node whose file is the lock of the folder that a run writes to: the machine's own lock.
 pub(super) const LOCK: &str = "qmpbackup-lock";
 
@@ -54,9 +56,13 @@ pub(super) fn disk_of(job: &str) -> Option<usize> {
     job.strip_prefix(PREFIX)?.parse().ok()
 }
 
-/// The bitmap that records all that is written since the image of this time.
-pub(super) fn epoch(time: i64, chain: &str) -> String {
-    format!("{PREFIX}{time}-{chain}")
+/// Digits of an image's id in the name of a bitmap.
+const TAG: usize = 8;
+
+/// The bitmap that records all that is written since the image of this time and id. All disks of a run have the same time,
+/// and without the id a disk that has got the name of another would go on with its images.
+pub(super) fn epoch(time: i64, image: ImageId, chain: &str) -> String {
+    format!("{PREFIX}{time}-{:.TAG$}-{chain}", image.to_string())
 }
 
 /// What a bitmap of a chain records.
@@ -75,10 +81,14 @@ pub(super) fn since(bitmap: &str, chain: &str, disk: &[String]) -> Option<Since>
         return Some(Since::Newest);
     }
     let middle = name.strip_suffix(chain)?.strip_suffix('-')?;
-    if middle.bytes().all(|byte| byte.is_ascii_digit()) {
-        return middle.parse().ok().map(Since::Image);
+    if disk.iter().any(|known| known == middle) {
+        return Some(Since::Newest);
     }
-    disk.iter().any(|known| known == middle).then_some(Since::Newest)
+    // earlier versions had no tag
+    let (time, tag) = middle.split_once('-').unwrap_or((middle, ""));
+    let is_tag = tag.len() == TAG && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_time = time.bytes().all(|byte| byte.is_ascii_digit()) && (is_tag || time == middle);
+    time.parse().ok().filter(|_| is_time).map(Since::Image)
 }
 
 #[cfg(test)]
@@ -89,7 +99,15 @@ mod tests {
     fn a_bitmap_tells_since_when_it_records() {
         let disk = ["ide0-hd0".to_owned()];
         let since = |bitmap: &str| since(bitmap, "c-1", &disk);
-        assert_eq!(since(&epoch(1_643_308_898, "c-1")), Some(Since::Image(1_643_308_898)));
+        let id = ImageId::parse("0123456789abcdef0123456789abcdef").unwrap();
+        assert_eq!(epoch(1_643_308_898, id, "c-1"), "qmpbackup-1643308898-01234567-c-1");
+        assert_eq!(since(&epoch(1_643_308_898, id, "c-1")), Some(Since::Image(1_643_308_898)));
+        assert_eq!(since("qmpbackup-1643308898-c-1"), Some(Since::Image(1_643_308_898)));
+        for other in
+            ["qmpbackup-7-0123456-c-1", "qmpbackup-7-0123456g-c-1", "qmpbackup-7-01234567-8-c-1", "qmpbackup-7--c-1"]
+        {
+            assert_eq!(since(other), None, "{other}");
+        }
         assert_eq!(since("qmpbackup-c-1"), Some(Since::Newest));
         assert_eq!(since("qmpbackup-ide0-hd0-c-1"), Some(Since::Newest));
         for other in ["qmpbackup-5-c-2", "qmpbackup-ide0-hd1-c-1", "qmpbackup-copy-ide0-hd0-c-1", "c-1", "mine-5-c-1"] {

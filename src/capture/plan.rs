@@ -108,7 +108,7 @@ impl Plan {
         let mut moment: Vec<Command> = exchange.collect();
         let stops = settings.running && (settings.pause || !moment.is_empty());
         let plain = each().filter(|(_, disk)| disk.way == Way::Plain);
-        let plain = plain.flat_map(|(number, disk)| begin_plain(number, disk, settings, features));
+        let plain = plain.map(|(number, disk)| begin_plain(number, disk, settings, features));
         moment.extend(transaction(plain.collect(), None));
         if stops {
             moment.insert(0, Command::new("stop"));
@@ -200,17 +200,18 @@ fn begin_bitmaps(disk: &DiskPlan) -> impl Iterator<Item = Value> {
     dead.into_iter().chain(new)
 }
 
-/// The job that copies old data itself. The old bitmap stands still with the disk.
+/// The job that copies old data itself. It takes the old bitmap as it is when the disk stands still: all that a write had
+/// begun is in it then. A bitmap that was disabled before would lack what was on its way, while the guest goes on with
+/// other disks as soon as that is done.
 ///
 /// If the target fails, QEMU breaks the guest's write, unless it can be told to break the backup instead.
-fn begin_plain(number: usize, disk: &DiskPlan, settings: &Settings, features: &Features) -> Vec<Value> {
+fn begin_plain(number: usize, disk: &DiskPlan, settings: &Settings, features: &Features) -> Value {
     let old = disk.old.as_ref().map(|old| old.name.as_str());
-    let disable = old.map(|name| action("block-dirty-bitmap-disable", json!({"node": disk.format_node, "name": name})));
     let mut job = backup(number, &disk.format_node, old, settings);
     if let (true, Some(data)) = (features.backup_on_cbw_error, job.get_mut("data").and_then(Value::as_object_mut)) {
         data.insert("on-cbw-error".to_owned(), "break-snapshot".into());
     }
-    disable.into_iter().chain([job]).collect()
+    job
 }
 
 fn snapshot(number: usize) -> Command {
@@ -366,8 +367,8 @@ mod tests {
     fn without_fleecing_the_moment_is_one_transaction() {
         let plan = Plan::new(&[disk(0, false, true), disk(1, false, false)], &settings(), &features());
         assert_eq!(plan.prepare.len(), 3);
-        let moment = "transaction block-dirty-bitmap-disable disk0 qmpbackup-5-c + blockdev-backup disk0 \
-                      qmpbackup-0-target qmpbackup-5-c + blockdev-backup disk1 qmpbackup-1-target";
+        let moment = "transaction blockdev-backup disk0 qmpbackup-0-target qmpbackup-5-c + blockdev-backup disk1 \
+                      qmpbackup-1-target";
         assert_eq!(lines(&plan.moment), [moment]);
         assert!(plan.start.is_empty());
         let job = |features: &Features| {

@@ -121,6 +121,10 @@ impl Prepared {
             if timeless {
                 history.allows_timeless(&image, level)?;
             }
+            let partial = files::partial(&image);
+            if partial.symlink_metadata().is_ok() {
+                return Err(Error::InTheWay { path: partial });
+            }
             let link = (timeless && request.symlink).then(|| place.link(level));
             if let Some(path) =
                 link.clone().filter(|link| link.symlink_metadata().is_ok_and(|there| !there.is_symlink()))
@@ -189,7 +193,7 @@ impl Prepared {
             chain: self.chain_of(target).map(str::to_owned),
             parent: target.parent.clone(),
             parent_id: target.parent_id,
-            bitmap: self.chain_of(target).map(|chain| names::epoch(self.time, chain)),
+            bitmap: self.epoch(target),
             format: FormatHint::Qcow2,
             virtual_size: target.size,
             qemu: qemu.to_owned(),
@@ -201,6 +205,11 @@ impl Prepared {
         self.chain.as_ref().filter(|_| target.level != Level::Copy).map(|(id, _)| id.as_str())
     }
 
+    /// The bitmap that goes back to a disk's image; none with COPY.
+    fn epoch(&self, target: &Target) -> Option<String> {
+        self.chain_of(target).map(|chain| names::epoch(self.time, target.id, chain))
+    }
+
     fn disk(&self, target: &Target) -> DiskPlan {
         DiskPlan {
             node: target.device.node.clone(),
@@ -210,7 +219,7 @@ impl Prepared {
             target: files::partial(&target.image),
             old: target.old.clone(),
             dead: target.dead.clone(),
-            new: self.chain_of(target).map(|chain| (names::epoch(self.time, chain), target.device.persistent)),
+            new: self.epoch(target).map(|name| (name, target.device.persistent)),
         }
     }
 

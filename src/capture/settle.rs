@@ -82,6 +82,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::chain::ImageId;
 
     fn bitmap(name: &str) -> Bitmap {
         Bitmap {
@@ -94,6 +95,10 @@ mod tests {
             persistent: true,
             inconsistent: false,
         }
+    }
+
+    fn epoch(time: i64) -> String {
+        names::epoch(time, ImageId::parse(&"7".repeat(32)).unwrap(), "c")
     }
 
     fn settle(bitmaps: &[Bitmap], newest: Option<i64>, ended: Option<i64>) -> Option<Value> {
@@ -215,10 +220,10 @@ mod tests {
                     Step::Write(place) => model.write(place),
                     Step::Run { plain, published, settled } => {
                         model.settle(unsettled.take());
-                        model.bitmaps.insert(names::epoch(time, "c"), (BTreeSet::new(), true));
+                        model.bitmaps.insert(epoch(time), (BTreeSet::new(), true));
                         // between the bitmap and the moment
                         model.write(200);
-                        let old = model.newest.map(|newest| names::epoch(newest, "c"));
+                        let old = model.newest.map(epoch);
                         if let (true, Some(old)) = (plain, old.and_then(|old| model.bitmaps.get_mut(&old))) {
                             old.1 = false;
                         }
@@ -237,7 +242,7 @@ mod tests {
                     }
                 }
                 if let (None, Some(newest)) = (unsettled, model.newest) {
-                    let (places, recording) = &model.bitmaps[&names::epoch(newest, "c")];
+                    let (places, recording) = &model.bitmaps[&epoch(newest)];
                     prop_assert!(*recording);
                     prop_assert!(places.is_superset(&model.since_newest));
                     prop_assert_eq!(model.bitmaps.len(), 1);

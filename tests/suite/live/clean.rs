@@ -76,9 +76,16 @@ fn strange_bitmaps(node: &str, bitmaps: &[Value]) -> Vec<String> {
     strange
 }
 
-/// The chain of `qmpbackup-<digits>-<uuid>`.
+/// Whether there is just the bitmap of this time and chain.
+pub(crate) fn is_of(bitmaps: &[String], time: i64, chain: &str) -> bool {
+    matches!(bitmaps, [name] if name.starts_with(&format!("qmpbackup-{time}-")) && name.ends_with(&format!("-{chain}")))
+}
+
+/// The chain of `qmpbackup-<digits>-<8 digits>-<uuid>`; the oldest versions had no digits between.
 fn epoch(name: &str) -> Option<&str> {
     let (digits, uuid) = name.strip_prefix("qmpbackup-")?.split_once('-')?;
+    let uuid =
+        uuid.split_once('-').filter(|(tag, uuid)| tag.len() == 8 && uuid.len() == 36).map_or(uuid, |(_, uuid)| uuid);
     let digit_parts: Vec<usize> = uuid.split('-').map(str::len).collect();
     let is_uuid = digit_parts == [8, 4, 4, 4, 12] && uuid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     let is_time = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit());

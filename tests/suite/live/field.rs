@@ -145,6 +145,21 @@ impl Field {
         self.points.push(Point { time, images: vec![image], contents: self.contents.clone() });
     }
 
+    /// Exchanges the files of two disks, and with them what is on these, while the machine is off.
+    pub(crate) fn exchange(&mut self, files: [&str; 2], ids: [&str; 2]) {
+        self.vm.quit();
+        let [one, other] = files.map(|file| self.vm.path(file));
+        let aside = self.vm.path("aside");
+        for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+            std::fs::rename(from, to).unwrap();
+        }
+        let [first, second] = ids.map(|id| self.contents.remove(id).unwrap());
+        self.contents.extend([(ids[0].to_owned(), second), (ids[1].to_owned(), first)]);
+        self.vm.restart();
+        self.stays();
+        self.look();
+    }
+
     /// Ends the machine as one should, and starts it again.
     pub(crate) fn restart(&mut self) {
         self.vm.quit();

@@ -70,6 +70,25 @@ fn a_disk_that_was_removed_is_no_trouble_and_may_come_back() {
 }
 
 #[test]
+fn a_disk_that_has_got_the_name_of_another_does_not_go_on_with_its_images() {
+    for release in releases(&["7.2", "10.0"]) {
+        let setup = Setup::of(release).image("p/disk.qcow2", "4M", "").image("q/disk.qcow2", "4M", "");
+        let mut field = setup.qcow2("disk0", "p/disk.qcow2").qcow2("disk1", "q/disk.qcow2").start();
+        for disk in ["disk0", "disk1"] {
+            field.scribble(disk);
+        }
+        field.makes("--level full", 0, "disk0 FULL, disk1 FULL");
+        field.exchange(["p/disk.qcow2", "q/disk.qcow2"], ["disk0", "disk1"]);
+        field.scribble("disk1");
+        field.backup("--level inc", 4).says("no bitmap goes back to the newest image");
+        field.makes("--level auto", 3, "disk0 FULL, disk1 FULL");
+        field.scribble("disk0");
+        field.makes("--level auto", 0, "disk0 INC, disk1 INC");
+        field.verify();
+    }
+}
+
+#[test]
 fn a_disk_that_was_resized_gets_a_full_and_each_point_has_its_size() {
     for release in releases(&["5.2", "10.0"]) {
         let mut field = Setup::of(release).disk("disk0").disk("disk1").start();

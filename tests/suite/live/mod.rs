@@ -49,6 +49,7 @@ mod judge_test;
 mod locks;
 mod locks_folder;
 mod monitor;
+mod one_moment;
 mod options_chain;
 mod options_flow;
 mod options_names;
