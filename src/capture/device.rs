@@ -139,6 +139,8 @@ pub struct Skipped {
     pub name: String,
     /// Why.
     pub why: Why,
+    /// Whether `--include` names it, and `--exclude` does not.
+    pub wanted: bool,
 }
 
 /// Why a disk is left out.
