@@ -64,18 +64,18 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     if made.is_err() {
         go_on_after_error(&machine, prepared.running).await;
     }
-    let named = prepared.targets.iter().all(|target| !files::partial(&target.image).exists() && target.image.exists());
+    let published: Vec<&Target> = prepared.targets.iter().filter(|target| target.is_published()).collect();
     match (made, restored) {
         (Ok(()), Ok(())) => {}
-        (Ok(()), Err(left)) if named => trouble(&machine, &left),
+        (Ok(()), Err(left)) if published.len() == prepared.targets.len() => trouble(&machine, &left),
         (Ok(()), Err(error)) | (Err(error), Ok(())) => return Err(error),
         (Err(error), Err(left)) => {
             trouble(&machine, &left);
             return Err(error);
         }
     }
-    tell_published(&machine, &prepared);
-    let images: Vec<_> = prepared.targets.iter().map(|target| (target.image.clone(), target.level)).collect();
+    tell_published(&machine, &published, prepared.time);
+    let images: Vec<_> = published.iter().map(|target| (target.image.clone(), target.level)).collect();
     let lengths = images.iter().filter_map(|(path, _)| path.metadata().ok()).map(|file| file.len());
     let bytes = lengths.fold(0, u64::saturating_add);
     Ok(Outcome { time: prepared.time, images, bytes })
@@ -292,13 +292,13 @@ async fn delay(machine: &Machine<'_>, delay: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-fn tell_published(machine: &Machine<'_>, prepared: &Prepared) {
-    for target in &prepared.targets {
+fn tell_published(machine: &Machine<'_>, published: &[&Target], time: i64) {
+    for target in published {
         machine.tell(&Event::Published {
             disk: target.disk.clone(),
             path: target.image.clone(),
             level: target.level,
-            time: prepared.time,
+            time,
         });
     }
 }
