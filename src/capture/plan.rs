@@ -150,9 +150,9 @@ fn lock(file: &Path) -> Command {
         .with("locking", "off")
 }
 
-/// The node that says that the machine may stand still.
-pub(super) fn mark_moment() -> Command {
-    Command::new("blockdev-add").with("driver", "null-co").with("node-name", names::MOMENT)
+/// A node that says something by being there.
+pub(super) fn mark(node: &str) -> Command {
+    Command::new("blockdev-add").with("driver", "null-co").with("node-name", node)
 }
 
 fn image(node: String, file: &Path, settings: Option<&Settings>) -> Command {

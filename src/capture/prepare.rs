@@ -226,7 +226,6 @@ impl Prepared {
         Journal {
             time: self.time,
             chain: self.chain.as_ref().map(|(chain, _)| chain.clone()),
-            agent: None,
             publishing: false,
             entries: entries.collect(),
             fleece: self.targets.iter().filter_map(Target::fleece).map(Path::to_owned).collect(),
