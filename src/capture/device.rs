@@ -143,6 +143,8 @@ pub struct Skipped {
     pub name: String,
     /// Why.
     pub why: Why,
+    /// Whether `--include` names it, and `--exclude` does not.
+    pub wanted: bool,
 }
 
 /// Why a disk is left out.

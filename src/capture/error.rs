@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::reply::DeviceError;
-use crate::{agent, chain, qcow2, qmp};
+use crate::{chain, qcow2, qmp};
 
 /// Why a run fails. Unless it says otherwise, the machine is as it was, and the next INC holds what this one would have.
 #[derive(Debug, thiserror::Error)]
@@ -13,9 +13,17 @@ pub enum Error {
     /// The monitor does not do what it is told.
     #[error(transparent)]
     Monitor(#[from] qmp::Error),
-    /// The guest agent does not.
-    #[error("guest agent")]
-    Agent(#[from] agent::Error),
+    /// All is in order, but for file systems of the guest that a run has frozen and no agent thaws.
+    #[error(
+        "the guest is perhaps frozen: `recover` or the next run thaws it when the agent answers at {agents}, or where \
+         --agent-socket says: {reason}"
+    )]
+    Frozen {
+        /// Where agents were asked.
+        agents: String,
+        /// What they said.
+        reason: String,
+    },
     /// QEMU says of its disks what cannot be understood.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -244,7 +252,7 @@ impl Error {
             },
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Monitor(_)
-            | Self::Agent(_)
+            | Self::Frozen { .. }
             | Self::Device(_)
             | Self::Layout { .. }
             | Self::Io { .. }

@@ -199,6 +199,7 @@ impl Event {
             | Self::Published { .. }
             | Self::BitmapRemoved { .. } => Severity::Info,
             Self::Skipped(skipped) => match skipped.why {
+                _ if skipped.wanted => Severity::Warning,
                 Why::Empty => Severity::Debug,
                 Why::Removable | Why::Excluded | Why::NotIncluded => Severity::Info,
                 Why::Raw => Severity::Notice,
@@ -221,7 +222,7 @@ impl fmt::Display for Event {
             Self::Machine { name: Some(name), status } => write!(f, "machine {name} is in state {status}"),
             Self::Machine { name: None, status } => write!(f, "the machine is in state {status}"),
             Self::Sent(command) => write!(f, "sent {}", command.to_json()),
-            Self::Skipped(Skipped { name, why }) => match why {
+            Self::Skipped(Skipped { name, why, .. }) => match why {
                 Why::Empty => write!(f, "{name}: skipped, the drive is empty"),
                 Why::Removable => write!(f, "{name}: skipped, a removable medium"),
                 Why::Raw => write!(f, "{name}: skipped, a raw disk: --include-raw includes it"),

@@ -35,8 +35,6 @@ pub(super) struct Journal {
     pub(super) time: i64,
     /// The chain; none with COPY.
     pub(super) chain: Option<String>,
-    /// How to reach the guest agent.
-    pub(super) agent: Option<String>,
     /// Whether all images are whole.
     pub(super) publishing: bool,
     /// The images.
@@ -92,7 +90,6 @@ impl Journal {
             "version": VERSION,
             "time": self.time,
             "chain": self.chain,
-            "agent": self.agent,
             "publishing": self.publishing,
             "images": entries.collect::<Vec<_>>(),
             "fleece": self.fleece.iter().map(|path| text(path)).collect::<Vec<_>>(),
@@ -118,7 +115,6 @@ impl Journal {
         Some(Self {
             time,
             chain: text(value, "chain"),
-            agent: text(value, "agent"),
             publishing: value.get("publishing")?.as_bool()?,
             entries: entries.collect::<Option<_>>()?,
             fleece: fleece.filter_map(|path| files::fleece(path.as_str()?, time)).collect(),
@@ -141,7 +137,6 @@ mod tests {
         Journal {
             time: 5,
             chain: Some("c".to_owned()),
-            agent: Some("/run/agent".to_owned()),
             publishing: true,
             entries: vec![Entry {
                 disk: "disk0".to_owned(),

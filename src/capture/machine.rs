@@ -100,10 +100,12 @@ impl Machine<'_> {
         }
     }
 
-    /// Takes apart what a run has built: the machine is as it was, but for the two nodes that go last.
+    /// Takes apart what a run has built: the machine is as it was, but for the nodes that go last.
     pub(super) async fn dismantle(&self) -> Result<(), Error> {
         let teardown = Teardown::new(&self.observe().await?);
-        for command in teardown.resume.iter().chain(&teardown.cancel) {
+        // jobs end also where the machine does not go on
+        let resumed = self.send_all(&teardown.resume).await;
+        for command in &teardown.cancel {
             self.send_unless_ended(command).await?;
         }
         let until = Instant::now() + ENDING;
@@ -118,14 +120,18 @@ impl Machine<'_> {
             }
             watch.has_event_within(GLANCE).await;
         }
-        for command in Teardown::new(&self.observe().await?).bypass {
-            self.send(&command).await?;
-        }
+        self.send_all(&Teardown::new(&self.observe().await?).bypass).await?;
         while !Teardown::new(&self.observe().await?).bypass.is_empty() && Instant::now() < until {
             watch.has_event_within(GLANCE).await;
         }
-        for command in Teardown::new(&self.observe().await?).dismantle {
-            self.send(&command).await?;
+        self.send_all(&Teardown::new(&self.observe().await?).dismantle).await?;
+        resumed
+    }
+
+    /// Sends one after the other, until one is refused.
+    async fn send_all(&self, commands: &[Command]) -> Result<(), Error> {
+        for command in commands {
+            self.send(command).await?;
         }
         Ok(())
     }

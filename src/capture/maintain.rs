@@ -8,6 +8,7 @@ use super::observe::ask_nodes;
 use super::order;
 use super::request::Connection;
 use super::{connect, nodes};
+use crate::causes;
 use crate::qmp::Command;
 
 /// All disks of a machine, raw ones too.
@@ -19,10 +20,10 @@ pub async fn disks(connection: &Connection, observer: &dyn Observer) -> Result<V
     order::all_disks(&machine).await
 }
 
-/// Removes the bitmaps of this tool, of one chain or of all.
+/// Removes the bitmaps of this tool, of one chain or of all. Those that QEMU keeps are told.
 ///
 /// # Errors
-/// A backup goes on, or QEMU refuses.
+/// A backup goes on, or the machine cannot be reached.
 pub async fn remove_bitmaps(
     connection: &Connection,
     chain: Option<&str>,
@@ -36,13 +37,26 @@ pub async fn remove_bitmaps(
     let disks: Vec<String> = order::all_disks(&machine).await?.into_iter().flat_map(|disk| disk.names).collect();
     let of_chain = |bitmap: &Bitmap| chain.is_none_or(|chain| names::since(&bitmap.name, chain, &disks).is_some());
     let mut removed = Vec::new();
-    for bitmap in nodes.into_iter().flat_map(|node| node.bitmaps).filter(own).filter(of_chain) {
+    // what is stored in an image that nobody can write to stays, and records nothing
+    let bitmaps = nodes
+        .into_iter()
+        .flat_map(|node| node.bitmaps.into_iter().filter(move |bitmap| !(node.read_only && bitmap.persistent)));
+    for bitmap in bitmaps.filter(own).filter(of_chain) {
         let command = Command::new("block-dirty-bitmap-remove")
             .with("node", bitmap.node.clone())
             .with("name", bitmap.name.clone());
-        machine.send(&command).await?;
-        machine.tell(&Event::BitmapRemoved { name: bitmap.name.clone(), node: bitmap.node.clone() });
-        removed.push(bitmap);
+        match machine.send(&command).await {
+            Ok(_) => {
+                machine.tell(&Event::BitmapRemoved { name: bitmap.name.clone(), node: bitmap.node.clone() });
+                removed.push(bitmap);
+            }
+            Err(Error::Monitor(error)) if error.refused().is_some() => {
+                let (name, node) = (&bitmap.name, &bitmap.node);
+                let what = format!("the bitmap {name} of {node} cannot be removed: {}", causes::line(&error));
+                machine.tell(&Event::Trouble { what });
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(removed)
 }

@@ -34,6 +34,7 @@ mod event;
 mod file_name;
 mod files;
 mod fleecing;
+mod frozen;
 mod graph;
 mod history;
 mod image;

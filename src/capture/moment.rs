@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::error::Error;
 use super::event::Event;
+use super::frozen;
 use super::machine::Machine;
 use super::names;
 use super::observe;
-use super::order::{self, AGENT_LIMIT};
-use super::plan::{Plan, mark_moment};
+use super::plan::{self, Plan};
 use super::request::Request;
-use crate::agent::Agent;
+use super::teardown::delete_node;
+use crate::agent::{self, Agent};
 use crate::causes;
 use crate::qmp::{Address, Command};
 
@@ -21,8 +22,12 @@ const LAST: Duration = Duration::from_secs(5);
 /// Time between two attempts to thaw a guest.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The agent, if it is there and can freeze.
-pub(super) async fn find_agent(machine: &Machine<'_>, request: &Request, running: bool) -> Option<Agent> {
+/// The agent, if it is there and can freeze, and where it is.
+pub(super) async fn find_agent<'a>(
+    machine: &Machine<'_>,
+    request: &'a Request,
+    running: bool,
+) -> Option<(&'a Address, Agent)> {
     let found = async {
         if !running {
             return Err("the machine does not run".to_owned());
@@ -30,9 +35,9 @@ pub(super) async fn find_agent(machine: &Machine<'_>, request: &Request, running
         let Some(address) = &request.connection.agent else {
             return Err("--quiesce needs --agent-socket".to_owned());
         };
-        let mut agent = Agent::connect(address, AGENT_LIMIT).await.map_err(|error| causes::line(&error))?;
+        let mut agent = Agent::connect(address, frozen::LIMIT).await.map_err(|error| causes::line(&error))?;
         match agent.supports_freeze().await {
-            Ok(true) => Ok(agent),
+            Ok(true) => Ok((address, agent)),
             Ok(false) => Err("the guest agent cannot freeze file systems".to_owned()),
             Err(error) => Err(causes::line(&error)),
         }
@@ -52,12 +57,20 @@ pub(super) async fn take(
     machine: &Machine<'_>,
     plan: &Plan,
     running: bool,
-    mut agent: Option<Agent>,
+    agent: Option<(&Address, Agent)>,
 ) -> Result<bool, Error> {
     let stops = plan.moment.iter().any(|command| command.name() == "stop");
     same_state(machine, running).await?;
-    let marked = stops || agent.is_some();
-    let mut thawed = !marked || mark(machine).await? || agent.is_some();
+    let observed = machine.observe().await?;
+    // by an earlier run
+    let may_be_frozen = observed.node(frozen::NODE).is_some();
+    if let Some((address, _)) = agent {
+        frozen::mark(machine, &observed, address).await?;
+    }
+    let mut agent = agent.map(|(_, agent)| agent);
+    if stops {
+        machine.send(&plan::mark(names::MOMENT)).await?;
+    }
     // what is to be told waits until the guest goes on: nobody may read it
     let mut events = Vec::new();
     let mut frozen = None;
@@ -68,23 +81,30 @@ pub(super) async fn take(
         }
     }
     let (result, stopped) = send(machine, plan, &mut events).await;
-    if let Some(agent) = &mut agent {
+    let thaw = async {
         // a freeze that was given up may have come to pass
-        if let Err(error) = agent.thaw().await {
-            thawed = false;
-            events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", causes::line(&error)) });
+        if let Some(agent) = &mut agent {
+            agent.thaw().await?;
         }
+        Ok::<(), agent::Error>(())
+    };
+    // who stops the machine from now on means it, and an agent may take its time
+    let (unmarked, thaw) = tokio::join!(unmark(machine, stopped.is_some(), &mut events), thaw);
+    if let Err(error) = &thaw {
+        events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", causes::line(error)) });
     }
+    let thawed = if agent.is_some() { thaw.is_ok() } else { !may_be_frozen };
     let frozen = frozen.map(|(since, count)| (since.elapsed(), count));
     for event in &events {
         machine.tell(event);
     }
     result?;
+    unmarked?;
     if !running {
         same_state(machine, running).await?;
     }
-    if marked && thawed {
-        machine.remove_node(names::MOMENT).await?;
+    if agent.is_some() && thawed {
+        machine.remove_node(frozen::NODE).await?;
     }
     machine.tell(&Event::Moment { stopped, frozen });
     Ok(thawed)
@@ -108,7 +128,7 @@ async fn send(machine: &Machine<'_>, plan: &Plan, events: &mut Vec<Event>) -> (R
             Ok(()) => machine.monitor.execute(command).await,
             Err(_) => machine.monitor.execute_within(command, LAST).await,
         };
-        if ends {
+        if ends && sent.is_ok() {
             stopped = since.map(|since: Instant| since.elapsed());
         }
         events.push(Event::Sent(command.clone()));
@@ -117,12 +137,14 @@ async fn send(machine: &Machine<'_>, plan: &Plan, events: &mut Vec<Event>) -> (R
     (result, stopped)
 }
 
-/// Marks the machine as one that may stand still, unless it is marked: then an earlier run could not thaw the guest.
-async fn mark(machine: &Machine<'_>) -> Result<bool, Error> {
-    match machine.send(&mark_moment()).await {
-        Err(error) if error.is_duplicate() => Ok(false),
-        sent => sent.map(|_| true),
+/// Takes the mark from a machine that goes on.
+async fn unmark(machine: &Machine<'_>, goes_on: bool, events: &mut Vec<Event>) -> Result<(), Error> {
+    if goes_on {
+        let command = delete_node(names::MOMENT);
+        events.push(Event::Sent(command.clone()));
+        machine.monitor.execute(&command).await?;
     }
+    Ok(())
 }
 
 /// Makes sure that nobody has stopped the machine, or let it go on, since the plan was made.
@@ -131,12 +153,14 @@ async fn same_state(machine: &Machine<'_>, running: bool) -> Result<(), Error> {
     if (status == "running") == running { Ok(()) } else { Err(Error::Changed { status }) }
 }
 
-/// Thaws a guest as soon as its agent answers; copying may take hours.
-pub(super) async fn keep_thawing(machine: &Machine<'_>, agent: Option<&Address>, mut thawed: bool) -> Infallible {
+/// Thaws a guest as soon as an agent of it answers; copying may take hours.
+pub(super) async fn keep_thawing(machine: &Machine<'_>, named: Option<&Address>, mut thawed: bool) -> Infallible {
     while !thawed {
-        tokio::time::sleep(PAUSE).await;
         // what fails here is told at the end of the run
-        thawed = order::thaw(machine, agent).await.is_ok() && machine.remove_node(names::MOMENT).await.is_ok();
+        if let Ok(observed) = machine.observe().await {
+            thawed = frozen::thaw(machine, &observed, named).await.is_ok();
+        }
+        tokio::time::sleep(PAUSE).await;
     }
     std::future::pending().await
 }

@@ -2,12 +2,12 @@
 //! names or are gone, and each disk has the bitmap that the next INC needs.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::device::{Bitmap, Device};
 use super::error::Error;
 use super::event::Event;
 use super::files;
+use super::frozen;
 use super::history::History;
 use super::journal::Journal;
 use super::lock;
@@ -17,13 +17,8 @@ use super::observe::{Observed, Replies};
 use super::settle::Bitmaps;
 use super::target;
 use super::teardown::Teardown;
-use crate::agent::{self, Agent, FsStatus};
-use crate::causes;
 use crate::chain::FolderLock;
 use crate::qmp::Address;
-
-/// How long the agent may take for an answer.
-pub(super) const AGENT_LIMIT: Duration = Duration::from_secs(10);
 
 /// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
 pub(super) async fn restore(
@@ -32,27 +27,26 @@ pub(super) async fn restore(
     own: Option<&FolderLock>,
     run: Option<&Journal>,
 ) -> Result<(), Error> {
-    if let Err(error) = recover(machine, agent, own, run).await? {
-        let what = format!("the guest is perhaps frozen, the next run or `recover` thaws it: {}", causes::line(&error));
-        machine.tell(&Event::Trouble { what });
+    match recover(machine, agent, own, run).await {
+        Err(frozen @ Error::Frozen { .. }) => {
+            machine.tell(&Event::Trouble { what: frozen.to_string() });
+            Ok(())
+        }
+        recovered => recovered,
     }
-    Ok(())
 }
 
 /// Puts in order what a run leaves, one of the caller's or one that is no more. `own` is the folder that the caller has
 /// locked, and `run` what it has begun itself; else each thing that was out of order is told.
 ///
-/// A guest whose agent does not answer may be frozen still, and all else is in order: then the answer is why. It stays
-/// marked, so that the next run tries again.
-///
 /// # Errors
-/// Somebody is at work, or QEMU refuses.
+/// Somebody is at work, or QEMU refuses; [`Error::Frozen`] where all is in order but the guest.
 pub(super) async fn recover(
     machine: &Machine<'_>,
     agent: Option<&Address>,
     own: Option<&FolderLock>,
     run: Option<&Journal>,
-) -> Result<Result<(), agent::Error>, Error> {
+) -> Result<(), Error> {
     let told = |what: String| {
         if run.is_none() {
             machine.tell(&Event::Recovered { what });
@@ -63,19 +57,8 @@ pub(super) async fn recover(
     let locks = [own, other.as_ref()];
     let left = !Teardown::new(&observed).is_empty();
     let dismantled = if left { machine.dismantle().await } else { Ok(()) };
-    let mut agents: Vec<Address> = agent.cloned().into_iter().collect();
-    for lock in locks.into_iter().flatten() {
-        // one that cannot be read ends this below, when the guest goes on
-        let journal = Journal::read(lock.folder()).ok().flatten();
-        agents.extend(journal.and_then(|journal| journal.agent?.parse().ok()));
-    }
-    let mut guest = Ok(());
-    if observed.node(names::MOMENT).is_some() {
-        guest = thaw(machine, agents.first()).await;
-        if guest.is_ok() {
-            machine.remove_node(names::MOMENT).await?;
-        }
-    }
+    // not before: a machine that stands still has no agent that answers
+    let thawed = frozen::thaw(machine, &observed, agent).await;
     dismantled?;
     if left {
         told("jobs, filters and images in QEMU".to_owned());
@@ -90,7 +73,7 @@ pub(super) async fn recover(
         }
     }
     machine.remove_node(names::LOCK).await?;
-    Ok(guest)
+    thawed
 }
 
 /// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.
@@ -104,17 +87,6 @@ fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<Folde
         return Ok(None);
     }
     lock::take_over(path, own)
-}
-
-/// Thaws the guest, which a run may have frozen.
-pub(super) async fn thaw(machine: &Machine<'_>, agent: Option<&Address>) -> Result<(), agent::Error> {
-    let Some(address) = agent else { return Ok(()) };
-    let mut agent = Agent::connect(address, AGENT_LIMIT).await?;
-    if agent.status().await? == FsStatus::Frozen {
-        agent.thaw().await?;
-        machine.tell(&Event::Recovered { what: "the guest's file systems were frozen, and are thawed".to_owned() });
-    }
-    Ok(())
 }
 
 /// Ends a run on the side of files and bitmaps: forward if its images are whole, else back.

@@ -150,9 +150,9 @@ fn lock(file: &Path) -> Command {
         .with("locking", "off")
 }
 
-/// The node that says that the machine may stand still.
-pub(super) fn mark_moment() -> Command {
-    Command::new("blockdev-add").with("driver", "null-co").with("node-name", names::MOMENT)
+/// A node that says something by being there.
+pub(super) fn mark(node: &str) -> Command {
+    Command::new("blockdev-add").with("driver", "null-co").with("node-name", node)
 }
 
 fn image(node: String, file: &Path, settings: Option<&Settings>) -> Command {
@@ -186,9 +186,10 @@ fn filter(number: usize, disk: &DiskPlan, settings: &Settings, features: &Featur
     if features.cbw_timeout { command.with("cbw-timeout", settings.cbw_timeout) } else { command }
 }
 
-/// Exchanges what a device reads and writes.
+/// Exchanges what a device reads and writes. Of some devices QEMU tells the id only, which other objects may have, too.
 pub(super) fn set_drive(qdev: &str, node: &str) -> Command {
-    Command::new("qom-set").with("path", qdev).with("property", "drive").with("value", node)
+    let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
+    Command::new("qom-set").with("path", path).with("property", "drive").with("value", node)
 }
 
 fn begin_bitmaps(disk: &DiskPlan) -> impl Iterator<Item = Value> {
@@ -361,6 +362,13 @@ mod tests {
         assert_eq!(lines(&plan.start), start);
         let grouped = plan.start.last().unwrap().arguments()["properties"].clone();
         assert_eq!(grouped, json!({"completion-mode": "grouped"}));
+    }
+
+    #[test]
+    fn a_device_of_which_qemu_tells_the_id_only_has_a_path() {
+        let paths = ["nv", "/machine/peripheral/nv", "/machine/unattached/device[5]"];
+        let sent = paths.map(|qdev| set_drive(qdev, "n").arguments()["path"].clone());
+        assert_eq!(sent, [paths[1], paths[1], paths[2]]);
     }
 
     #[test]

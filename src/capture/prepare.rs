@@ -235,7 +235,6 @@ impl Prepared {
         Journal {
             time: self.time,
             chain: self.chain.as_ref().map(|(chain, _)| chain.clone()),
-            agent: None,
             publishing: false,
             entries: entries.collect(),
             fleece: self.targets.iter().filter_map(Target::fleece).map(Path::to_owned).collect(),
@@ -273,6 +272,13 @@ fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {
 }
 
 impl Target {
+    /// Whether the image has its name; an earlier one may have it instead.
+    pub(super) fn is_published(&self) -> bool {
+        let manifest = Manifest::read(&self.image).ok().flatten();
+        let is_it = manifest.is_some_and(|manifest| manifest.id == Some(self.id));
+        is_it && self.image.exists() && !files::partial(&self.image).exists()
+    }
+
     fn fleece(&self) -> Option<&Path> {
         match &self.way {
             Way::Fleece { file, .. } => Some(file),

@@ -64,18 +64,18 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     if made.is_err() {
         go_on_after_error(&machine, prepared.running).await;
     }
-    let named = prepared.targets.iter().all(|target| !files::partial(&target.image).exists() && target.image.exists());
+    let published: Vec<&Target> = prepared.targets.iter().filter(|target| target.is_published()).collect();
     match (made, restored) {
         (Ok(()), Ok(())) => {}
-        (Ok(()), Err(left)) if named => trouble(&machine, &left),
+        (Ok(()), Err(left)) if published.len() == prepared.targets.len() => trouble(&machine, &left),
         (Ok(()), Err(error)) | (Err(error), Ok(())) => return Err(error),
         (Err(error), Err(left)) => {
             trouble(&machine, &left);
             return Err(error);
         }
     }
-    tell_published(&machine, &prepared);
-    let images: Vec<_> = prepared.targets.iter().map(|target| (target.image.clone(), target.level)).collect();
+    tell_published(&machine, &published, prepared.time);
+    let images: Vec<_> = published.iter().map(|target| (target.image.clone(), target.level)).collect();
     let lengths = images.iter().filter_map(|(path, _)| path.metadata().ok()).map(|file| file.len());
     let bytes = lengths.fold(0, u64::saturating_add);
     Ok(Outcome { time: prepared.time, images, bytes })
@@ -142,9 +142,9 @@ pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &
     for folder in &folders {
         // one at a time: what the machine knows of may be another of them, and is locked with this one
         let lock = lock::take(folder)?;
-        order::recover(&machine, agent, Some(&lock), None).await??;
+        order::recover(&machine, agent, Some(&lock), None).await?;
     }
-    if folders.is_empty() { Ok(order::recover(&machine, agent, None, None).await??) } else { Ok(()) }
+    if folders.is_empty() { order::recover(&machine, agent, None, None).await } else { Ok(()) }
 }
 
 /// All but the names: when this is done, the images are whole and on stable storage, and the journal says so.
@@ -157,9 +157,6 @@ async fn make(
 ) -> Result<(), Error> {
     let folder = lock.folder();
     let agent = if request.quiesce { moment::find_agent(machine, request, prepared.running).await } else { None };
-    if agent.is_some() {
-        journal.agent = request.connection.agent.as_ref().map(ToString::to_string);
-    }
     let plan = prepared.plan(&machine.features);
     for command in &plan.lock {
         machine.step(command).await.map_err(lost_race)?;
@@ -175,8 +172,28 @@ async fn make(
     }
     machine.go_on()?;
     prepared.same_nodes(machine).await?;
-    let mut watch = machine.watch();
+    let watch = machine.watch();
     let thawed = moment::take(machine, &plan, prepared.running, agent).await?;
+    tokio::select! {
+        copied = copy(machine, request, prepared, &plan, watch) => copied?,
+        never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
+    }
+    machine.go_on()?;
+    journal.publishing = true;
+    let written = journal.write(folder);
+    // names are given only where another run could go on with that
+    journal.publishing = written.is_ok();
+    written
+}
+
+/// What comes after the moment, until the images are whole and on stable storage, and nothing of the run is in QEMU.
+async fn copy(
+    machine: &Machine<'_>,
+    request: &Request,
+    prepared: &Prepared,
+    plan: &Plan,
+    mut watch: Watch,
+) -> Result<(), Error> {
     let start = Instant::now();
     for command in &plan.start {
         machine.step(command).await?;
@@ -189,10 +206,7 @@ async fn make(
     let written = prepared.targets.iter().map(open_shared).collect::<Result<Vec<_>, _>>()?;
     let (mut pauses, sums) = begin_sums(request, prepared, &written);
     let sync = EarlySync::begin(written);
-    let jobs = tokio::select! {
-        jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared) => jobs?,
-        never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
-    };
+    let jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared).await?;
     let bytes = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.done));
     machine.tell(&Event::Copied { bytes, elapsed: start.elapsed() });
     delay(machine, request.remove_delay).await?;
@@ -209,13 +223,7 @@ async fn make(
         // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(|source| Error::Io { path: Manifest::path(&partial), source })?;
     }
-    seal::seal(machine, sync, sums, images, request.progress_interval).await?;
-    machine.go_on()?;
-    journal.publishing = true;
-    let written = journal.write(folder);
-    // names are given only where another run could go on with that
-    journal.publishing = written.is_ok();
-    written
+    seal::seal(machine, sync, sums, images, request.progress_interval).await
 }
 
 /// Has jobs pause, and sums what has settled then, where jobs read from snapshots and write each byte once.
@@ -292,13 +300,13 @@ async fn delay(machine: &Machine<'_>, delay: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-fn tell_published(machine: &Machine<'_>, prepared: &Prepared) {
-    for target in &prepared.targets {
+fn tell_published(machine: &Machine<'_>, published: &[&Target], time: i64) {
+    for target in published {
         machine.tell(&Event::Published {
             disk: target.disk.clone(),
             path: target.image.clone(),
             level: target.level,
-            time: prepared.time,
+            time,
         });
     }
 }

@@ -37,14 +37,15 @@ impl Drive {
 impl Selection {
     /// The drive's disk, or why it is left out.
     pub(super) fn choose(&self, drive: Drive) -> Result<Device, Skipped> {
-        let is_included = self.include.as_ref().is_none_or(|names| drive.is_any_of(names));
+        let is_named = self.include.as_ref().map(|names| drive.is_any_of(names));
         let is_excluded = drive.is_any_of(&self.exclude);
-        let skip = |why| Err(Skipped { name: drive.label.clone(), why });
+        let wanted = is_named == Some(true) && !is_excluded;
+        let skip = |why| Err(Skipped { name: drive.label.clone(), why, wanted });
         match drive.disk {
             None => skip(Why::Empty),
             Some(_) if drive.removable => skip(Why::Removable),
             Some(_) if is_excluded => skip(Why::Excluded),
-            Some(_) if !is_included => skip(Why::NotIncluded),
+            Some(_) if is_named == Some(false) => skip(Why::NotIncluded),
             Some(disk) if disk.format == "raw" && !self.include_raw && !drive.is_flash => skip(Why::Raw),
             Some(disk) => Ok(disk),
         }

@@ -21,11 +21,14 @@ pub(super) struct Teardown {
 }
 
 impl Teardown {
-    /// Decides what to send. The nodes [`names::LOCK`] and [`names::MOMENT`] stay: they go last, when files, bitmaps and
-    /// the guest are in order too.
+    /// Decides what to send. The nodes [`names::LOCK`] and [`frozen::NODE`](super::frozen::NODE) stay: they go last, when
+    /// files, bitmaps and the guest are in order too.
     #[must_use]
     pub(super) fn new(observed: &Observed) -> Self {
-        let stopped = observed.node(names::MOMENT).is_some() && observed.status == "paused";
+        let marked = observed.node(names::MOMENT);
+        let stopped = marked.filter(|_| observed.status == "paused").map(|_| Command::new("cont"));
+        // when it goes on, who stops it again means it
+        let unmark = marked.map(|node| delete_node(&node.name));
         let ours = || observed.own_jobs();
         let cancel = ours().filter(|job| !job.is_ending());
         let dismiss = ours().filter(|job| job.is_concluded());
@@ -46,7 +49,7 @@ impl Teardown {
         });
         Self {
             bypass: bypass.collect(),
-            resume: stopped.then(|| Command::new("cont")).into_iter().collect(),
+            resume: stopped.into_iter().chain(unmark).collect(),
             cancel: cancel.map(|job| Command::new("job-cancel").with("id", job.id.clone())).collect(),
             dismantle,
         }
@@ -85,6 +88,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::capture::frozen;
     use crate::capture::graph::Graph;
     use crate::capture::nodes::Node;
     use crate::capture::observe::{Drive, Job};
@@ -149,7 +153,7 @@ mod tests {
             status: "paused".to_owned(),
         };
         let teardown = Teardown::new(&observed);
-        assert_eq!(lines(&teardown.resume), ["cont "]);
+        assert_eq!(lines(&teardown.resume), ["cont ", "blockdev-del qmpbackup-moment"]);
         assert_eq!(lines(&teardown.cancel), ["job-cancel qmpbackup-0"]);
         let expected = [
             "job-dismiss qmpbackup-1",
@@ -185,12 +189,15 @@ mod tests {
 
     #[test]
     fn only_a_machine_that_a_run_may_have_stopped_is_resumed() {
-        for (marked, status, resumed) in
-            [(true, "paused", true), (false, "paused", false), (true, "running", false), (true, "prelaunch", false)]
-        {
-            let nodes = marked.then(|| node(names::MOMENT)).into_iter().collect();
-            let observed = Observed { nodes, status: status.to_owned(), ..Observed::default() };
-            assert_eq!(!Teardown::new(&observed).resume.is_empty(), resumed, "{marked} {status}");
+        let unmark = "blockdev-del qmpbackup-moment";
+        for (mark, status, resumed) in [
+            (names::MOMENT, "paused", &["cont ", unmark][..]),
+            (names::MOMENT, "running", &[unmark]),
+            (names::MOMENT, "prelaunch", &[unmark]),
+            (frozen::NODE, "paused", &[]),
+        ] {
+            let observed = Observed { nodes: vec![node(mark)], status: status.to_owned(), ..Observed::default() };
+            assert_eq!(lines(&Teardown::new(&observed).resume), resumed, "{mark} {status}");
         }
     }
 }

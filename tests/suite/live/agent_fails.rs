@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::clean::Found;
 use super::fake_agent::{FakeAgent, Mood, Say, refusal};
+use super::monitor::Monitor;
 use super::spec::DiskSpec;
 use super::tool::Tool;
 use super::vm::Vm;
@@ -41,8 +42,17 @@ impl Machine {
         self.backup(&[&["--agent-socket", agent.to_str().unwrap()], more].concat())
     }
 
+    fn recover(&self, more: &[&str]) -> Ended {
+        let qmp = self.vm.socket();
+        Tool::built("qmpbackup").run(&[&["--socket", qmp.to_str().unwrap(), "recover"], more].concat())
+    }
+
     fn fake(&self, mood: Mood) -> FakeAgent {
         FakeAgent::start(&self.vm.path("fake"), mood)
+    }
+
+    fn status(&mut self) -> String {
+        self.vm.monitor.execute("query-status", &json!({})).unwrap()["status"].as_str().unwrap().to_owned()
     }
 
     #[track_caller]
@@ -198,12 +208,89 @@ fn a_guest_that_cannot_be_thawed_has_its_backup_and_the_next_run_tries_again() {
     // Frozen, an agent tells of no command that it could do
     machine.with_agent(&path, &[]).with(3).says("the guest is perhaps frozen").says("the backup is done");
     assert!(agent.is_frozen());
-    let qmp = machine.vm.socket();
-    let recover = ["--socket", qmp.to_str().unwrap(), "--agent-socket", path.to_str().unwrap(), "recover"];
-    Tool::built("qmpbackup").run(&recover).with(1).says("stuck");
+    let named = ["--agent-socket", path.to_str().unwrap()];
+    machine.recover(&named).with(1).says("stuck");
     agent.set_mood(usual());
-    Tool::built("qmpbackup").run(&recover).with(0).says("were frozen, and are thawed");
+    machine.recover(&named).with(0).says("were frozen, and are thawed");
     assert!(!agent.is_frozen());
     machine.assert_clean();
     machine.with_agent(&path, &[]).with(0).says_not("put in order");
+}
+
+#[test]
+fn where_the_agent_of_a_frozen_guest_is_stays_known_until_it_is_thawed() {
+    for release in ["5.2", "10.0"] {
+        let mut machine = Machine::start(release);
+        let path = machine.vm.path("fake");
+        let agent = machine.fake(with("guest-fsfreeze-thaw", usize::MAX, refusal("stuck")));
+        machine.with_agent(&path, &[]).with(3).says("the guest is perhaps frozen").says("--agent-socket");
+        let failed = machine.recover(&[]).with(1).says("the guest is perhaps frozen").says("stuck");
+        failed.says("--agent-socket").says_not("all is in order");
+        machine.backup(&[]).with(3).says("the guest is perhaps frozen").says("stuck").says("the backup is done");
+        agent.set_mood(usual());
+        machine.recover(&[]).with(0).says("were frozen, and are thawed").says("all is in order");
+        assert!(!agent.is_frozen());
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn an_agent_that_has_moved_is_found_where_the_command_line_says() {
+    let mut machine = Machine::start("10.0");
+    let (path, other) = (machine.vm.path("fake"), machine.vm.path("other"));
+    let agent = machine.fake(with("guest-fsfreeze-thaw", usize::MAX, refusal("stuck")));
+    machine.with_agent(&path, &[]).with(3);
+    drop(agent);
+    machine.recover(&[]).with(1).says("cannot connect").says(path.to_str().unwrap()).says("--agent-socket");
+    let named = ["--agent-socket", other.to_str().unwrap()];
+    machine.recover(&named).with(1).says(path.to_str().unwrap()).says(other.to_str().unwrap());
+    let _agent = FakeAgent::start(&other, usual());
+    machine.recover(&named).with(0).says("all is in order");
+    machine.assert_clean();
+}
+
+#[test]
+fn a_guest_that_is_not_thawed_while_its_disks_are_copied_is_thawed_before_the_run_ends() {
+    let mut machine = Machine::start("10.0");
+    let agent = machine.fake(with("guest-fsfreeze-thaw", 2, refusal("not yet")));
+    let ended = machine.with_agent(&machine.vm.path("fake"), &["--remove-delay", "3"]).with(3);
+    let left = agent.last("guest-fsfreeze-thaw").elapsed();
+    ended.says("the guest is perhaps not thawed").says("were frozen, and are thawed");
+    assert!(!agent.is_frozen() && left > Duration::from_secs(1), "{left:?} before the end");
+    machine.assert_clean();
+}
+
+#[test]
+fn a_machine_that_somebody_stops_stays_so_while_its_guest_may_be_frozen() {
+    for release in ["5.2", "10.0"] {
+        let mut machine = Machine::start(release);
+        let device = machine.vm.device(0)["qdev"].as_str().unwrap().to_owned();
+        assert_eq!(machine.vm.monitor.hmp(&format!("qemu-io -d {device} \"write -P 1 0 3M\"")), "");
+        let mut other = Monitor::connect(&machine.vm.path("qmp2"));
+        let mut thaws = 0;
+        // Stopped while the run goes on that has let it go on itself
+        let agent = machine.fake(Box::new(move |name| {
+            if name != "guest-fsfreeze-thaw" {
+                return Say::Usual;
+            }
+            thaws += 1;
+            if thaws == 2 {
+                other.execute("stop", &json!({})).unwrap();
+            }
+            refusal("stuck")
+        }));
+        let path = machine.vm.path("fake");
+        let words = ["--pause", "--speed-limit", "1M"];
+        machine.with_agent(&path, &words).with(3).says("the guest is perhaps frozen");
+        assert_eq!(machine.status(), "paused", "{release}");
+        machine.with_agent(&path, &words).with(3).says("the guest is perhaps frozen");
+        assert_eq!(machine.status(), "paused", "{release}");
+        machine.recover(&[]).with(1);
+        assert_eq!(machine.status(), "paused", "{release}");
+        agent.set_mood(usual());
+        machine.recover(&[]).with(0);
+        assert_eq!(machine.status(), "paused", "{release}");
+        machine.vm.monitor.execute("cont", &json!({})).unwrap();
+        machine.assert_clean();
+    }
 }

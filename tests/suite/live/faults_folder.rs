@@ -46,6 +46,37 @@ fn a_target_that_is_removed_meanwhile_leaves_nothing_in_the_machine() {
     }
 }
 
+/// Removes the image of a disk when all are whole, and none has its name.
+fn remove_whole(folder: &Path, disk: &str) -> Hook {
+    let (journal, disk) = (folder.join(".qmpbackup/run.json"), folder.join(disk));
+    Box::new(move |_, _| {
+        let text = std::fs::read_to_string(&journal).unwrap_or_default();
+        if serde_json::from_str(&text).is_ok_and(|journal: Value| journal["publishing"] == true) {
+            let files = std::fs::read_dir(&disk).unwrap().map(|entry| entry.unwrap().path());
+            files.filter(|path| path.to_str().unwrap().ends_with(".partial")).for_each(|path| {
+                std::fs::remove_file(path).unwrap();
+            });
+        }
+        Action::Forward
+    })
+}
+
+#[test]
+fn an_image_that_is_removed_before_it_has_its_name_is_not_said_to_be_made() {
+    for words in [&["--level", "full"][..], &["--level", "copy", "--no-timestamp"]] {
+        let mut scene = Scene::new("10.0", Way::Fleece);
+        if words.contains(&"copy") {
+            // the image of an earlier run has the name
+            scene.run(words).with(0);
+        }
+        let ended = scene.run_with(words, remove_whole(&scene.target, "disk0")).with(3);
+        let ended =
+            ended.says("was removed before it had its name").says_not("disk0: FULL is").says_not("disk0: COPY is");
+        ended.says("disk1: ").says("the backup is done: 1 image in");
+        scene.assert_clean();
+    }
+}
+
 /// Ends one of the jobs with a command.
 fn end_job(other: &Arc<Mutex<Monitor>>, command: &'static str, key: &'static str) -> Hook {
     let other = Arc::clone(other);

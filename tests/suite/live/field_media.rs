@@ -25,6 +25,26 @@ fn media_and_empty_drives_are_left_out() {
 }
 
 #[test]
+fn what_is_asked_for_by_its_name_and_left_out_is_a_warning() {
+    let mut field = Setup::of("10.0")
+        .disk("disk0")
+        .file("cd.iso", &vec![7; 1 << 20])
+        .file("raw", &vec![7; 1 << 20])
+        .words("-drive if=none,id=medium,media=cdrom,readonly=on,format=raw,file=@/cd.iso")
+        .words("-device ide-cd,id=cd0,bus=ide.0,drive=medium -device ide-cd,id=cd1,bus=ide.1")
+        .words("-blockdev node-name=raw0,driver=raw,file.driver=file,file.filename=@/raw")
+        .words("-device virtio-blk-pci,id=raw0,drive=raw0")
+        .start();
+    for (name, why) in [("cd0", "a removable medium"), ("cd1", "the drive is empty"), ("raw0", "a raw disk")] {
+        let ended = field.makes(&format!("--level full --include disk0,{name}"), 3, "disk0 FULL");
+        let warnings = ended.events().into_iter().filter(|event| event["event"] == "warning");
+        let warnings: Vec<String> = warnings.map(|event| event["message"].as_str().unwrap().to_owned()).collect();
+        assert!(matches!(&warnings[..], [warning] if warning.contains(why)), "{ended:#?}");
+    }
+    field.makes("--level full --include disk0", 0, "disk0 FULL");
+}
+
+#[test]
 fn a_machine_with_media_only_has_nothing_to_back_up() {
     let mut field = Setup::of("10.0").words("-device ide-cd,id=cd1,bus=ide.1").start();
     field.backup("--level full", 2).says("the machine has no disk to back up");

@@ -162,3 +162,21 @@ fn a_relative_file_name_is_one_of_qemus_folder() {
         three_points(&mut field, &["disk0", "disk1"], &["disk0", "disk1"]);
     }
 }
+
+#[test]
+fn a_device_whose_id_something_else_has_too_is_backed_up_like_others() {
+    for release in releases(&["10.0", "11"]) {
+        let mut field = Setup::of(release)
+            .image("a.qcow2", "4M", "")
+            .image("b.qcow2", "4M", "")
+            .words(&format!("-blockdev {} -blockdev {}", qcow2("node0", "a.qcow2"), qcow2("node1", "b.qcow2")))
+            // Its bus has its name
+            .words("-device nvme,serial=a,id=nv,drive=node0")
+            .words("-object throttle-group,id=hd")
+            .words("-device virtio-scsi-pci,id=scsi -device scsi-hd,bus=scsi.0,id=hd,drive=node1")
+            .start();
+        assert_eq!(field.drive("nv")["qdev"], "nv");
+        three_points(&mut field, &["nv", "hd"], &["node0", "node1"]);
+        field.makes("--level inc --include nv", 0, "node0 INC");
+    }
+}

@@ -147,3 +147,14 @@ fn disks_on_the_same_template_do_not_mix() {
         }
     }
 }
+
+#[test]
+fn bitmaps_below_an_overlay_do_not_keep_others_from_being_removed() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = disk(release);
+        take_snapshot(&mut field, "disk0");
+        field.makes("--level auto", 3, "disk0 FULL");
+        field.run("cleanup --remove-bitmap").with(0).says("1 bitmap is removed");
+        assert_eq!((field.bitmaps("disk0").len(), field.bitmaps("overlay").len()), (1, 0), "{release}");
+    }
+}

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::field::Field;
 use super::field_setup::{Setup, releases};
+use super::proxy::{Action, Proxy, Victim};
 use super::vm::fleeces;
 use crate::program::{Ended, event};
 
@@ -185,4 +186,23 @@ fn bitmaps_are_removed_of_one_chain_or_of_all() {
         field.run("cleanup").with(2);
         field.backup("--level inc", 4).says("no bitmap goes back to the newest image");
     }
+}
+
+#[test]
+fn a_bitmap_that_qemu_keeps_does_not_keep_others() {
+    let mut field = Setup::of("10.0").disk("disk0").disk("disk1").start();
+    field.makes("--level full", 0, "disk0 FULL, disk1 FULL");
+    let mut refused = false;
+    let hook = move |command: &Value, _: usize| {
+        if command["execute"] != "block-dirty-bitmap-remove" || std::mem::replace(&mut refused, true) {
+            return Action::Forward;
+        }
+        Action::Fail("not now".to_owned())
+    };
+    let proxy = Proxy::start(&field.vm.path("proxy"), &field.vm.socket(), &Victim::default(), Box::new(hook));
+    let ended = field.run("cleanup --remove-bitmap --socket @/proxy").with(3);
+    ended.says("1 bitmap is removed").says("cannot be removed: ").says("not now");
+    proxy.end();
+    assert_eq!(field.bitmaps("disk0").len() + field.bitmaps("disk1").len(), 1);
+    field.run("cleanup --remove-bitmap").with(0).says("1 bitmap is removed");
 }

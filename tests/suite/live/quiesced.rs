@@ -143,13 +143,15 @@ pub(crate) fn in_moment(nth: usize, action: Action) -> Hook {
     let mut until = None;
     let mut action = Some(action);
     Box::new(move |command, _| {
-        if let Some(left) = &mut until {
+        let arguments = &command["arguments"];
+        // What is marked before: a guest that may be frozen, and, if it is stopped, a machine that stands still
+        if arguments["node"] == "qmpbackup-frozen" || arguments["node-name"] == "qmpbackup-moment" {
+            until = Some(nth);
+        } else if let Some(left) = &mut until {
             if *left == 0 {
                 return action.take().unwrap_or(Action::Forward);
             }
             *left -= 1;
-        } else if command["arguments"]["node-name"] == "qmpbackup-moment" {
-            until = Some(nth);
         }
         Action::Forward
     })
