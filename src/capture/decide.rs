@@ -179,7 +179,10 @@ mod tests {
         assert_eq!(decide(Wanted::Auto, &known, &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
         for other in ["qmpbackup-c", "qmpbackup-5-01234567-c"] {
             let other = Bitmap { name: other.to_owned(), ..bitmap() };
-            assert_eq!(decide(Wanted::Auto, &known, std::slice::from_ref(&other), true), Ok((Level::Full, Severity::Warning)));
+            assert_eq!(
+                decide(Wanted::Auto, &known, std::slice::from_ref(&other), true),
+                Ok((Level::Full, Severity::Warning))
+            );
             assert!(decide(Wanted::Inc, &known, &[other], true).unwrap_err().contains("no bitmap goes back"));
         }
         let bad = [
