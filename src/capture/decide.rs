@@ -132,7 +132,7 @@ mod tests {
     fn history() -> History {
         let newest =
             Newest { path: "/t/disk/FULL-5-disk".into(), time: Some(5), bitmap: None, size: Some(100), fault: None };
-        History { newest: Some(newest), partial: None, latest: Some(5), chained: Vec::new() }
+        History { newest: Some(newest), partial: None, latest: Some(5), foreign: false, chained: Vec::new() }
     }
 
     fn bitmap() -> Bitmap {

@@ -84,15 +84,17 @@ impl Device {
     }
 }
 
-/// What the `.config` of a disk holds: its image as `qemu-img info --output json` prints it, and the format of its backups.
+/// What the `.config` of a disk holds: its image as `qemu-img info --output json` prints it, and the format of all its backups
+/// where that is another one; not where some are `foreign`, whose format that of the disk tells.
 #[must_use]
-pub(super) fn config(device: &Device) -> Value {
+pub(super) fn config(device: &Device, foreign: bool) -> Value {
     let mut image = device.image.clone();
     // Without a format node QEMU names the protocol here; who restores wants the format
     if let Some(format) = image.get_mut("format") {
         *format = device.format.clone().into();
     }
-    if let Some(fields) = image.as_object_mut() {
+    let fields = image.as_object_mut().filter(|_| !foreign && device.format != FormatHint::Qcow2.as_str());
+    if let Some(fields) = fields {
         fields.insert(BACKUP_FORMAT.to_owned(), FormatHint::Qcow2.as_str().into());
     }
     image

@@ -16,7 +16,7 @@ pub enum Error {
     /// All is in order, but for file systems of the guest that a run has frozen and no agent thaws.
     #[error(
         "the guest is perhaps frozen: `recover` or the next run thaws it when the agent answers at {agents}, or where \
-         --agent-socket says: {reason}"
+         --agent-socket says (if it is not, `blockdev-del` the node qmpbackup-frozen): {reason}"
     )]
     Frozen {
         /// Where agents were asked.
@@ -152,11 +152,17 @@ pub enum Error {
         before: String,
     },
     /// A file has the name that an image has until it is whole.
-    #[error("{}: is in the way. A run that failed left it, perhaps of another tool, and changes may be in it alone: move it \
-        away, and run again", path.display())]
+    #[error("{}: is in the way. A run that failed left it, perhaps of another tool, and changes may be in it alone, which no \
+        INC would hold: move it away, and run with --level full", path.display())]
     InTheWay {
         /// The file.
         path: PathBuf,
+    },
+    /// Somebody has removed all images of the run before they had their names.
+    #[error("{}: all images were removed before they had their names", folder.display())]
+    NoImage {
+        /// The backup folder.
+        folder: PathBuf,
     },
     /// A job failed.
     #[error("{disk}: the job failed: {reason}")]
@@ -267,6 +273,7 @@ impl Error {
             | Self::Replaces { .. }
             | Self::Timeless { .. }
             | Self::InTheWay { .. }
+            | Self::NoImage { .. }
             | Self::Job { .. }
             | Self::Torn { .. }
             | Self::JobsLeft { .. } => ErrorKind::Other,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::Error;
+use super::names;
 use crate::chain::{self, Image, Level, discover};
 use crate::qcow2;
 use crate::storage::FileStorage;
@@ -19,6 +20,8 @@ pub(super) struct History {
     pub(super) partial: Option<PathBuf>,
     /// The latest time of any image, whatever its level.
     pub(super) latest: Option<i64>,
+    /// Whether images are of another tool, or may be, since they have no manifest.
+    pub(super) foreign: bool,
     /// All FULLs and INCs directly in the folder, those too of which only the manifest is there; but old ones of those.
     pub(super) chained: Vec<Arc<Image>>,
 }
@@ -81,9 +84,10 @@ impl History {
         let chained = disk.chains().iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs()));
         let chained = chained.filter(|image| image.level != Level::Copy && here(image)).cloned().collect();
         let latest = disk.images().iter().filter(here).filter_map(|image| image.time).max();
+        let foreign = disk.images().iter().filter(here).any(|image| !image.missing && image.manifest.is_none());
         let images: Vec<_> = disk.images().iter().filter(here).filter(|image| image.level != Level::Copy).collect();
         let Some(newest) = images.last() else {
-            return Ok(Self { latest, chained, ..Self::default() });
+            return Ok(Self { latest, foreign, chained, ..Self::default() });
         };
         let full = images.iter().rfind(|image| image.level == Level::Full);
         // not the moment that it holds: INCs that were written into it since may lack what is in the partial
@@ -103,13 +107,16 @@ impl History {
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
             Some(chain::State::Sound) | None => None,
         };
-        let bitmap = newest.known().and_then(|manifest| manifest.bitmap.clone());
+        // that of an older moment says nothing
+        let is_of = |bitmap: &String| newest.time.is_some_and(|time| names::is_epoch(bitmap, time));
+        let bitmap = newest.known().and_then(|manifest| manifest.bitmap.clone()).filter(is_of);
         let size = size(newest);
         let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
         Ok(Self {
             newest: Some(Newest { path: newest.path.clone(), time: newest.time, bitmap, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
             latest,
+            foreign,
             chained,
         })
     }

@@ -2,8 +2,9 @@
 //!
 //! # The protocol
 //!
-//! A bitmap is named for the image that it starts from: `qmpbackup-<time>-<chain>` records all that was written since the
-//! image of that time. So an INC may follow the newest image exactly if there is a healthy bitmap with its time.
+//! A bitmap is named for the image that it starts from: `qmpbackup-<time>-<id>-<chain>` records all that was written since the
+//! image of that time and id, and the manifest of the image names it. So an INC may follow the newest image exactly if that
+//! bitmap is there and healthy. Images of other tools, and of versions before, name none: then it is the one with their time.
 //!
 //! ```text
 //! prepare   the machine's lock (a node that exists once); NEW bitmaps, before anything else; images; filters

@@ -60,7 +60,6 @@ pub(super) async fn take(
     agent: Option<(&Address, Agent)>,
 ) -> Result<bool, Error> {
     let stops = plan.moment.iter().any(|command| command.name() == "stop");
-    same_state(machine, running).await?;
     let observed = machine.observe().await?;
     // by an earlier run
     let may_be_frozen = observed.node(frozen::NODE).is_some();
@@ -68,6 +67,8 @@ pub(super) async fn take(
         frozen::mark(machine, &observed, address).await?;
     }
     let mut agent = agent.map(|(_, agent)| agent);
+    // who stops it after that is taken for us
+    same_state(machine, running).await?;
     if stops {
         machine.send(&plan::mark(names::MOMENT)).await?;
     }

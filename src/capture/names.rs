@@ -8,7 +8,7 @@ use crate::chain::ImageId;
 /// The node whose file is the lock of the folder that a run writes to: the machine's own lock.
 pub(super) const LOCK: &str = "qmpbackup-lock";
 
-/// A node that is there while a run may have stopped the machine or frozen its file systems.
+/// A node that is there while a run may have stopped the machine.
 pub(super) const MOMENT: &str = "qmpbackup-moment";
 
 /// The bitmap that says what an INC copies, on the node of the snapshot.
@@ -63,6 +63,12 @@ const TAG: usize = 8;
 /// and without the id a disk that has got the name of another would go on with its images.
 pub(super) fn epoch(time: i64, image: ImageId, chain: &str) -> String {
     format!("{PREFIX}{time}-{:.TAG$}-{chain}", image.to_string())
+}
+
+/// Whether a bitmap is one that goes back to an image of this time.
+pub(super) fn is_epoch(bitmap: &str, time: i64) -> bool {
+    let name = bitmap.strip_prefix(PREFIX).and_then(|name| name.split_once('-'));
+    name.is_some_and(|(digits, _)| digits.parse() == Ok(time))
 }
 
 /// What a bitmap of a chain records.

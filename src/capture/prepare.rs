@@ -55,6 +55,8 @@ pub(super) struct Target {
     dead: Option<String>,
     link: Option<PathBuf>,
     config: PathBuf,
+    /// Whether there are images of another tool.
+    foreign: bool,
 }
 
 /// A run, before anything is done.
@@ -146,6 +148,7 @@ impl Prepared {
                 old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
                 link,
                 config: place.config.clone(),
+                foreign: history.foreign,
                 device: device.clone(),
                 image,
             });
@@ -251,7 +254,7 @@ impl Prepared {
             let parent = target.image.parent().unwrap_or(folder);
             storage::create_folders(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })?;
             // in it are names of files as QEMU opens them, passwords of servers among them
-            files::write_secret_json(&target.config, &config(&target.device))?;
+            files::write_secret_json(&target.config, &config(&target.device, target.foreign))?;
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
             empty.create(&files::partial(&target.image), owner)?;
             if let Some(file) = target.fleece() {

@@ -74,6 +74,9 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
             return Err(error);
         }
     }
+    if published.is_empty() {
+        return Err(Error::NoImage { folder });
+    }
     tell_published(&machine, &published, prepared.time);
     let images: Vec<_> = published.iter().map(|target| (target.image.clone(), target.level)).collect();
     let lengths = images.iter().filter_map(|(path, _)| path.metadata().ok()).map(|file| file.len());
@@ -139,12 +142,23 @@ pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &
     folders.iter().try_for_each(|folder| lock::take(folder).map(drop))?;
     let machine = connect(connection, observer).await?;
     let agent = connection.agent.as_ref();
+    if folders.is_empty() {
+        return order::recover(&machine, agent, None, None).await;
+    }
+    let mut recovered = Ok(());
     for folder in &folders {
         // one at a time: what the machine knows of may be another of them, and is locked with this one
         let lock = lock::take(folder)?;
-        order::recover(&machine, agent, Some(&lock), None).await?;
+        recovered = match order::recover(&machine, agent, Some(&lock), None).await {
+            // all else is in order
+            Err(frozen @ Error::Frozen { .. }) => Err(frozen),
+            other => other.and(recovered),
+        };
+        if !matches!(recovered, Ok(()) | Err(Error::Frozen { .. })) {
+            break;
+        }
     }
-    if folders.is_empty() { order::recover(&machine, agent, None, None).await } else { Ok(()) }
+    recovered
 }
 
 /// All but the names: when this is done, the images are whole and on stable storage, and the journal says so.

@@ -156,15 +156,16 @@ mod tests {
         Write(u8),
         /// A run without or with fleecing; it ends with its image or without, in order or as SIGKILL leaves it.
         Run {
-            plain: bool,
+            /// A version before disabled the old bitmap.
+            disables: bool,
             published: bool,
             settled: bool,
         },
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let run = (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(plain, published, settled)| Step::Run {
-            plain,
+        let run = (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(disables, published, settled)| Step::Run {
+            disables,
             published,
             settled,
         });
@@ -218,13 +219,13 @@ mod tests {
             for (step, time) in steps.into_iter().zip(1_i64..) {
                 match step {
                     Step::Write(place) => model.write(place),
-                    Step::Run { plain, published, settled } => {
+                    Step::Run { disables, published, settled } => {
                         model.settle(unsettled.take());
                         model.bitmaps.insert(epoch(time), (BTreeSet::new(), true));
                         // between the bitmap and the moment
                         model.write(200);
                         let old = model.newest.map(epoch);
-                        if let (true, Some(old)) = (plain, old.and_then(|old| model.bitmaps.get_mut(&old))) {
+                        if let (true, Some(old)) = (disables, old.and_then(|old| model.bitmaps.get_mut(&old))) {
                             old.1 = false;
                         }
                         let before = std::mem::take(&mut model.since_newest);

@@ -78,6 +78,14 @@ pub enum Note {
 }
 
 impl Note {
+    /// Where images may be missing.
+    fn place(&self) -> Option<&Path> {
+        match self {
+            Self::Folder { path, .. } | Self::Link { path } => Some(path),
+            Self::Config { .. } | Self::Manifest { .. } | Self::Moment { .. } => None,
+        }
+    }
+
     /// The folder that could not be read, and why.
     fn folder(&self) -> Option<(&Path, &str)> {
         match self {
@@ -97,7 +105,11 @@ impl fmt::Display for Note {
                 write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
             }
             Self::Moment { path } => {
-                write!(f, "{} may hold a later moment than that of its name: its manifest is lost", path.display())
+                write!(
+                    f,
+                    "{} may hold a later moment than that of its name: only its manifest would tell",
+                    path.display()
+                )
             }
         }
     }
@@ -250,7 +262,7 @@ impl Inventory {
     pub fn notes_of(&self, filter: Option<&str>) -> Result<Vec<&Note>, Error> {
         let disks = self.matching(filter)?;
         let may_matter = |note: &&Note| {
-            let (Some(text), Some((path, _))) = (filter, note.folder()) else { return true };
+            let (Some(text), Some(path)) = (filter, note.place()) else { return true };
             let node = without_months(path.strip_prefix(&self.dir).unwrap_or(path));
             let images = disks.iter().flat_map(|disk| disk.images().iter().chain(disk.partials()));
             node.to_string_lossy().contains(text)

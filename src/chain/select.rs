@@ -31,7 +31,7 @@ impl Disk {
         if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock), true) }
     }
 
-    /// As [`select`](Self::select), but no time picks a COPY: for work on chains.
+    /// As [`select`](Self::select), but a time picks a COPY only where there is nothing else: for work on chains.
     ///
     /// # Errors
     /// As with [`select`](Self::select).
@@ -40,8 +40,8 @@ impl Disk {
         self.restore_point(point?, allow_partial)
     }
 
-    /// Finds the restore point that work in its FULL is to lead to: as [`select_of_chain`](Self::select_of_chain) does, also where such work
-    /// was begun and has not ended.
+    /// Finds the restore point that work in its FULL is to lead to: as [`select_of_chain`](Self::select_of_chain) does, also
+    /// where such work was begun and has not ended.
     ///
     /// INCs that it takes may be gone by then. The last of them is meant by its name all the same, and by times from it on
     /// to the next INC; members are the FULL and those that are left.

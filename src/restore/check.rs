@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::{Error, Result};
-use super::format::{self, Evidence, Start};
+use super::format::{Evidence, Start};
 use super::in_place;
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
@@ -61,15 +61,23 @@ pub struct CheckedImage {
 pub fn check(chains: &[Vec<Source>], repair: Option<Repair>, observer: &dyn Observer) -> Result<Vec<Result<Checked>>> {
     let images: Vec<&Source> = chains.iter().flatten().collect();
     let _folders = if repair.is_some() { lock_checksums(&images)? } else { Vec::new() };
-    let formats: Vec<Format> = chains.iter().flat_map(|chain| formats(chain)).collect();
+    let formats: Vec<Option<Format>> = chains
+        .iter()
+        .flat_map(|chain| {
+            formats(chain).map_or_else(|_| vec![None; chain.len()], |formats| formats.into_iter().map(Some).collect())
+        })
+        .collect();
     let bytes: u64 = images.iter().filter_map(|source| source.path.metadata().ok()).map(|file| file.len()).sum();
     observer.phase(Phase::Checking { bytes: bytes * walks(repair) });
     pool::map(
         images.into_iter().zip(formats),
         || (),
-        |(), (source, format)| match check_file(source, format, repair, observer) {
-            Err(Error::Cancelled) => Err(Error::Cancelled),
-            result => Ok(result),
+        |(), (source, format)| {
+            let Some(format) = format else { return Ok(Err(Error::EitherFormat { path: source.path.clone() })) };
+            match check_file(source, format, repair, observer) {
+                Err(Error::Cancelled) => Err(Error::Cancelled),
+                result => Ok(result),
+            }
         },
     )
 }
@@ -80,7 +88,9 @@ fn lock_checksums(images: &[&Source]) -> Result<Vec<FolderLock>> {
     Ok(FolderLock::take_all_of(known.map(|source| storage::parent(&source.path)))?)
 }
 
-pub(super) fn formats(chain: &[Source]) -> Vec<Format> {
+/// # Errors
+/// [`Error::EitherFormat`].
+pub(super) fn formats(chain: &[Source]) -> Result<Vec<Format>> {
     let start = |source: &Source| layers::open(source).and_then(|storage| layers::start(source, &*storage));
     let evidence: Vec<Evidence<'_>> = chain
         .iter()
@@ -92,8 +102,7 @@ pub(super) fn formats(chain: &[Source]) -> Vec<Format> {
             start: start(source).unwrap_or(Start::Damaged),
         })
         .collect();
-    // what starts as a qcow2 image can be checked as one
-    format::decide(&evidence).unwrap_or_else(|_| vec![Format::Qcow2; chain.len()])
+    layers::decide(&evidence)
 }
 
 /// A repair looks at the tables before, meanwhile and after.

@@ -88,24 +88,19 @@ impl CheckedFile {
     /// # Errors
     /// A block that should be something else, unless it is lenient; what the system says.
     pub(super) fn check_holes(&self) -> io::Result<()> {
-        /// Blocks whose sums are in memory at once.
-        const BATCH: u64 = 1 << 14;
         let Some(sums) = &self.sums else { return Ok(()) };
         let mut start = 0;
         while start < sums.length() {
             let data = self.file.next_data(start)?.unwrap_or(sums.length()..u64::MAX);
             let hole_end = if data.start < sums.length() { data.start / BLOCK } else { sums.blocks() };
-            let mut first = start.div_ceil(BLOCK);
-            while first < hole_end {
-                let batch = first..(first + BATCH).min(hole_end);
-                for block in self.not_zeroes(sums, batch.clone()).map_err(io::Error::other)? {
+            for batch in batches(start.div_ceil(BLOCK)..hole_end) {
+                for block in self.not_zeroes(sums, batch).map_err(io::Error::other)? {
                     if self.lenient {
                         self.misfits.set(block);
                     } else {
                         return Err(io::Error::new(io::ErrorKind::InvalidData, Misfit { offset: block * BLOCK }));
                     }
                 }
-                first = batch.end;
             }
             start = data.end;
         }
@@ -266,13 +261,25 @@ impl Storage for CheckedFile {
         if range.is_empty() || blocks.is_empty() {
             return Ok(data);
         }
-        let lost = match self.not_zeroes(sums, blocks) {
+        let lost = batches(blocks).find_map(|batch| match self.not_zeroes(sums, batch.clone()) {
             Ok(blocks) => blocks.first().map(|block| (block * BLOCK).max(range.start)),
             // so is whoever reads where that cannot be said
-            Err(_) => Some(range.start),
-        };
+            Err(_) => Some((batch.start * BLOCK).max(range.start)),
+        });
         Ok([lost, data].into_iter().flatten().min())
     }
+}
+
+/// Blocks in parts whose sums are in memory at once: the first are few, since most are looked at for one that is near.
+fn batches(blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    const MOST: u64 = 1 << 14;
+    let (mut first, mut length) = (blocks.start, 16);
+    std::iter::from_fn(move || {
+        let batch = first..(first + length).min(blocks.end);
+        first = batch.end;
+        length = (2 * length).min(MOST);
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 /// Why nothing, or not all, of an image can be checked.

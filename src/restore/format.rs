@@ -50,27 +50,34 @@ impl Start {
     }
 }
 
-/// The formats of the images of a chain.
+/// The formats of the images of a chain, oldest first.
 ///
 /// # Errors
 /// The image that may be either: one of a raw disk, made by another tool and raw, or one that its guest wrote the header of a
 /// qcow2 image to; or one that we made, of which all is lost that tells so.
 pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>, usize> {
     let any_qcow2 = images.iter().any(|image| image.start == Start::Magic);
-    // only our images of a raw disk are qcow2, and then all of them
-    let ours = images.iter().any(|image| image.told == Some(Format::Qcow2));
+    let is_open = |image: &Evidence<'_>| image.told.is_none() && image.raw_disk;
     // a guest may write a header to its disk once, but hardly before each backup
-    let nothing_tells = images.iter().all(|image| image.told.is_none() && image.start == Start::Magic);
-    if let Some(either) = images.iter().position(|image| image.raw_disk && nothing_tells) {
-        return Err(either);
-    }
-    let one = |image: &Evidence<'_>| match (image.told, image.start) {
-        (Some(format), _) => format,
-        (None, _) if image.raw_disk && !ours => Format::Raw,
-        (None, Start::Foreign) if !any_qcow2 && !named_qcow2(image.path) => Format::Raw,
-        _ => Format::Qcow2,
+    let is_raw = images.iter().any(|image| is_open(image) && image.start != Start::Magic);
+    // who makes an INC of a raw disk makes it in the format of what it builds on
+    let mut before = None;
+    let one = |(number, image): (usize, &Evidence<'_>)| {
+        before = image.told.or(before);
+        match (image.told.or(before.filter(|_| image.raw_disk)), image.start) {
+            (Some(format), _) => Ok(format),
+            (None, _) if is_open(image) => {
+                if is_raw {
+                    Ok(Format::Raw)
+                } else {
+                    Err(number)
+                }
+            }
+            (None, Start::Foreign) if !any_qcow2 && !named_qcow2(image.path) => Ok(Format::Raw),
+            (None, _) => Ok(Format::Qcow2),
+        }
     };
-    Ok(images.iter().map(one).collect())
+    images.iter().enumerate().map(one).collect()
 }
 
 fn named_qcow2(path: &Path) -> bool {
@@ -105,6 +112,13 @@ mod tests {
         assert_eq!(decided(Some(Format::Qcow2), &[Magic, Magic, Damaged]), Ok(vec![Format::Qcow2; 3]));
         assert_eq!(decided(Some(Format::Raw), &[Magic, Damaged]), Ok(vec![Format::Raw; 2]));
         assert_eq!(decided(Some(Format::Raw), &[Magic, Magic]), Ok(vec![Format::Raw; 2]));
+        // our INC on a FULL of another tool, and on one of which nothing tells whose it is
+        let below = |start| {
+            let image = |told, start| Evidence { path: Path::new("disk.raw"), told, raw_disk: true, start };
+            decide(&[image(None, start), image(Some(Format::Qcow2), Magic)])
+        };
+        assert_eq!(below(Foreign), Ok(vec![Format::Raw, Format::Qcow2]));
+        assert_eq!(below(Magic), Err(0));
     }
 
     #[test]

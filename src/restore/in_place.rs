@@ -237,8 +237,9 @@ pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
     let (old, inc) = (read_manifest(full)?, read_manifest(&held.path)?);
     // it is the same image still, and its checksums are those of before where it was not written to
     let id = old.as_ref().and_then(|old| old.id);
-    let (chain, bitmap, qemu) =
-        inc.or(old).map(|manifest| (manifest.chain, manifest.bitmap, manifest.qemu)).unwrap_or_default();
+    // that of the FULL goes back to an older moment
+    let bitmap = inc.as_ref().and_then(|inc| inc.bitmap.clone());
+    let (chain, qemu) = inc.or(old).map(|manifest| (manifest.chain, manifest.qemu)).unwrap_or_default();
     let image = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let manifest = Manifest {
         image,

@@ -122,6 +122,13 @@ fn a_raw_disk_whose_guest_wrote_a_qcow2_header_stays_raw() {
         merge(words).with(2).says("--source-format qcow2");
         assert!(!out.exists());
     }
+    // nothing is written to it, and nothing said of tables that may be none
+    let before = std::fs::read(&full).unwrap();
+    for words in [&["check"][..], &["check", "--repair=all"], &["verify"]] {
+        let ended = Ended::of(qmprestore(words).arg("--dir").arg(&dir)).with(1);
+        ended.says("--source-format qcow2").says_not("refcount");
+        assert!(std::fs::read(&full).unwrap() == before);
+    }
     merge(&["--source-format=raw"]).with(0);
     assert_eq!(disk.first_difference(&out), None);
     std::fs::write(root.path().join("guest.img.config"), r#"{"format":"raw","backup-format":"raw"}"#).unwrap();

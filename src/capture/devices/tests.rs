@@ -231,14 +231,17 @@ fn a_disk_in_json_has_the_keys_that_programs_read() {
 #[test]
 fn settings_are_those_of_the_image_below_filters() {
     for release in RELEASES {
-        let settings = crate::capture::device::config(&disk(release, "blockdevs", "thr.qcow2"));
+        let settings = crate::capture::device::config(&disk(release, "blockdevs", "thr.qcow2"), false);
         assert_eq!(settings["format"], "qcow2", "{release}");
         assert_eq!(settings["filename"], "/vm/thr.qcow2", "{release}");
         assert_eq!(settings["virtual-size"], 1_048_576, "{release}");
         assert_eq!(settings["format-specific"]["type"], "qcow2", "{release}");
         let bare = disk(release, "blockdevs", "offs.raw");
         assert_eq!(bare.image["format"], "file", "{release}");
-        assert_eq!(crate::capture::device::config(&bare)["format"], "raw", "{release}");
+        let settings = |foreign: bool| crate::capture::device::config(&bare, foreign);
+        assert_eq!(settings(false)["format"], "raw", "{release}");
+        assert_eq!(settings(false)["backup-format"], "qcow2", "{release}");
+        assert_eq!(settings(true)["backup-format"], Value::Null, "{release}");
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Subject<'a> {
     pub(super) chain: usize,
     pub(super) depth: usize,
     pub(super) format: Format,
+    /// Whether it may be of another format.
+    pub(super) is_either: bool,
     /// The image before it in its chain.
     pub(super) before: Option<&'a Path>,
     /// Whether work in the FULL of its chain was begun and has not ended.
@@ -93,6 +95,9 @@ pub(super) fn subjects<'a>(targets: &[VerifyTarget<'a>]) -> (Vec<Members<'a>>, V
             let in_work = chain.unfinished().is_some();
             let sources: Vec<Source> = images.iter().map(|image| Source::from(&***image)).collect();
             let formats = check::formats(&sources);
+            let is_either = formats.is_err();
+            // of what has no tables no tables are checked
+            let formats = formats.unwrap_or_else(|_| vec![Format::Raw; sources.len()]);
             let before = std::iter::once(None).chain(images.iter().map(|image| Some(image.path.as_path())));
             let members = images.iter().zip(&formats).zip(before).enumerate();
             let wanted = members.filter(|(_, ((image, _), _))| wanted(image));
@@ -102,6 +107,7 @@ pub(super) fn subjects<'a>(targets: &[VerifyTarget<'a>]) -> (Vec<Members<'a>>, V
                 chain: chains.len(),
                 depth,
                 format: *format,
+                is_either,
                 before,
                 in_work,
             }));
@@ -124,6 +130,9 @@ pub(super) fn look(subject: &Subject<'_>) -> Looked {
     };
     looked.length = storage.length();
     looked.open = true;
+    if subject.is_either {
+        looked.flaws.push(Flaw::Unreadable(Error::EitherFormat { path: path.to_owned() }));
+    }
     match Manifest::read(path) {
         Ok(manifest) => {
             let is_known = subject.image.manifest.as_ref().is_none_or(Result::is_ok);

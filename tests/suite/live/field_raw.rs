@@ -3,6 +3,8 @@
 use super::field::Field;
 use super::field_judge::restored;
 use super::field_setup::{Setup, releases};
+use crate::program::qmprestore;
+use crate::tools;
 
 /// A machine with a raw disk of these bytes, and a qcow2 disk.
 fn machine(release: &'static str, bytes: &[u8]) -> Field {
@@ -68,6 +70,26 @@ fn zeroes_on_a_raw_disk_are_zeroes_in_the_inc() {
         let point = &field.points[1];
         let newest = point.images.iter().find(|image| image.disk == "raw0").unwrap();
         assert!(restored(newest, point.time) == point.contents["raw0"]);
+    }
+}
+
+#[test]
+fn raw_images_of_another_tool_stay_what_they_are() {
+    for release in releases(&["10.0"]) {
+        let mut field = machine(release, &vec![3; 1 << 20]);
+        let folder = field.target.join("raw0");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(field.target.join("disk.raw.config"), r#"{"format":"raw"}"#).unwrap();
+        let older = vec![9; 1 << 20];
+        std::fs::write(folder.join("FULL-1600000000-disk.raw"), &older).unwrap();
+        for level in ["full", "inc"] {
+            field.backup(&format!("--level {level} --include-raw"), 0);
+            let out = field.vm.path("out");
+            let mut merge = qmprestore(["merge", "--format=raw", "--force", "--until=FULL-1600000000", "--dir"]);
+            tools::run(merge.arg(&folder).arg("--out").arg(&out));
+            assert!(std::fs::read(&out).unwrap() == older);
+        }
+        field.verify();
     }
 }
 
