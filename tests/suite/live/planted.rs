@@ -90,7 +90,7 @@ fn an_image_is_not_written_through_a_link_that_waits_under_its_name() {
         let partial = folder.join(format!("FULL-{time}-disk.qcow2.partial"));
         symlink(elsewhere.path.join(to), partial).unwrap();
     }
-    field.backup("--level full", 1).says("File exists");
+    field.backup("--level full", 1).says("is in the way");
     elsewhere.assert_same();
     // and not through those that tell levels, nor through one that has the name of the disk
     for name in ["FULL-disk.qcow2", "disk.qcow2"] {
