@@ -104,7 +104,7 @@ fn a_write_that_followed_another_is_in_no_image_without_that_one() {
             let _end = Ended(&is_over);
             scope.spawn(|| steps().for_each(|step| between.write(step)));
             scope.spawn(|| {
-                for step in steps().take(1024) {
+                for step in steps() {
                     first.write(step);
                     second.write(step);
                 }
