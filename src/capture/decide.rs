@@ -127,7 +127,6 @@ fn name(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::history::Newest;
 
     fn history() -> History {
         let newest =

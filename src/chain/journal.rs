@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::json_file::{self, invalid};
-use super::manifest::checksum;
+use super::manifest::{seal, seal_fits};
 use super::{BOOKKEEPING, Image, ImageName, Level, MAX_CONFIG_BYTES};
 
 /// The version of the file. The first had no `crc32`, which is that of a manifest.
@@ -180,7 +180,7 @@ impl Unfinished {
             "incs": self.incs,
         });
         if let Some(keys) = value.as_object_mut() {
-            keys.insert("crc32".to_owned(), checksum(keys).into());
+            seal(keys);
         }
         value
     }
@@ -190,8 +190,7 @@ impl Unfinished {
         if !(1..=VERSION).contains(&version) {
             return Err(format!("version {version}, known is {VERSION}"));
         }
-        let fits = value.as_object().is_some_and(|keys| keys.get("crc32") == Some(&checksum(keys).into()));
-        if version > 1 && !fits {
+        if version > 1 && value.as_object().and_then(seal_fits) != Some(true) {
             return Err("damaged: its crc32 does not fit".to_owned());
         }
         let text = |key: &str| value.get(key).and_then(Value::as_str).ok_or_else(|| format!("no {key}"));
@@ -286,8 +285,7 @@ mod tests {
         ] {
             let mut changed = unfinished().to_json();
             changed[key] = value;
-            let keys = changed.as_object_mut().unwrap();
-            keys.insert("crc32".to_owned(), checksum(keys).into());
+            seal(changed.as_object_mut().unwrap());
             texts.push(changed.to_string());
         }
         for text in texts {

@@ -170,8 +170,7 @@ impl Manifest {
             "qemu": self.qemu,
         });
         if let Some(keys) = value.as_object_mut() {
-            let sum = checksum(keys);
-            keys.insert("crc32".to_owned(), sum.into());
+            seal(keys);
         }
         value
     }
@@ -179,8 +178,7 @@ impl Manifest {
     fn parse(value: &Value, path: PathBuf) -> Result<Self, ManifestError> {
         let field = |key| move |path: PathBuf| ManifestError::Field { path, key };
         let Some(keys) = value.as_object() else { return Err(field("version")(path)) };
-        let fits = keys.get("crc32").map(|sum| sum.as_str() == Some(&checksum(keys)));
-        match (keys.get("version").and_then(Value::as_u64), fits) {
+        match (keys.get("version").and_then(Value::as_u64), seal_fits(keys)) {
             // whatever version it says that it is
             (_, Some(false)) | (Some(VERSION), None) => return Err(ManifestError::Damaged { path }),
             (Some(1), _) | (Some(VERSION), Some(true)) => {}
@@ -228,8 +226,19 @@ pub(super) fn beside(image: &Path, extension: &str) -> PathBuf {
     image.with_file_name(BOOKKEEPING).join(name)
 }
 
+/// Adds the `crc32` of all keys that are there.
+pub(super) fn seal(keys: &mut Map<String, Value>) {
+    let sum = checksum(keys);
+    keys.insert("crc32".to_owned(), sum.into());
+}
+
+/// Whether the `crc32` fits, if there is one.
+pub(super) fn seal_fits(keys: &Map<String, Value>) -> Option<bool> {
+    keys.get("crc32").map(|sum| sum.as_str() == Some(&checksum(keys)))
+}
+
 /// The CRC-32 of all keys but `crc32`.
-pub(super) fn checksum(keys: &Map<String, Value>) -> String {
+fn checksum(keys: &Map<String, Value>) -> String {
     let mut keys: Vec<_> = keys.iter().filter(|(key, _)| *key != "crc32").collect();
     keys.sort_by_key(|(key, _)| *key);
     let mut hasher = crc32fast::Hasher::new();
@@ -315,8 +324,7 @@ mod tests {
         let sealed = |key: &str, value: Value| {
             let mut changed = manifest().to_json();
             changed[key] = value;
-            let sum = checksum(changed.as_object().unwrap());
-            changed["crc32"] = sum.into();
+            seal(changed.as_object_mut().unwrap());
             parse(&changed).unwrap_err()
         };
         for (key, value) in [

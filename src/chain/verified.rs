@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::manifest::checksum;
+use super::manifest::{seal, seal_fits};
 use super::{BLOCK, BOOKKEEPING, json_file};
 use crate::json;
 
@@ -123,14 +123,13 @@ impl Verifications {
             }
         }
         let mut keys = Map::from_iter([("version".to_owned(), VERSION.into()), ("images".to_owned(), images.into())]);
-        keys.insert("crc32".to_owned(), checksum(&keys).into());
+        seal(&mut keys);
         json_file::write(&Self::path(folder), &keys.into())
     }
 
     fn parse(value: &Value) -> Option<Self> {
         let keys = value.as_object()?;
-        let sum = keys.get("crc32")?.as_str()?;
-        if keys.get("version")?.as_u64()? != VERSION || sum != checksum(keys) {
+        if keys.get("version")?.as_u64()? != VERSION || seal_fits(keys) != Some(true) {
             return None;
         }
         let images = keys.get("images")?.as_object()?;
