@@ -8,15 +8,13 @@ use serde_json::Value;
 use super::device::{Device, Skipped};
 use super::file_name::{FileName, component, is_protocol};
 use super::graph::{Graph, Nodes};
+use super::names;
 use super::nodes::{self, Node};
 use super::reply::{DeviceError, Reply};
 use super::selection::{Drive, Selection};
 use crate::chain::{BOOKKEEPING, ImageName, Level, UUID};
 
 const COMMAND: &str = "query-block";
-
-/// Nodes that a run of this tool made; one that died left them.
-const OWN: &str = "qmpbackup-";
 
 /// The disks of a machine.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -180,7 +178,7 @@ impl<'a> Machine<'a> {
 /// Names that the disk's folder may have, but for the base.
 fn names(path: &[&str], device: &str, qdev: Option<&str>, below: &[&str]) -> Vec<String> {
     // `#block123` is another one at each start
-    let is_lasting = |node: &&str| !node.starts_with('#') && !node.starts_with(OWN);
+    let is_lasting = |node: &&str| !node.starts_with('#') && !node.starts_with(names::PREFIX);
     let mut nodes = path.iter().copied().filter(is_lasting);
     let mut names = Vec::new();
     let top = nodes.next();

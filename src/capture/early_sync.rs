@@ -2,7 +2,6 @@
 //! on a disk that writes 2 GB/s is on it after 0.8 of the time.
 
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -35,16 +34,14 @@ impl EarlySync {
     #[cfg(test)]
     pub(super) fn failed(path: PathBuf) -> Self {
         let (running, _) = channel();
-        let source = io::Error::from(io::ErrorKind::QuotaExceeded);
+        let source = std::io::ErrorKind::QuotaExceeded.into();
         Self { running, syncs: spawn_blocking(|| Err(Error::Io { path, source })) }
     }
 
     /// What the kernel could not write: whoever opens an image later is not told.
     pub(super) async fn end(self) -> Result<(), Error> {
         drop(self.running);
-        let ended = self.syncs.await;
-        let lost = |error| Error::Io { path: PathBuf::new(), source: io::Error::other(error) };
-        ended.map_err(lost)?.map(|_| ())
+        self.syncs.await?.map(|_| ())
     }
 }
 

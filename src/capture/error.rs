@@ -46,6 +46,9 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// Work beside the run has come to no end, which is a fault of this program.
+    #[error("a thread of this program has failed; please report that")]
+    Thread(#[from] tokio::task::JoinError),
     /// There can be no fleece image where it should be.
     #[error("{disk}: no fleece image can be made in {}; --fleece-dir names another folder", folder.display())]
     Fleece {
@@ -262,6 +265,7 @@ impl Error {
             | Self::Device(_)
             | Self::Layout { .. }
             | Self::Io { .. }
+            | Self::Thread(_)
             | Self::Fleece { .. }
             | Self::Journal { .. }
             | Self::Uuid { .. }

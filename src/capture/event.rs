@@ -1,6 +1,5 @@
 //! What a run tells while it goes on.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -211,77 +210,6 @@ impl Event {
             | Self::NoFleece { .. } => Severity::Notice,
             Self::Level { severity, .. } => *severity,
             Self::ClockBehind { .. } | Self::NotFrozen { .. } | Self::Trouble { .. } => Severity::Warning,
-        }
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connected { version } => write!(f, "QEMU {version}"),
-            Self::Machine { name: Some(name), status } => write!(f, "machine {name} is in state {status}"),
-            Self::Machine { name: None, status } => write!(f, "the machine is in state {status}"),
-            Self::Sent(command) => write!(f, "sent {}", command.to_json()),
-            Self::Skipped(Skipped { name, why, .. }) => match why {
-                Why::Empty => write!(f, "{name}: skipped, the drive is empty"),
-                Why::Removable => write!(f, "{name}: skipped, a removable medium"),
-                Why::Raw => write!(f, "{name}: skipped, a raw disk: --include-raw includes it"),
-                Why::Excluded => write!(f, "{name}: skipped, excluded"),
-                Why::NotIncluded => write!(f, "{name}: skipped, not included"),
-            },
-            Self::Tpm { id } => {
-                write!(f, "{id}: the state of this emulated TPM is on no disk and in no backup: save its folder too")
-            }
-            Self::Recovered { what } => write!(f, "put in order what an earlier run left: {what}"),
-            Self::ForeignBitmaps { disk, count } => write!(
-                f,
-                "{disk}: has {count} bitmaps of other chains, which cost the guest time; `cleanup --remove-bitmaps --uuid` \
-                 removes those of a chain that is no longer used"
-            ),
-            Self::OtherUuid { wanted, chain } => {
-                write!(f, "the folder holds the chain {chain}, which goes on; the id {wanted} is not used")
-            }
-            Self::ClockBehind { time } => write!(
-                f,
-                "the newest image is of a time that has not come yet: the new ones are of {time}, after it; look at the \
-                 clock, and for `--until` at the times of `qmprestore list`"
-            ),
-            Self::Level { disk, level, reason, changed: Some(changed), .. } => {
-                write!(f, "{disk}: {level} {reason}, {changed} bytes have changed")
-            }
-            Self::Level { disk, level, reason, .. } => write!(f, "{disk}: {level}, {reason}"),
-            Self::NoFleece { disk: Some(disk), reason } => write!(f, "{disk}: no fleece image, {reason}"),
-            Self::NoFleece { disk: None, reason } => write!(f, "no fleece images, {reason}"),
-            Self::Target { disk, path, size } => write!(f, "{disk}: {size} bytes go to {}", path.display()),
-            Self::NotFrozen { reason } => write!(f, "the guest's file systems are not frozen: {reason}"),
-            Self::Moment { stopped, frozen } => {
-                write!(f, "the moment is taken")?;
-                if let Some(stopped) = stopped {
-                    write!(f, ", the machine was stopped for {:.1} ms", stopped.as_secs_f64() * 1e3)?;
-                }
-                if let Some((frozen, count)) = frozen {
-                    let what = if *count == 1 { "file system was" } else { "file systems were" };
-                    write!(f, ", {count} {what} frozen for {:.1} ms", frozen.as_secs_f64() * 1e3)?;
-                }
-                Ok(())
-            }
-            Self::Progress(disks) => {
-                for (number, Progress { disk, done, total }) in disks.iter().enumerate() {
-                    let comma = if number == 0 { "" } else { ", " };
-                    write!(f, "{comma}{disk}: {done} of {total} bytes")?;
-                }
-                Ok(())
-            }
-            Self::Copied { bytes, elapsed } => {
-                write!(f, "the jobs are done with {bytes} bytes of the disks in {:.1} s", elapsed.as_secs_f64())
-            }
-            Self::Sealing { done, total } => write!(f, "checksums: {done} of {total} bytes"),
-            Self::Sealed { bytes, elapsed } => {
-                write!(f, "{bytes} bytes are synced and have checksums, after {:.1} s", elapsed.as_secs_f64())
-            }
-            Self::Published { disk, path, level, .. } => write!(f, "{disk}: {level} is in {}", path.display()),
-            Self::BitmapRemoved { name, node } => write!(f, "Removing bitmap: {name} of {node}"),
-            Self::Trouble { what } => f.write_str(what),
         }
     }
 }

@@ -8,14 +8,11 @@ use serde_json::Value;
 
 use super::error::Error;
 pub(super) use crate::chain::BOOKKEEPING as FOLDER;
-use crate::chain::{ImageName, json_file};
+use crate::chain::{self, ImageName, json_file};
 use crate::storage;
 
 /// The end of the name of a fleece image.
 pub(super) const FLEECE: &str = ".fleece.qcow2";
-
-/// The end of the name of an image that is not whole.
-const PARTIAL: &str = ".partial";
 
 /// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
@@ -49,9 +46,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
 
 /// Adds the end that says that an image is not whole.
 pub(super) fn partial(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(PARTIAL);
-    name.into()
+    path.with_file_name(chain::partial(path.file_name().unwrap_or_default()))
 }
 
 /// The path of a fleece image of the run of this time; `None` where it is none.

@@ -24,6 +24,35 @@
 //!
 //! Whatever a run was doing when it ended, the next one finds it out by looking: at jobs, nodes and bitmaps in QEMU, and at
 //! the journal in the folder. What brings order back is the same in all cases, success among them.
+//!
+//! ```no_run
+//! use std::cell::RefCell;
+//! use std::time::Duration;
+//!
+//! use qmpbackup::capture::{Connection, Event, Observer, Request, Severity, Wanted, backup};
+//!
+//! /// Keeps what is not as it should be.
+//! #[derive(Default)]
+//! struct Troubles(RefCell<Vec<Event>>);
+//!
+//! impl Observer for Troubles {
+//!     fn event(&self, event: &Event) {
+//!         if event.severity() == Severity::Warning {
+//!             self.0.borrow_mut().push(event.clone());
+//!         }
+//!     }
+//! }
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let monitor = "/run/vm/backup.qmp".parse()?;
+//! let connection = Connection { monitor, agent: None, timeout: Duration::from_secs(60) };
+//! let request = Request { compress: true, ..Request::new(connection, Wanted::Auto, "/backup/vm".into()) };
+//! let troubles = Troubles::default();
+//! let outcome = backup(&request, &troubles).await?;
+//! assert!(outcome.images.iter().all(|(image, _)| image.starts_with("/backup/vm")));
+//! # Ok(())
+//! # }
+//! ```
 
 mod decide;
 mod device;
@@ -61,7 +90,6 @@ mod settle;
 mod target;
 mod teardown;
 
-pub use crate::chain::is_chain_id as is_chain;
 pub use device::{Bitmap, Device, Skipped, Why};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer, Progress, Severity};

@@ -93,3 +93,31 @@ pub struct Request {
     /// Time between two looks at the jobs that are told.
     pub progress_interval: Duration,
 }
+
+impl Request {
+    /// Asks for what the program does by itself: all disks, a folder for each, fleecing beside the disks, no limits.
+    #[must_use]
+    pub fn new(connection: Connection, level: Wanted, target: PathBuf) -> Self {
+        Self {
+            connection,
+            level,
+            target,
+            monthly: false,
+            selection: Selection::default(),
+            subdir: true,
+            timestamp: true,
+            symlink: true,
+            uuid: None,
+            quiesce: false,
+            pause: false,
+            fleece: Fleece::BesideDisk,
+            cbw_timeout: 45,
+            compress: false,
+            speed_limit: 0,
+            remove_delay: Duration::ZERO,
+            direct: false,
+            aio: Aio::Threads,
+            progress_interval: Duration::from_secs(10),
+        }
+    }
+}

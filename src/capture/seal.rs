@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::early_sums::EarlySums;
 use super::early_sync::EarlySync;
@@ -72,18 +72,14 @@ pub(super) async fn seal(
     };
     machine.go_on()?;
     synced?;
-    ended(summed)?;
+    summed??;
     machine.tell(&Event::Sealed { bytes: total, elapsed: start.elapsed() });
     Ok(())
 }
 
-fn ended(result: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
-    result.unwrap_or_else(|error| Err(Error::Io { path: PathBuf::new(), source: io::Error::other(error) }))
-}
-
 async fn sync_all(early: EarlySync, images: Vec<(PathBuf, File)>) -> Result<(), Error> {
     early.end().await?;
-    ended(spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(&path, &image))).await)
+    spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(&path, &image))).await?
 }
 
 fn sync(path: &Path, image: &File) -> Result<(), Error> {

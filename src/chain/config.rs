@@ -14,7 +14,7 @@ use super::{MAX_ENTRIES, Note, json_file};
 use crate::storage::read_folder;
 
 /// Larger files are not read: `qemu-img info` prints some kilobytes, and a description of a thousand snapshots fits.
-pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The folder of the image, and how many above it may hold its settings: that of all disks, and that of all months.
 const FOLDERS: usize = 3;

@@ -22,7 +22,7 @@ use super::{Error, FormatHint, Level};
 use crate::storage::read_folder;
 
 /// How many folders deep images are looked for: the VM, the month, the disk.
-pub const MAX_DEPTH: usize = 3;
+pub(crate) const MAX_DEPTH: usize = 3;
 
 /// How many files are looked at: an image each minute for half a year. More is not a backup but a file server.
 pub const MAX_ENTRIES: usize = 1 << 18;

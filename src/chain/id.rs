@@ -13,7 +13,7 @@ const CHARACTERS_MAX: usize = 200;
 const BYTES_MAX: u64 = 1 << 12;
 
 /// Where the system gives out random ids.
-pub const RANDOM: &str = "/proc/sys/kernel/random/uuid";
+pub(crate) const RANDOM: &str = "/proc/sys/kernel/random/uuid";
 
 /// Whether bitmaps can bear this id.
 #[must_use]
@@ -25,7 +25,7 @@ pub fn is_chain_id(text: &str) -> bool {
 ///
 /// # Errors
 /// The system has no random numbers.
-pub fn random_id() -> io::Result<String> {
+pub(crate) fn random_id() -> io::Result<String> {
     Ok(std::fs::read_to_string(RANDOM)?.trim().to_owned())
 }
 
@@ -33,7 +33,7 @@ pub fn random_id() -> io::Result<String> {
 ///
 /// # Errors
 /// `InvalidData` where what stands there cannot be an id; else what the system says.
-pub fn chain_id(folder: &Path) -> io::Result<Option<String>> {
+pub(crate) fn chain_id(folder: &Path) -> io::Result<Option<String>> {
     let file = match FileStorage::open(&folder.join(UUID)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened?,

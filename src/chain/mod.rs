@@ -87,17 +87,20 @@ mod timeless;
 mod verified;
 mod when;
 
-pub use checksums::{
-    BLOCK, Checksums, ChecksumsError, KnownSums, Renewal, ZEROES as ZERO_BLOCK_SUM, block_sums,
-    create as create_checksums, create_watched as create_checksums_watched,
-};
+pub use checksums::{BLOCK, Checksums, ChecksumsError, Renewal, block_sums, create as create_checksums};
+pub(crate) use checksums::{KnownSums, ZEROES as ZERO_BLOCK_SUM, create_watched as create_checksums_watched};
 #[cfg(feature = "capture")]
 pub(crate) use config::BACKUP_FORMAT;
-pub use config::{FormatHint, MAX_CONFIG_BYTES};
-pub use discover::{Inventory, MAX_DEPTH, MAX_ENTRIES, Note, discover};
+pub use config::FormatHint;
+pub(crate) use config::MAX_CONFIG_BYTES;
+pub(crate) use discover::MAX_DEPTH;
+pub use discover::{Inventory, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
 pub use error::{Error, ErrorKind};
-pub use id::{RANDOM, chain_id, is_chain_id, random_id};
+#[cfg(feature = "capture")]
+pub(crate) use id::RANDOM;
+pub use id::is_chain_id;
+pub(crate) use id::{chain_id, random_id};
 pub use image::Image;
 pub use image_id::ImageId;
 pub use journal::{Phase, Unfinished, Work};
@@ -105,6 +108,8 @@ pub use lineage::Lineage;
 pub use links::Chain;
 pub use lock::{FolderLock, UUID};
 pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
+#[cfg(feature = "capture")]
+pub(crate) use name::partial;
 pub use name::{ImageName, Level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use salvage::{Member, SalvagePoint};

@@ -150,7 +150,11 @@ impl Console {
 
     /// Says the last JSON line of a program that does not fail, and how it ends.
     pub(super) fn done(&self, fields: &[(&str, Value)]) -> Exit {
-        let exit = self.exit();
+        self.done_with(self.exit(), fields)
+    }
+
+    /// The same where more than warnings decide how it ends.
+    pub(super) fn done_with(&self, exit: Exit, fields: &[(&str, Value)]) -> Exit {
         let fields: Vec<(&str, Value)> =
             [("exit_code", exit.code().into())].into_iter().chain(fields.iter().cloned()).collect();
         self.event("done", &fields);

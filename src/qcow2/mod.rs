@@ -69,6 +69,7 @@ pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};
 pub use repair::{Repair, Repaired, repair};
 pub use snapshot::Snapshot;
-pub use writer::{Place, Writer, plan_backing, set_backing};
+pub(crate) use writer::plan_backing;
+pub use writer::{Place, Writer, set_backing};
 
 pub(crate) use wire::{FLAG_ZERO as ZERO_CLUSTER, MAGIC};

@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn what_a_layer_does_not_have_is_an_error_and_not_zeroes() {
         let full = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2");
-        let layers = Layers::open(&[Source { path: full.into(), format: None, size: None, raw_disk: false }]).unwrap();
+        let layers = Layers::open(&[Source::new(full.into())]).unwrap();
         let read = |layer, source| {
             let operation = Operation { layer, source, target: 0, length: 512, guest: 0 };
             LayerReader::default().try_read(layers.as_slice(), &operation, 0, &mut [0; 512])

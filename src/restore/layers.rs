@@ -31,6 +31,23 @@ pub struct Source {
     pub size: Option<u64>,
 }
 
+impl Source {
+    /// An image of which nothing is known.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, format: None, raw_disk: false, size: None }
+    }
+
+    /// An image of a chain, of which somebody may say what format it has.
+    #[must_use]
+    pub fn of(image: &chain::Image, told: Option<Format>) -> Self {
+        let source = Self::from(image);
+        // what is known of one format says nothing of another
+        let size = source.size.filter(|_| told.is_none() || told == source.format);
+        Self { format: told.or(source.format), size, ..source }
+    }
+}
+
 impl From<&chain::Image> for Source {
     fn from(image: &chain::Image) -> Self {
         let format = match image.format {
@@ -61,6 +78,34 @@ pub struct Layers {
 }
 
 impl Layers {
+    /// Opens the images of a restore point, as [`open`](Self::open) does, and sees that it is still what was found: before
+    /// they were open, nobody kept others from changing the FULL in place. `told` is their format, where somebody says it.
+    ///
+    /// # Errors
+    /// As with [`open`](Self::open); [`Error::Changed`].
+    pub fn open_point(point: &RestorePoint, told: Option<Format>) -> Result<Self> {
+        Self::open_current(point, told, Self::open)
+    }
+
+    /// The same, and what is read is checked as [`open_verified`](Self::open_verified) does.
+    ///
+    /// # Errors
+    /// As with [`open_verified`](Self::open_verified); [`Error::Changed`].
+    pub fn open_point_verified(point: &RestorePoint, told: Option<Format>) -> Result<Self> {
+        Self::open_current(point, told, Self::open_verified)
+    }
+
+    fn open_current(
+        point: &RestorePoint,
+        told: Option<Format>,
+        open: impl FnOnce(&[Source]) -> Result<Self>,
+    ) -> Result<Self> {
+        let sources: Vec<Source> = point.members.iter().map(|image| Source::of(image, told)).collect();
+        let layers = open(&sources)?;
+        check_current(point)?;
+        Ok(layers)
+    }
+
     /// Opens a FULL and its INCs, in this order, each for reading only. Until they are closed, nobody else opens them for
     /// writing, see [`FileStorage::lock`].
     ///

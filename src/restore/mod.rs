@@ -12,7 +12,7 @@
 //! use std::sync::atomic::{AtomicU64, Ordering};
 //!
 //! use qmpbackup::chain::{Clock, When, discover};
-//! use qmpbackup::restore::{Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Source};
+//! use qmpbackup::restore::{Layers, Merge, MergeOptions, Observer, Output, OutputFormat};
 //!
 //! /// Counts the bytes that are done.
 //! #[derive(Default)]
@@ -27,7 +27,6 @@
 //! fn restore(dir: &Path, when: &When, output: PathBuf) -> Result<u64, Box<dyn std::error::Error>> {
 //!     let inventory = discover(dir)?;
 //!     let point = inventory.disk(None)?.select(when, &Clock::system(), false)?;
-//!     let sources: Vec<Source> = point.members.iter().map(|image| Source::from(&**image)).collect();
 //!     let options = MergeOptions {
 //!         output: Output::File(output),
 //!         format: OutputFormat::Qcow2 { cluster_size: None, compression: None },
@@ -36,7 +35,7 @@
 //!         replace: false,
 //!     };
 //!     let progress = Progress::default();
-//!     let merge = Merge::plan(Layers::open(&sources)?, options, &progress)?;
+//!     let merge = Merge::plan(Layers::open_point(&point, None)?, options, &progress)?;
 //!     merge.check(&progress)?;
 //!     progress.0.store(0, Ordering::Relaxed);
 //!     let merged = merge.run(&progress)?;
@@ -53,7 +52,6 @@
 //! # }
 //! ```
 
-mod apply;
 mod bits;
 mod check;
 mod checked_file;
@@ -69,27 +67,21 @@ mod line;
 mod manifests;
 mod merge;
 mod observer;
-mod output;
 mod plan;
 mod pool;
 mod ranges;
 mod raw;
-mod read_back;
 mod rebase;
 mod renewed;
 mod resolve;
 mod salvage;
-mod sink;
 mod slices;
-mod space;
-mod sums;
 mod survey;
 mod verify;
 
-pub use apply::apply_layers;
 pub use check::{Checked, CheckedImage, check};
 pub use checked_file::Unverified;
-pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT};
+pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT, apply_layers};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
 pub use layers::{Layers, Source, check_current, open_writable};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::check;
 use super::error::{Error, Result};
-use super::in_place::{OTHER_NAMES, number, refused, relative_name};
+use super::in_place::{self, OTHER_NAMES, number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::{self, Layers};
 use super::observer::Observer;
@@ -119,14 +119,16 @@ impl Rebase {
     }
 
     /// Changes what is not done yet, oldest first, the link last, and calls `each` for every INC that was changed. All
-    /// that is done is on stable storage then.
+    /// that is done is on stable storage then. The folder is locked meanwhile.
     ///
     /// # Errors
-    /// [`Error::Locked`] where somebody has an INC open, or another reason why it cannot be opened for writing, before
-    /// anything is changed; [`Error::Changed`] where it is not the one that was planned with; [`Error::Cancelled`] between
-    /// two changes; what the system says. What was changed before stays, and is right.
+    /// [`Error::Folder`] where somebody else works in the folder, [`Error::Locked`] where somebody has an INC open, or
+    /// another reason why it cannot be opened for writing, before anything is changed; [`Error::Changed`] where it is not
+    /// the one that was planned with; [`Error::Cancelled`] between two changes; what the system says. What was changed
+    /// before stays, and is right.
     pub fn run(self, observer: &dyn Observer, mut each: impl FnMut(&Based)) -> Result<()> {
         let Self { images, link, layers } = self;
+        let _folders = in_place::lock(&link.path)?;
         // nobody changes the others meanwhile; whoever reads what is to be changed is in its way
         let changes = std::iter::once(false).chain(images.iter().map(Based::has_work));
         let _others: Vec<Layer> = layers

@@ -8,20 +8,20 @@ use super::to_usize;
 
 /// Numbers of blocks; it takes a bit for each up to the largest.
 #[derive(Debug, Default)]
-pub struct BlockSet {
+pub(crate) struct BlockSet {
     words: RwLock<Vec<AtomicU64>>,
 }
 
 impl BlockSet {
     /// Whether a block is in it.
     #[must_use]
-    pub fn contains(&self, block: u64) -> bool {
+    pub(crate) fn contains(&self, block: u64) -> bool {
         let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
         words.get(to_usize(block / 64)).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (block % 64)) != 0)
     }
 
     /// Puts blocks in.
-    pub fn insert(&self, blocks: Range<u64>) {
+    pub(crate) fn insert(&self, blocks: Range<u64>) {
         if blocks.is_empty() {
             return;
         }
@@ -43,7 +43,7 @@ impl BlockSet {
     }
 
     /// Takes a block out.
-    pub fn remove(&self, block: u64) {
+    pub(crate) fn remove(&self, block: u64) {
         let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(word) = words.get(to_usize(block / 64)) {
             word.fetch_and(!(1 << (block % 64)), Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl BlockSet {
 
     /// How many there are.
     #[must_use]
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         let words = self.words.read().unwrap_or_else(PoisonError::into_inner);
         words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
     }

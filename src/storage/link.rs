@@ -16,7 +16,7 @@ use super::publish::{parent, sync};
 ///
 /// # Errors
 /// `PermissionDenied` where it is a link, else what the system says.
-pub fn open_unlinked(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+pub(crate) fn open_unlinked(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = options.custom_flags(flags).open(path);
     let file = file.map_err(|error| match Errno::from_io_error(&error) {
@@ -30,7 +30,7 @@ pub fn open_unlinked(options: &mut OpenOptions, path: &Path) -> io::Result<File>
 ///
 /// # Errors
 /// `AlreadyExists` where something else bears that name, else what the system says; the link is what it was then.
-pub fn set_link(link: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn set_link(link: &Path, target: &Path) -> io::Result<()> {
     let mut hidden = OsString::from(PREFIX);
     hidden.push(link.file_name().ok_or(io::ErrorKind::InvalidInput)?);
     let hidden = link.with_file_name(hidden);

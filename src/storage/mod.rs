@@ -20,17 +20,17 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use blocks::BlockSet;
+pub(crate) use blocks::BlockSet;
 pub use file::FileStorage;
 pub(crate) use folder::read_folder;
 pub(crate) use inside::{check_inside, create_folders, is_trusted};
-pub use link::{open_unlinked, set_link};
+pub(crate) use link::{open_unlinked, set_link};
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub(crate) use offload::{offload_min, shares_blocks};
 pub use publish::{NewFile, Undurable};
 pub(crate) use publish::{parent, sync as sync_folder, write_whole};
-pub use touched::Touched;
+pub(crate) use touched::Touched;
 pub(crate) use writeback::{forget, start_writeback};
 
 /// Bytes that file systems can leave out, at multiples of it.

@@ -115,10 +115,7 @@ impl Work {
         for number in std::iter::once(self.until).chain(behind) {
             let incs = &self.chain.layers[self.full + 1..=number];
             let incs = incs.iter().map(|layer| self.chain.dir.join(&layer.name));
-            let sources: Vec<Source> = std::iter::once(path.clone())
-                .chain(incs)
-                .map(|path| Source { path, format: None, size: None, raw_disk: false })
-                .collect();
+            let sources: Vec<Source> = std::iter::once(path.clone()).chain(incs).map(Source::new).collect();
             let out = path.with_file_name("merged.raw");
             let options = MergeOptions {
                 output: Output::File(out.clone()),
@@ -295,8 +292,7 @@ fn any_number_of_threads_makes_the_same_image() {
         bench.io(name, &writes.iter().map(String::as_str).collect::<Vec<_>>());
     }
     bench.io("inc", &["write -q -z 1G 64M"]);
-    let layers =
-        Layers::open(&[Source { path: bench.path("inc"), format: None, size: None, raw_disk: false }]).unwrap();
+    let layers = Layers::open(&[Source::new(bench.path("inc"))]).unwrap();
     let images = [1, 4].map(|threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let storage = memory(&bench.load("full"));

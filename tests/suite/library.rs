@@ -41,7 +41,7 @@ fn options(out: &Path) -> MergeOptions {
 }
 
 fn sources(paths: &[PathBuf]) -> Vec<Source> {
-    paths.iter().map(|path| Source { path: path.clone(), format: None, size: None, raw_disk: false }).collect()
+    paths.iter().map(|path| Source::new(path.clone())).collect()
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Write for Memory {
 fn merged(images: &[PathBuf]) -> Option<Vec<u8>> {
     let sources: Vec<Source> = images
         .iter()
-        .map(|path| Source { path: path.clone(), format: Some(restore::Format::Qcow2), size: None, raw_disk: false })
+        .map(|path| Source { format: Some(restore::Format::Qcow2), ..Source::new(path.clone()) })
         .collect();
     let memory = Memory::default();
     let options = MergeOptions {

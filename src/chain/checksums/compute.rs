@@ -22,7 +22,7 @@ pub(super) const READ: u64 = 8;
 const BATCH: u64 = 1 << 14;
 
 /// The checksum of a whole block of zeroes.
-pub static ZEROES: LazyLock<u32> = LazyLock::new(|| crc32fast::hash(&vec![0; to_usize(BLOCK)]));
+pub(crate) static ZEROES: LazyLock<u32> = LazyLock::new(|| crc32fast::hash(&vec![0; to_usize(BLOCK)]));
 
 /// Hears how many more bytes are summed, on any thread, and gives up where it wants to.
 type Watch<'a> = dyn Fn(u64) -> io::Result<()> + Sync + 'a;
@@ -117,7 +117,7 @@ pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> io::Result<()>
 ///
 /// # Errors
 /// As with [`create`]; what `each` says.
-pub fn create_watched(
+pub(crate) fn create_watched(
     image: &Path,
     storage: &(impl Storage + ?Sized),
     known: &KnownSums,

@@ -12,19 +12,20 @@ const MOST: u64 = 1 << 24;
 
 /// The sums of some blocks from the start of an image on.
 #[derive(Debug, Default)]
-pub struct KnownSums {
+pub(crate) struct KnownSums {
     sums: Vec<u32>,
     /// Those of them that cannot be relied on.
     forgotten: BlockSet,
 }
 
+#[cfg_attr(not(any(feature = "capture", test)), expect(dead_code, reason = "only a backup knows sums before"))]
 impl KnownSums {
     /// Sums the next few blocks, of those that end at most `settled` bytes into the image, which nobody writes to. Whether
     /// there may be more of them comes back.
     ///
     /// # Errors
     /// What the system says.
-    pub fn extend(&mut self, image: &impl Storage, settled: u64) -> io::Result<bool> {
+    pub(crate) fn extend(&mut self, image: &impl Storage, settled: u64) -> io::Result<bool> {
         let start = self.sums.len() as u64;
         let end = (settled.min(image.length()) / BLOCK).min(start + READ).min(MOST);
         if end <= start {
@@ -35,7 +36,7 @@ impl KnownSums {
     }
 
     /// Forgets the sums of all blocks that have a byte of these ranges of the image.
-    pub fn forget(&mut self, ranges: &[Range<u64>]) {
+    pub(crate) fn forget(&mut self, ranges: &[Range<u64>]) {
         let known = self.sums.len() as u64;
         for range in ranges {
             self.forgotten.insert(range.start / BLOCK..range.end.div_ceil(BLOCK).min(known));

@@ -40,9 +40,10 @@ use std::path::{Path, PathBuf};
 
 use byteorder::{BigEndian, ByteOrder};
 
-pub use compute::{ZEROES, block_sums, create, create_watched};
+pub(crate) use compute::{ZEROES, create_watched};
+pub use compute::{block_sums, create};
 use header::Header;
-pub use known::KnownSums;
+pub(crate) use known::KnownSums;
 pub use renew::Renewal;
 
 use super::ImageId;

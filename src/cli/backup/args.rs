@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::capture;
+use crate::chain;
 use crate::cli::exit::Exit;
 use crate::cli::start::Global;
 use crate::cli::units;
@@ -228,7 +228,7 @@ pub(super) enum Show {
 }
 
 fn parse_chain(text: &str) -> Result<String, &'static str> {
-    if capture::is_chain(text) {
+    if chain::is_chain_id(text) {
         Ok(text.to_owned())
     } else {
         Err("the id of a chain is 1 to 200 printable ASCII characters, without spaces")

@@ -45,8 +45,7 @@ pub(super) fn cleanup(arguments: &args::Cleanup, connection: &Connection, consol
     let removed = follower.follow(capture::remove_bitmaps(connection, arguments.uuid.as_deref(), &follower))?;
     match removed.len() {
         0 => console.info("there is no bitmap to remove"),
-        1 => console.info("1 bitmap is removed"),
-        count => console.info(&format!("{count} bitmaps are removed")),
+        count => console.info(&format!("removed {}", units::count(count, "bitmap"))),
     }
     Ok(console.done(&[("removed", removed.len().into())]))
 }

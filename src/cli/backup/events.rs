@@ -4,17 +4,49 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::capture::{Event, Why};
+use crate::capture::{Event, Progress, Skipped, Why};
 use crate::cli::units;
 
-/// The line for the log: of sizes and times as people read them.
+/// The line for the log.
 pub(super) fn line(event: &Event) -> String {
     match event {
+        Event::Connected { version } => format!("QEMU {version}"),
+        Event::Machine { name: Some(name), status } => format!("machine {name} is in state {status}"),
+        Event::Machine { name: None, status } => format!("the machine is in state {status}"),
+        Event::Sent(command) => format!("sent {}", command.to_json()),
+        Event::Skipped(Skipped { name, why, .. }) => format!("{name}: skipped, {}", reason(*why)),
+        Event::Tpm { id } => {
+            format!("{id}: the state of this emulated TPM is on no disk and in no backup: save its folder too")
+        }
+        Event::Recovered { what } => format!("put in order what an earlier run left: {what}"),
+        Event::ForeignBitmaps { disk, count } => format!(
+            "{disk}: has {} of other chains, which cost the guest time; `cleanup --remove-bitmap --uuid` removes those of a \
+             chain that is no longer used",
+            units::count(*count, "bitmap")
+        ),
+        Event::OtherUuid { wanted, chain } => {
+            format!("the folder holds the chain {chain}, which goes on; the id {wanted} is not used")
+        }
+        Event::ClockBehind { time } => format!(
+            "the newest image is of a time that has not come yet: the new ones are of {time}, after it; look at the clock, \
+             and for `--until` at the times of `qmprestore list`"
+        ),
+        Event::Level { disk, level, reason, changed: Some(changed), .. } => {
+            format!("{disk}: {level} {reason}, {} have changed", units::size(*changed))
+        }
+        Event::Level { disk, level, reason, .. } => format!("{disk}: {level}, {reason}"),
+        Event::NoFleece { disk: Some(disk), reason } => format!("{disk}: no fleece image, {reason}"),
+        Event::NoFleece { disk: None, reason } => format!("no fleece images, {reason}"),
         Event::Target { disk, path, size } => {
             format!("{disk}: a disk of {}, its image is {}", units::size(*size), path.display())
         }
-        Event::Level { disk, level, reason, changed: Some(changed), .. } => {
-            format!("{disk}: {level} {reason}, {} have changed", units::size(*changed))
+        Event::NotFrozen { reason } => format!("the guest's file systems are not frozen: {reason}"),
+        Event::Moment { stopped, frozen } => moment(*stopped, *frozen),
+        Event::Progress(disks) => {
+            let disk = |Progress { disk, done, total }: &Progress| {
+                format!("{disk}: {} of {}", units::size(*done), units::size(*total))
+            };
+            disks.iter().map(disk).collect::<Vec<_>>().join(", ")
         }
         Event::Copied { bytes, elapsed } => format!(
             "the jobs are done with {} of the disks in {}, {}/s",
@@ -28,7 +60,28 @@ pub(super) fn line(event: &Event) -> String {
         Event::Sealed { bytes, elapsed } => {
             format!("{} are synced and have checksums, after {}", units::size(*bytes), units::duration(*elapsed))
         }
-        other => other.to_string(),
+        Event::Published { disk, path, level, .. } => format!("{disk}: {level} is in {}", path.display()),
+        Event::BitmapRemoved { name, node } => format!("removed the bitmap {name} of {node}"),
+        Event::Trouble { what } => what.clone(),
+    }
+}
+
+fn moment(stopped: Option<Duration>, frozen: Option<(Duration, u64)>) -> String {
+    let stopped = stopped.map(|time| format!(", the machine was stopped for {:.1} ms", milliseconds(time)));
+    let frozen = frozen.map(|(time, count)| {
+        let what = if count == 1 { "file system was" } else { "file systems were" };
+        format!(", {count} {what} frozen for {:.1} ms", milliseconds(time))
+    });
+    format!("the snapshot is taken{}{}", stopped.unwrap_or_default(), frozen.unwrap_or_default())
+}
+
+fn reason(why: Why) -> &'static str {
+    match why {
+        Why::Empty => "the drive is empty",
+        Why::Removable => "a removable medium",
+        Why::Raw => "a raw disk: --include-raw includes it",
+        Why::Excluded => "excluded",
+        Why::NotIncluded => "not included",
     }
 }
 
@@ -95,7 +148,7 @@ pub(super) fn fields(event: &Event) -> Option<(&'static str, Vec<(&'static str, 
 }
 
 /// The disks of a progress event.
-pub(super) fn disks(disks: &[crate::capture::Progress]) -> Value {
+pub(super) fn disks(disks: &[Progress]) -> Value {
     disks.iter().map(|disk| json!({ "disk": disk.disk, "done": disk.done, "total": disk.total })).collect()
 }
 

@@ -38,16 +38,13 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
         verdicts.push(verdict);
     }
     let exit = verdicts.into_iter().map(Verdict::exit).fold(Exit::Success, Exit::worse);
-    console.event("done", &[("exit_code", exit.code().into())]);
-    Ok(exit)
+    Ok(console.done_with(exit, &[]))
 }
 
 /// What is to be checked, and those of them of which only the manifest is there. Images that are named belong to no chain.
 fn chains(arguments: &args::Check, console: &Console) -> Result<(Vec<Vec<Source>>, BTreeSet<PathBuf>), Failure> {
     let Some(dir) = &arguments.dir else {
-        let alone = |path: &PathBuf| {
-            vec![Source { path: path.clone(), format: Some(Format::Qcow2), size: None, raw_disk: false }]
-        };
+        let alone = |path: &PathBuf| vec![Source { format: Some(Format::Qcow2), ..Source::new(path.clone()) }];
         return Ok((arguments.images.iter().map(alone).collect(), BTreeSet::new()));
     };
     let inventory = discover(dir)?;
@@ -61,7 +58,7 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<(Vec<Vec<Source>
             let path = image.path.display();
             console.warning(&format!("{path} is left out, it is a link: name what it leads to, to repair that"));
         }
-        (!leads_away).then(|| place::source(image, None))
+        (!leads_away).then(|| Source::from(&**image))
     };
     let missing = images.clone().flatten().filter(|image| image.missing).map(|image| image.path.clone()).collect();
     Ok((images.map(|images| images.filter_map(source).collect()).collect(), missing))

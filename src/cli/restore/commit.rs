@@ -162,15 +162,11 @@ fn report(summary: &CommitSummary, point: &RestorePoint, start: Instant, console
         units::duration(time),
         units::size(rate),
     ));
-    console.event(
-        "done",
-        &[
-            ("output", summary.full.to_string_lossy().into()),
-            ("size", summary.size.into()),
-            ("bytes", summary.bytes.into()),
-            ("seconds", time.as_secs_f64().into()),
-            ("rate", rate.into()),
-            ("exit_code", console.exit().code().into()),
-        ],
-    );
+    console.done(&[
+        ("output", summary.full.to_string_lossy().into()),
+        ("size", summary.size.into()),
+        ("bytes", summary.bytes.into()),
+        ("seconds", time.as_secs_f64().into()),
+        ("rate", rate.into()),
+    ]);
 }

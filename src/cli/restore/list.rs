@@ -31,8 +31,7 @@ pub(super) fn run(arguments: &args::List, console: &Console) -> Result<Exit, Fai
         }
     }
     let exit = if all_ok && !console.has_warned() { Exit::Success } else { Exit::Warnings };
-    console.event("done", &[("exit_code", exit.code().into())]);
-    Ok(exit)
+    Ok(console.done_with(exit, &[]))
 }
 
 /// Whether a restore point can be restored.
@@ -165,7 +164,7 @@ impl<'a> Listing<'a> {
 /// The restore points of a chain: what is wrong with an image is wrong with all that build on it.
 fn rows(chain: &Chain, number: usize, points: &BTreeMap<&Path, &Point>) -> Vec<Row> {
     let images: Vec<&Arc<Image>> = chain.full().into_iter().chain(chain.incs()).collect();
-    let sources: Vec<Source> = images.iter().map(|image| place::source(image, None)).collect();
+    let sources: Vec<Source> = images.iter().map(|image| Source::from(&***image)).collect();
     let mut below = Verdict::Ok;
     images
         .into_iter()

@@ -34,8 +34,7 @@ pub(super) fn run(arguments: &args::Manifest, console: &Console) -> Result<Exit,
         chains.try_for_each(|(disk, chain)| work.chain(disk, chain, &reporter))
     })?;
     let exit = if work.damaged { Exit::Damaged } else { console.exit() };
-    console.event("done", &[("exit_code", exit.code().into())]);
-    Ok(exit)
+    Ok(console.done_with(exit, &[]))
 }
 
 struct Work<'a> {

@@ -19,7 +19,7 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::{signals, units};
-use crate::restore::{self, Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat, Source};
+use crate::restore::{Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
@@ -85,10 +85,8 @@ fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(Rest
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }
-    let sources: Vec<Source> =
-        point.members.iter().map(|image| place::source(image, arguments.source_format.map(Into::into))).collect();
-    let layers = if arguments.verify { Layers::open_verified(&sources)? } else { Layers::open(&sources)? };
-    restore::check_current(&point)?;
+    let open = if arguments.verify { Layers::open_point_verified } else { Layers::open_point };
+    let layers = open(&point, arguments.source_format.map(Into::into))?;
     Ok((point, layers))
 }
 
@@ -156,9 +154,8 @@ fn report(
         ("length", length.into()),
         ("seconds", time.as_secs_f64().into()),
         ("rate", rate.into()),
-        ("exit_code", console.exit().code().into()),
     ];
-    console.event("done", &[&fields, losses].concat());
+    console.done(&[&fields, losses].concat());
 }
 
 /// A merge before it runs.

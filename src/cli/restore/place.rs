@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::{self, Image, Inventory};
+use crate::chain::{self, Inventory};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
-use crate::restore::{self, Format, Layers, Source};
+use crate::restore::{self, Layers, Source};
 
 /// Says what was left out of the disks that are meant.
 pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Console) -> Result<(), Failure> {
@@ -14,18 +14,10 @@ pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Consol
     Ok(())
 }
 
-/// An image of a chain as something to open.
-pub(super) fn source(image: &Image, format: Option<Format>) -> Source {
-    let source = Source::from(image);
-    // what is known of one format says nothing of another
-    let size = source.size.filter(|_| format.is_none() || format == source.format);
-    Source { format: format.or(source.format), size, ..source }
-}
-
 /// Why a restore point cannot be had. Work in its FULL that has not ended may go on just now.
 pub(super) fn not_selected(error: chain::Error) -> Failure {
     if let chain::Error::Unfinished { path, unfinished } = &error {
-        let full = Source { path: path.with_file_name(&unfinished.full), format: None, size: None, raw_disk: false };
+        let full = Source::new(path.with_file_name(&unfinished.full));
         if let Err(locked @ restore::Error::Locked { .. }) = Layers::open(&[full]) {
             return locked.into();
         }

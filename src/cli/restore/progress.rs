@@ -92,36 +92,19 @@ impl<'a> Reporter<'a> {
 
 impl Observer for Reporter<'_> {
     fn phase(&self, phase: Phase) {
-        let name = match phase {
-            Phase::Checking { bytes } => {
-                self.begin("checking", bytes);
-                "checking"
-            }
-            Phase::Summing { bytes } => {
-                self.begin("summing", bytes);
-                "summing"
-            }
-            Phase::Verifying { bytes } => {
-                self.begin("verifying", bytes);
-                "verifying"
-            }
-            Phase::Planning => {
-                self.set(None);
-                "planning"
-            }
-            Phase::Copying { bytes } => {
-                self.begin("copying", bytes);
-                "copying"
-            }
-            Phase::Comparing { bytes } => {
-                self.begin("comparing", bytes);
-                "comparing"
-            }
-            Phase::Syncing => {
-                self.set(None);
-                "syncing"
-            }
+        let (name, bytes) = match phase {
+            Phase::Checking { bytes } => ("checking", Some(bytes)),
+            Phase::Summing { bytes } => ("summing", Some(bytes)),
+            Phase::Verifying { bytes } => ("verifying", Some(bytes)),
+            Phase::Planning => ("planning", None),
+            Phase::Copying { bytes } => ("copying", Some(bytes)),
+            Phase::Comparing { bytes } => ("comparing", Some(bytes)),
+            Phase::Syncing => ("syncing", None),
         };
+        match bytes {
+            Some(bytes) => self.begin(name, bytes),
+            None => self.set(None),
+        }
         self.console.event("phase", &[("phase", name.into())]);
         self.console.debug(&format!("phase: {name}"));
     }

@@ -1,17 +1,15 @@
 //! `qmprestore rebase`.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::progress::Reporter;
 use super::{args, by_hand, place};
-use crate::chain::{Clock, FolderLock, RestorePoint, discover};
+use crate::chain::{Clock, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::signals;
-use crate::restore::{self, Based, Layers, Rebase, Source};
+use crate::restore::{self, Based, Layers, Rebase};
 
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
     signals::watch()?;
@@ -26,11 +24,9 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
     if arguments.rate_limit > 0 {
         console.debug("--rate-limit has no effect: no data moves");
     }
-    let sources: Vec<Source> = point.members.iter().map(|image| place::source(image, None)).collect();
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     reporter.follow(|| {
-        let layers = Layers::open(&sources).map_err(Failure::Refused)?;
-        restore::check_current(&point).map_err(Failure::Refused)?;
+        let layers = Layers::open_point(&point, None).map_err(Failure::Refused)?;
         let rebase = Rebase::plan(layers, &reporter).map_err(Failure::Refused)?;
         let commands = by_hand::rebase(&rebase, &arguments.place);
         planned(arguments, &point, &rebase, &commands, console);
@@ -52,8 +48,6 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
         console.info(&format!("done already: {link_path} leads to {target}, and each INC names the image before it"));
         return Ok(());
     }
-    let folder = link.path.parent().unwrap_or(Path::new("."));
-    let _locks = FolderLock::take_all(folder)?;
     for image in rebase.images().iter().filter(|image| image.done) {
         console.debug(&format!("{}: names {} already", image.path.display(), image.backing));
     }

@@ -5,12 +5,11 @@ use std::fmt::Display;
 use serde_json::Value;
 
 use super::args;
-use super::place;
 use crate::chain::{Clock, Disk, Fault, Lineage, Member, RestorePoint};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
-use crate::restore::{self, Layers, Loss, Losses, Slot};
+use crate::restore::{self, Layers, Loss, Losses, Slot, Source};
 
 /// Finds the restore point and opens what there is of it.
 pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
@@ -28,7 +27,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
         anywhere(console, "damaged", fault);
     }
     let slot = |member: &Member| match member {
-        Member::There(image) => Slot::Image(place::source(image, arguments.source_format.map(Into::into))),
+        Member::There(image) => Slot::Image(Source::of(image, arguments.source_format.map(Into::into))),
         Member::Missing { path, size } => Slot::Missing { path: path.clone(), size: *size },
     };
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();

@@ -90,7 +90,6 @@ fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
         units::size(rate),
     ));
     let fields = [
-        ("exit_code", exit.code().into()),
         ("images", images.into()),
         ("findings", verified.flaws.len().into()),
         ("bytes", compared.into()),
@@ -98,8 +97,7 @@ fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
         ("seconds", time.as_secs_f64().into()),
         ("rate", rate.into()),
     ];
-    console.event("done", &fields);
-    exit
+    console.done_with(exit, &fields)
 }
 
 fn exit(flaw: &Flaw) -> Exit {

@@ -42,7 +42,7 @@ pub fn set_backing(storage: &dyn WritableStorage, backing: Option<&Backing>) -> 
 ///
 /// # Errors
 /// As [`set_backing`], which says it before it writes.
-pub fn plan_backing(storage: &dyn Storage, backing: Option<&Backing>) -> Result<bool> {
+pub(crate) fn plan_backing(storage: &dyn Storage, backing: Option<&Backing>) -> Result<bool> {
     let head = Head::read(storage)?;
     let Some(change) = change(&head, backing)? else { return Ok(false) };
     head.plan(&change).map(|_| true)

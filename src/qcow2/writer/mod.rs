@@ -19,6 +19,27 @@
 //! sector: snapshots, repairs, a longer L1 table.
 //!
 //! After a write has failed, nothing more is written: the image is what a crash would have left.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use qmpbackup::qcow2::{GuestOffset, Writer};
+//! use qmpbackup::restore::open_writable;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("disk.qcow2");
+//! # std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2"), &path)?;
+//! // locked: QEMU does not open it meanwhile
+//! let mut writer = Writer::open(open_writable(&path)?)?;
+//! writer.create_snapshot("before", Duration::from_secs(1_793_588_400))?;
+//! writer.write(b"hello", GuestOffset(1 << 20))?;
+//! writer.discard(2 << 20..3 << 20)?;
+//! writer.finish()?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod allocate;
 mod backing;
@@ -42,7 +63,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use self::allocate::Place;
-pub use self::backing::{plan_backing, set_backing};
+pub(crate) use self::backing::plan_backing;
+pub use self::backing::set_backing;
 use self::bitmaps::Bitmaps;
 pub(super) use self::head::Head;
 pub(super) use self::rebuild::{Next, Rebuild, share};

@@ -12,17 +12,43 @@
 //! With snapshots, each INC is written by itself, a snapshot of the moment is made, and the INC goes before the next
 //! one begins. A snapshot has the time of its INC as its date: that tells what is done already when the work is done again.
 //! The checksums of the FULL are renewed once, before the journal goes.
+//!
+//! ```
+//! use qmpbackup::chain::{Clock, When, Work, discover};
+//! use qmpbackup::restore::{Commit, CommitOptions, Silent};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let backup = tempfile::tempdir()?;
+//! # for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0"))? {
+//! #     let file = file?;
+//! #     if file.file_type()?.is_file() {
+//! #         std::fs::copy(file.path(), backup.path().join(file.file_name()))?;
+//! #     }
+//! # }
+//! let inventory = discover(backup.path())?;
+//! let point = inventory.disk(None)?.select_in_place(&When::Latest, &Clock::system(), false)?;
+//! let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
+//! let commit = Commit::plan(&point, options, &Silent)?;
+//! commit.check(&Silent)?;
+//! commit.run(&Silent)?;
+//! # assert_eq!(discover(backup.path())?.disk(None)?.points().len(), 1);
+//! # Ok(())
+//! # }
+//! ```
 
+mod apply;
 mod refuse;
 mod snapshots;
+mod space;
+mod sums;
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::apply::apply_layers;
 use crate::chain::{self, Image, RestorePoint, Unfinished};
 use crate::qcow2::Writer;
-use crate::restore::apply;
 use crate::restore::check;
 use crate::restore::copier::Work;
 use crate::restore::error::{Error, Result};
@@ -33,8 +59,6 @@ use crate::restore::limiter::Limiter;
 use crate::restore::observer::{Done, Observer, Phase};
 use crate::restore::pool;
 use crate::restore::resolve::Mapped;
-use crate::restore::space;
-use crate::restore::sums;
 
 /// The name of the snapshot of the FULL as it was.
 pub const FULL_SNAPSHOT: &str = "FULL-BACKUP";

@@ -154,7 +154,7 @@ fn bitmaps_below_an_overlay_do_not_keep_others_from_being_removed() {
         let mut field = disk(release);
         take_snapshot(&mut field, "disk0");
         field.makes("--level auto", 3, "disk0 FULL");
-        field.run("cleanup --remove-bitmap").with(0).says("1 bitmap is removed");
+        field.run("cleanup --remove-bitmap").with(0).says("removed 1 bitmap");
         assert_eq!((field.bitmaps("disk0").len(), field.bitmaps("overlay").len()), (1, 0), "{release}");
     }
 }

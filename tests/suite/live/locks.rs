@@ -80,7 +80,7 @@ impl Drop for User {
 const USERS: [fn(&'static str, &Path, bool) -> User; 3] = [User::machine, User::io, User::nbd];
 
 fn open_to_read(path: &Path) -> Result<Layers, Error> {
-    Layers::open(&[Source { path: path.to_owned(), format: None, size: None, raw_disk: false }])
+    Layers::open(&[Source::new(path.to_owned())])
 }
 
 #[track_caller]

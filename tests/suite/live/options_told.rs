@@ -181,7 +181,7 @@ fn bitmaps_are_removed_of_one_chain_or_of_all() {
         let kept = field.bitmaps("disk0");
         assert_eq!(kept.len(), 2);
         assert!(kept.iter().any(|name| name.ends_with("-chain-b")) && kept.iter().any(|name| name == "mine"));
-        field.run("cleanup --remove-bitmap").with(0).says("2 bitmaps are removed");
+        field.run("cleanup --remove-bitmap").with(0).says("removed 2 bitmaps");
         assert_eq!(field.bitmaps("disk0"), ["mine"]);
         field.run("cleanup").with(2);
         field.backup("--level inc", 4).says("no bitmap goes back to the newest image");
@@ -201,8 +201,8 @@ fn a_bitmap_that_qemu_keeps_does_not_keep_others() {
     };
     let proxy = Proxy::start(&field.vm.path("proxy"), &field.vm.socket(), &Victim::default(), Box::new(hook));
     let ended = field.run("cleanup --remove-bitmap --socket @/proxy").with(3);
-    ended.says("1 bitmap is removed").says("cannot be removed: ").says("not now");
+    ended.says("removed 1 bitmap").says("cannot be removed: ").says("not now");
     proxy.end();
     assert_eq!(field.bitmaps("disk0").len() + field.bitmaps("disk1").len(), 1);
-    field.run("cleanup --remove-bitmap").with(0).says("1 bitmap is removed");
+    field.run("cleanup --remove-bitmap").with(0).says("removed 1 bitmap");
 }

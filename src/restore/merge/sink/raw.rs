@@ -9,7 +9,7 @@ use super::for_each_slice;
 use crate::qcow2::MapBuffer;
 use crate::restore::copier::{Copier, Work};
 use crate::restore::error::Result;
-use crate::restore::output::Target;
+use crate::restore::merge::output::Target;
 use crate::restore::plan::Plan;
 use crate::restore::pool;
 use crate::restore::resolve::{Piece, resolve};

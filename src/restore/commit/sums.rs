@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::check::check_streams;
-use super::error::{Error, Result};
-use super::layer::Layer;
-use super::observer::{Observer, Phase};
 use crate::chain::{BLOCK, Checksums, block_sums};
+use crate::restore::check::check_streams;
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::Layer;
+use crate::restore::observer::{Observer, Phase};
 use crate::storage::to_usize;
 
 /// Blocks between two looks at the observer.

@@ -1,23 +1,25 @@
 //! Merge: one flattened image of a restore point, beside the chain and without changing it.
 
+mod output;
+mod read_back;
+mod sink;
+
 use std::fmt;
 use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
-use super::check;
-use super::copier::Work;
-use super::error::{Error, Result};
-use super::layers::Layers;
-use super::limiter::Limiter;
-use super::observer::{Observer, Phase, Warning};
-use super::output::{self, Destination, Target};
-use super::plan::Plan;
-use super::pool;
-use super::read_back;
-use super::salvage::{self, Losses};
-use super::sink;
+use self::output::{Destination, Target};
 use crate::qcow2::{Codec, Geometry, Layout};
+use crate::restore::check;
+use crate::restore::copier::Work;
+use crate::restore::error::{Error, Result};
+use crate::restore::layers::Layers;
+use crate::restore::limiter::Limiter;
+use crate::restore::observer::{Observer, Phase, Warning};
+use crate::restore::plan::Plan;
+use crate::restore::pool;
+use crate::restore::salvage::{self, Losses};
 
 /// How often a salvage begins anew where tables could be read when it was planned, and then not.
 const ATTEMPTS: usize = 8;

@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::copier::{LayerReader, Work};
-use super::error::{Error, Result};
-use super::layer::{Format, Layer};
-use super::observer::Phase;
-use super::output::Target;
-use super::plan::Plan;
-use super::pool;
-use super::resolve::{Piece, resolve};
-use super::slices::{self, Slices};
 use crate::qcow2::MapBuffer;
+use crate::restore::copier::{LayerReader, Work};
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::{Format, Layer};
+use crate::restore::merge::output::Target;
+use crate::restore::observer::Phase;
+use crate::restore::plan::Plan;
+use crate::restore::pool;
+use crate::restore::resolve::{Piece, resolve};
+use crate::restore::slices::{self, Slices};
 use crate::storage::{FileStorage, Storage, forget, to_usize};
 
 /// Bytes of the disk that are compared at once.

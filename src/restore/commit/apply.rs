@@ -7,17 +7,17 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::copier::{Copier, Work};
-use super::error::{Error, Result};
-use super::in_place;
-use super::layer::Layer;
-use super::layers::Layers;
-use super::observer::Observer;
-use super::plan::{self, Operation};
-use super::pool;
-use super::resolve::{Mapped, Piece, changes};
-use super::slices::Slices;
 use crate::qcow2::{self, MapBuffer, Place, Writer};
+use crate::restore::copier::{Copier, Work};
+use crate::restore::error::{Error, Result};
+use crate::restore::in_place;
+use crate::restore::layer::Layer;
+use crate::restore::layers::Layers;
+use crate::restore::observer::Observer;
+use crate::restore::plan::{self, Operation};
+use crate::restore::pool;
+use crate::restore::resolve::{Mapped, Piece, changes};
+use crate::restore::slices::Slices;
 use crate::storage::to_usize;
 
 /// Slices whose places are given out before their bytes move.

@@ -3,15 +3,15 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::apply;
-use super::error::{Error, Result};
-use super::layer::Layer;
-use super::observer::Observer;
-use super::plan;
-use super::pool;
-use super::resolve::{Changes, Mapped, changes};
-use super::slices::Slices;
 use crate::qcow2::{self, Content, Geometry, GuestOffset, HostOffset, Image, MapBuffer};
+use crate::restore::commit::apply;
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::Layer;
+use crate::restore::observer::Observer;
+use crate::restore::plan;
+use crate::restore::pool;
+use crate::restore::resolve::{Changes, Mapped, changes};
+use crate::restore::slices::Slices;
 use crate::storage::LastHole;
 
 /// What a commit writes.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::qcow2::{HostOffset, Layout, MapBuffer};
 use crate::restore::copier::{Copier, Work};
 use crate::restore::error::{Error, Result};
-use crate::restore::output::Target;
+use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Plan, PlannedSlice};
 use crate::restore::pool;
 use crate::restore::resolve::{Bytes, Piece, resolve};
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use crate::qcow2::{Codec, Geometry, GuestOffset, Image, Reader, RefcountWriter, Writer, check};
     use crate::restore::layer::{Format, Layer};
-    use crate::restore::sink::qcow2::{write_arranged, write_qcow2};
+    use crate::restore::merge::sink::qcow2::{write_arranged, write_qcow2};
     use crate::restore::{Layers, Silent};
     use crate::storage::{FileStorage, MemoryStorage, WritableStorage};
 

@@ -7,7 +7,7 @@ use super::for_each_slice;
 use crate::qcow2::{HostOffset, Layout, RefcountWriter};
 use crate::restore::copier::{Copier, Work};
 use crate::restore::error::{Error, Result};
-use crate::restore::output::Target;
+use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Plan, PlannedSlice};
 use crate::restore::resolve::resolve;
 use crate::storage::to_usize;

@@ -12,7 +12,7 @@ use super::passthrough::{PassThrough, Stream};
 use crate::qcow2::{ClusterReader, Deflater, HostOffset, Layout, MapBuffer, Packer, ZERO_CLUSTER};
 use crate::restore::copier::{Copier, LayerReader, Work};
 use crate::restore::error::{Error, Result};
-use crate::restore::output::Target;
+use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Operation, Origin, Plan};
 use crate::restore::pool;
 use crate::restore::resolve::{Piece, resolve};

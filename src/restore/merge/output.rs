@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::error::{Error, Result};
-use super::layer::Format;
-use super::layers::{self, Layers};
-use super::merge::OutputFormat;
+use crate::restore::error::{Error, Result};
+use crate::restore::layer::Format;
+use crate::restore::layers::{self, Layers};
+use crate::restore::merge::OutputFormat;
 use crate::storage::{Access, FileStorage, NewFile};
 
 /// What stands at the place of the output.
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn what_has_taken_the_place_of_a_device_is_not_written() {
         let full = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2");
-        let layers = Layers::open(&[Source { path: full.into(), format: None, size: None, raw_disk: false }]).unwrap();
+        let layers = Layers::open(&[Source::new(full.into())]).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 30).unwrap();
         assert!(matches!(open_device(file.path(), true, &layers), Err(Error::OutputKind { .. })));
