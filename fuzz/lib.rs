@@ -4,11 +4,13 @@ mod bodies;
 
 // the model of the tests, whose way to draw operations is not used here
 #[allow(dead_code)]
-#[path = "../tests/suite/prng.rs"]
-mod prng;
-#[allow(dead_code)]
-#[path = "../tests/suite/writer_ops.rs"]
-mod writer_ops;
+#[path = "."]
+mod support {
+    #[path = "../tests/suite/support/prng.rs"]
+    pub(crate) mod prng;
+    #[path = "../tests/suite/support/writer_ops.rs"]
+    pub(crate) mod writer_ops;
+}
 
 /// Runs the body of a target.
 pub fn run(target: &str, bytes: &[u8]) {

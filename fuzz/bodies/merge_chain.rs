@@ -14,7 +14,7 @@ use qmpbackup::storage::{FileStorage, MemoryStorage};
 
 use super::empty::Empty;
 use super::input::Input;
-use crate::writer_ops::{self, Op, within};
+use crate::support::writer_ops::{self, Op, within};
 
 /// What is not looked into any more, since damage can make a disk as large as it likes.
 const LONG: u64 = 16 << 20;

@@ -10,7 +10,7 @@ use qmpbackup::storage::{MemoryStorage, WritableStorage};
 
 use super::empty::Empty;
 use super::input::Input;
-use crate::writer_ops::{self, Op, within};
+use crate::support::writer_ops::{self, Op, within};
 
 /// No disk of the model is larger.
 const LARGEST: u64 = 256 << 10;

@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use super::device::Bitmap;
-use super::event::Severity;
-use super::history::{History, Newest};
-use super::request::Wanted;
-use super::settle::Bitmaps;
+use crate::capture::event::Severity;
+use crate::capture::folder::history::{History, Newest};
+use crate::capture::machine::device::Bitmap;
+use crate::capture::order::settle::Bitmaps;
+use crate::capture::request::Wanted;
 use crate::chain::Level;
 
 /// What is known of a disk when its level is decided.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::reply::DeviceError;
+use crate::capture::machine::reply::DeviceError;
 use crate::{chain, qcow2, qmp};
 
 /// Why a run fails. Unless it says otherwise, the machine is as it was, and the next INC holds what this one would have.
@@ -146,6 +146,12 @@ pub enum Error {
         /// The FULL.
         path: PathBuf,
     },
+    /// An image without a time would replace a file that is in use: a disk of a machine, perhaps of this one.
+    #[error("{}: is in use, perhaps as the disk of a machine: take another folder, or names with a time", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// A FULL without a time would stand before images that are older, as names tell the order.
     #[error("{}: this name has no time and stands before {before}; take another folder, or names with a time", path.display())]
     Timeless {
@@ -275,6 +281,7 @@ impl Error {
             | Self::Exchanged { .. }
             | Self::NoFull { .. }
             | Self::Replaces { .. }
+            | Self::InUse { .. }
             | Self::Timeless { .. }
             | Self::InTheWay { .. }
             | Self::NoImage { .. }

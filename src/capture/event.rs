@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::device::{Skipped, Why};
+use crate::capture::machine::device::{Skipped, Why};
 use crate::chain::Level;
 use crate::qmp::{Command, Version};
 
@@ -66,6 +66,13 @@ pub enum Event {
     Tpm {
         /// Its name.
         id: String,
+    },
+    /// The machine has a disk that another program keeps, which QEMU cannot back up.
+    ForeignDisk {
+        /// Its device.
+        id: String,
+        /// The kind of device.
+        kind: String,
     },
     /// What an earlier run has left is put in order.
     Recovered {
@@ -204,6 +211,7 @@ impl Event {
                 Why::Raw => Severity::Notice,
             },
             Self::Tpm { .. }
+            | Self::ForeignDisk { .. }
             | Self::Recovered { .. }
             | Self::ForeignBitmaps { .. }
             | Self::OtherUuid { .. }

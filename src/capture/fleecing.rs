@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::device::Device;
-use super::error::Error;
-use super::event::Event;
-use super::files;
-use super::machine::Machine;
-use super::observe;
-use super::place::Place;
-use super::plan::Way;
-use super::request::{Fleece, Request};
-use super::target;
+use crate::capture::error::Error;
+use crate::capture::event::Event;
+use crate::capture::folder::files;
+use crate::capture::folder::place::Place;
+use crate::capture::folder::target;
+use crate::capture::machine::Machine;
+use crate::capture::machine::device::Device;
+use crate::capture::machine::observe;
+use crate::capture::plan::Way;
+use crate::capture::request::{Fleece, Request};
 use crate::chain::Level;
 
 /// Where fleece images go, or why there are none.
@@ -29,9 +29,7 @@ impl<'a> Fleecing<'a> {
                 .to_owned();
             machine.tell(&Event::NoFleece { disk: None, reason });
         }
-        let pid = machine.monitor.peer().and_then(|peer| peer.pid);
-        let cwd = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
-        Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd }
+        Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd: machine.cwd() }
     }
 
     pub(super) fn way(
@@ -42,6 +40,10 @@ impl<'a> Fleecing<'a> {
         level: Level,
         time: i64,
     ) -> Result<Way, Error> {
+        if device.read_only {
+            // its disk is as it was as long as the job runs
+            return Ok(Way::Plain);
+        }
         let folder = match self.wanted {
             Fleece::Off => return Ok(Way::Plain),
             Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),

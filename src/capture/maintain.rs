@@ -1,13 +1,14 @@
 //! What is not a backup: showing disks and bitmaps, and removing bitmaps.
 
-use super::device::{Bitmap, Device};
-use super::error::Error;
-use super::event::{Event, Observer};
-use super::names;
-use super::observe::ask_nodes;
-use super::order;
-use super::request::Connection;
-use super::{connect, nodes};
+use crate::capture::connect;
+use crate::capture::error::Error;
+use crate::capture::event::{Event, Observer};
+use crate::capture::machine::device::{Bitmap, Device};
+use crate::capture::machine::nodes;
+use crate::capture::machine::observe::ask_nodes;
+use crate::capture::names;
+use crate::capture::order;
+use crate::capture::request::Connection;
 use crate::causes;
 use crate::qmp::Command;
 

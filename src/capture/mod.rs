@@ -25,6 +25,16 @@
 //! Whatever a run was doing when it ended, the next one finds it out by looking: at jobs, nodes and bitmaps in QEMU, and at
 //! the journal in the folder. What brings order back is the same in all cases, success among them.
 //!
+//! # Modules
+//!
+//! - `run`: a backup from the first question to the last bitmap. `prepare` finds out, `decide` takes FULL or INC, `fleecing`
+//!   the way, `plan` makes the commands of it, `moment` takes the snapshot
+//! - `machine`: what QEMU says of its disks, nodes, bitmaps and jobs
+//! - `folder`: what a backup folder holds, and what a run writes there
+//! - `seal`: images go to stable storage and get their checksums, also while jobs run
+//! - `order`: what brings order back
+//! - `maintain`: disks and bitmaps are shown, bitmaps removed
+//!
 //! ```no_run
 //! use std::cell::RefCell;
 //! use std::time::Duration;
@@ -55,51 +65,31 @@
 //! ```
 
 mod decide;
-mod device;
-mod devices;
-mod early_sums;
-mod early_sync;
 mod error;
 mod event;
-mod file_name;
-mod files;
 mod fleecing;
-mod frozen;
-mod graph;
-mod history;
-mod image;
-mod journal;
-mod lock;
+mod folder;
 mod machine;
 mod maintain;
 mod moment;
 mod names;
-mod nodes;
-mod observe;
 mod order;
-mod pauses;
-mod place;
 mod plan;
 mod prepare;
-mod reply;
 mod request;
 mod run;
 mod seal;
-mod selection;
-mod settle;
-mod target;
-mod teardown;
 
-pub use device::{Bitmap, Device, Skipped, Why};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer, Progress, Severity};
-pub use file_name::FileName;
+pub use machine::device::{Bitmap, Device, Skipped, Why};
+pub use machine::file_name::FileName;
+pub use machine::reply::DeviceError;
+pub use machine::selection::Selection;
 pub use maintain::{disks, remove_bitmaps};
 pub use plan::Plan;
-pub use reply::DeviceError;
 pub use request::{Aio, Connection, Fleece, Request, Wanted};
 pub use run::{Outcome, backup, dry_run, recover};
-pub use selection::Selection;
 
 use self::machine::Machine;
 use crate::qmp::{Command, Features, Limits, Monitor};

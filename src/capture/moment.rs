@@ -3,16 +3,16 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::error::Error;
-use super::event::Event;
-use super::frozen;
-use super::machine::Machine;
-use super::names;
-use super::observe;
-use super::plan::{self, Plan};
-use super::request::Request;
-use super::teardown::delete_node;
 use crate::agent::{self, Agent};
+use crate::capture::error::Error;
+use crate::capture::event::Event;
+use crate::capture::machine::Machine;
+use crate::capture::machine::observe;
+use crate::capture::names;
+use crate::capture::order::frozen;
+use crate::capture::order::teardown::delete_node;
+use crate::capture::plan::{self, Plan};
+use crate::capture::request::Request;
 use crate::causes;
 use crate::qmp::{Address, Command};
 

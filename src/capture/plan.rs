@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::names::{self, Part};
-use super::request::Aio;
+use crate::capture::names::{self, Part};
+use crate::capture::request::Aio;
 use crate::chain::Level;
 use crate::qmp::{Command, Features};
 
@@ -75,7 +75,7 @@ pub struct Settings {
     pub direct: bool,
     /// How QEMU writes the images.
     pub aio: Aio,
-    /// Let jobs go when they end, see [`Observed::ask`](super::observe::Observed::ask).
+    /// Let jobs go when they end, see [`Observed::ask`](crate::capture::machine::observe::Observed::ask).
     pub auto_dismiss: bool,
 }
 

@@ -6,30 +6,44 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::decide::{Decision, Facts};
-use super::device::{Device, config};
-use super::error::Error;
-use super::event::Event;
-use super::files;
-use super::fleecing::Fleecing;
-use super::history::History;
-use super::image::Empty;
-use super::journal::{Entry, Journal};
-use super::machine::Machine;
-use super::names;
-use super::observe::{self, Replies};
-use super::place::Place;
-use super::plan::{DiskPlan, Old, Plan, Settings, Way};
-use super::request::{Request, Wanted};
-use super::settle::Bitmaps;
-use super::target;
+use crate::capture::decide::{Decision, Facts};
+use crate::capture::error::Error;
+use crate::capture::event::Event;
+use crate::capture::fleecing::Fleecing;
+use crate::capture::folder::files;
+use crate::capture::folder::history::History;
+use crate::capture::folder::image::Empty;
+use crate::capture::folder::journal::{Entry, Journal};
+use crate::capture::folder::live::Live;
+use crate::capture::folder::place::Place;
+use crate::capture::folder::target;
+use crate::capture::machine::Machine;
+use crate::capture::machine::device::{Device, config};
+use crate::capture::machine::observe::{self, Replies};
+use crate::capture::names;
+use crate::capture::order::settle::Bitmaps;
+use crate::capture::plan::{DiskPlan, Old, Plan, Settings, Way};
+use crate::capture::request::{Request, Wanted};
 use crate::chain::{FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
-use crate::storage;
+use crate::storage::{self, Access, FileStorage};
 
 /// States of a machine in which its disks are about to be, or already, somebody else's.
 const STATES_OUT: [&str; 7] =
     ["inmigrate", "postmigrate", "finish-migrate", "restore-vm", "save-vm", "colo", "preconfig"];
+
+/// States of a migration that goes on.
+const MIGRATING: [&str; 9] = [
+    "setup",
+    "active",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover",
+    "pre-switchover",
+    "device",
+    "wait-unplug",
+    "colo",
+];
 
 /// A disk of the run.
 #[derive(Debug, Clone)]
@@ -78,7 +92,8 @@ impl Prepared {
         let status = introduce(machine).await?;
         let replies = Replies::ask(&machine.monitor, &machine.features).await?;
         let disks = replies.disks()?;
-        let places = Place::all(folder, &disks, request.subdir)?;
+        let live = replies.live(machine)?;
+        let places = Place::all(folder, &disks, request.subdir, &live)?;
         let chosen = choose(machine, request, &replies)?;
         let own = || disks.iter().zip(&places).filter(|(device, _)| chosen.contains(&device.node));
         if own().next().is_none() {
@@ -91,7 +106,7 @@ impl Prepared {
             if folder.exists() {
                 files::check_inside(folder, &below.join(files::FOLDER))?;
             }
-            histories.push(History::read(&place.folder, &place.base)?);
+            histories.push(History::read(&place.folder, &place.base, &live)?);
         }
         let chain = chain(machine, request, folder)?;
         let time = time(machine, &histories);
@@ -121,6 +136,7 @@ impl Prepared {
             let image = place.image(level, time, request.timestamp);
             let timeless = !request.timestamp && level != Level::Inc;
             if timeless {
+                check_free(&image, &live)?;
                 history.allows_timeless(&image, level)?;
             }
             let partial = files::partial(&image);
@@ -266,6 +282,19 @@ impl Prepared {
     }
 }
 
+/// An image without a time comes in the place of one that nobody has open: neither this machine nor another.
+fn check_free(image: &Path, live: &Live) -> Result<(), Error> {
+    let in_use = || Error::InUse { path: image.to_owned() };
+    if live.has_open(image) {
+        return Err(in_use());
+    }
+    match FileStorage::open(image).and_then(|image| image.lock(Access::Read)) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(in_use()),
+        // one that cannot be read is one that nobody has locked
+        _ => Ok(()),
+    }
+}
+
 fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {
     let folder = file.parent().unwrap_or(file).to_owned();
     match error {
@@ -282,6 +311,11 @@ impl Target {
         is_it && self.image.exists() && !files::partial(&self.image).exists()
     }
 
+    /// Whether its job alone writes to the image, each cluster once.
+    pub(super) fn is_written_once(&self) -> bool {
+        self.fleece().is_some() || self.device.read_only
+    }
+
     fn fleece(&self) -> Option<&Path> {
         match &self.way {
             Way::Fleece { file, .. } => Some(file),
@@ -296,14 +330,25 @@ fn cbw_timeout(wanted: u32, version: &Version) -> u32 {
     if (version.major, version.minor) < (9, 1) { wanted.min(FITS) } else { wanted }
 }
 
+/// Makes sure that nobody else has had the disks by now: a machine may be migrated away while its jobs run.
+pub(super) async fn still_here(machine: &Machine<'_>) -> Result<(), Error> {
+    check_state(&observe::status(&machine.monitor.execute(&Command::new("query-status")).await?))
+}
+
+fn check_state(status: &str) -> Result<(), Error> {
+    if STATES_OUT.contains(&status) { Err(Error::State { status: status.to_owned() }) } else { Ok(()) }
+}
+
 /// Says what machine it is, and whether it can be backed up now.
 async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
     let name = machine.monitor.execute(&Command::new("query-name")).await?;
     let status = observe::status(&machine.monitor.execute(&Command::new("query-status")).await?);
     let name = name.get("name").and_then(Value::as_str).map(str::to_owned);
     machine.tell(&Event::Machine { name, status: status.clone() });
-    if STATES_OUT.contains(&status.as_str()) {
-        return Err(Error::State { status });
+    check_state(&status)?;
+    let migration = observe::status(&machine.monitor.execute(&Command::new("query-migrate")).await?);
+    if MIGRATING.contains(&migration.as_str()) {
+        return Err(Error::State { status: "migrating".to_owned() });
     }
     let jobs = observe::jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
     if let Some(job) = jobs.iter().find(|job| job.moves_disks()) {
@@ -315,7 +360,24 @@ async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
             machine.tell(&Event::Tpm { id });
         }
     }
+    for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
+        let devices = machine.monitor.execute(&Command::new("qom-list").with("path", folder)).await?;
+        for (id, kind) in foreign_disks(&devices) {
+            machine.tell(&Event::ForeignDisk { id, kind });
+        }
+    }
     Ok(status)
+}
+
+/// The devices whose disks another program has: QEMU knows of none of their bytes. Their ids and kinds.
+fn foreign_disks(reply: &Value) -> Vec<(String, String)> {
+    const KINDS: [&str; 3] = ["vhost-user-blk", "vhost-user-scsi", "vhost-scsi"];
+    let disk = |device: &Value| {
+        let kind = device.get("type")?.as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
+        let is_foreign = KINDS.iter().any(|known| kind.starts_with(known));
+        is_foreign.then_some((device.get("name")?.as_str()?.to_owned(), kind.to_owned()))
+    };
+    reply.as_array().into_iter().flatten().filter_map(disk).collect()
 }
 
 /// The TPMs whose state is neither on a disk nor in a chip.
@@ -393,6 +455,23 @@ mod tests {
         let reply = json!([tpm("tpm0", "emulator"), tpm("tpm1", "passthrough")]);
         assert_eq!(emulated_tpms(&reply), ["tpm0"]);
         assert!(emulated_tpms(&json!([])).is_empty() && emulated_tpms(&json!({"id": 5})).is_empty());
+    }
+
+    #[test]
+    fn only_disks_of_other_programs_are_foreign() {
+        let device = |name: &str, kind: &str| json!({"name": name, "type": kind});
+        let reply = json!([
+            device("type", "string"),
+            device("data", "child<vhost-user-blk-pci>"),
+            device("disk", "child<virtio-blk-pci>"),
+            device("device[0]", "child<vhost-scsi-pci>"),
+        ]);
+        let found = foreign_disks(&reply);
+        let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(ids, ["data", "device[0]"]);
+        assert!(
+            foreign_disks(&json!({"name": 5})).is_empty() && foreign_disks(&json!([{"type": "child<"}])).is_empty()
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::selection::Selection;
+use crate::capture::machine::selection::Selection;
 use crate::qmp::Address;
 
 /// How to reach a machine.

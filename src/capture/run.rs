@@ -5,24 +5,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::early_sums::EarlySums;
-use super::early_sync::EarlySync;
-use super::error::Error;
-use super::event::{Event, Observer, Progress};
-use super::files;
-use super::journal::Journal;
-use super::lock;
-use super::machine::{Machine, Watch};
-use super::moment;
-use super::names;
-use super::observe::{self, Job};
-use super::order;
-use super::pauses::{Pauses, Settled};
-use super::plan::{Plan, Way};
-use super::prepare::{Prepared, Target};
-use super::request::{Connection, Request};
-use super::teardown::Teardown;
-use super::{connect, seal, target};
+use crate::capture::error::Error;
+use crate::capture::event::{Event, Observer, Progress};
+use crate::capture::folder::files;
+use crate::capture::folder::journal::Journal;
+use crate::capture::folder::lock;
+use crate::capture::folder::target;
+use crate::capture::machine::observe::{self, Job};
+use crate::capture::machine::{Machine, Watch};
+use crate::capture::moment;
+use crate::capture::names;
+use crate::capture::order;
+use crate::capture::order::teardown::Teardown;
+use crate::capture::plan::{Plan, Way};
+use crate::capture::prepare::{self, Prepared, Target};
+use crate::capture::request::{Connection, Request};
+use crate::capture::seal::early_sums::EarlySums;
+use crate::capture::seal::early_sync::EarlySync;
+use crate::capture::seal::pauses::{Pauses, Settled};
+use crate::capture::{connect, seal};
 use crate::causes;
 use crate::chain::{FolderLock, Level, Manifest};
 use crate::qmp::Command;
@@ -221,6 +222,8 @@ async fn copy(
     let (mut pauses, sums) = begin_sums(request, prepared, &written);
     let sync = EarlySync::begin(written);
     let jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared).await?;
+    // all that they have read is of this machine then
+    prepare::still_here(machine).await?;
     let bytes = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.done));
     machine.tell(&Event::Copied { bytes, elapsed: start.elapsed() });
     delay(machine, request.remove_delay).await?;
@@ -242,8 +245,8 @@ async fn copy(
 
 /// Has jobs pause, and sums what has settled then, where jobs read from snapshots and write each byte once.
 fn begin_sums(request: &Request, prepared: &Prepared, images: &[(PathBuf, Arc<File>)]) -> (Pauses, EarlySums) {
-    let fleeced = prepared.targets.iter().all(|target| matches!(target.way, Way::Fleece { .. }));
-    let settling = images.iter().filter(|_| fleeced && !request.compress);
+    let once = prepared.targets.iter().all(Target::is_written_once);
+    let settling = images.iter().filter(|_| once && !request.compress);
     let images: Vec<_> = settling.map(|(_, image)| (Arc::clone(image), Settled::default())).collect();
     (Pauses::new(images.clone()), EarlySums::begin(images))
 }

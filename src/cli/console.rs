@@ -73,6 +73,8 @@ pub(super) struct Console {
     warned: AtomicBool,
     /// JSON lines could not be written.
     lost: AtomicBool,
+    /// Lines of the log file could not be written.
+    log_lost: AtomicBool,
 }
 
 impl Console {
@@ -91,6 +93,7 @@ impl Console {
             bar: Mutex::new(None),
             warned: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            log_lost: AtomicBool::new(false),
         };
         if let Some(path) = log_file {
             console.log_file = Some(log_file::open(path).inspect_err(|failure| console.error(failure))?);
@@ -220,8 +223,11 @@ impl Console {
         let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S,%3f").to_string();
         let message = printable(message);
         let line = format!("[{time}] {:>7}  {message}\n", level.name());
-        if let Some(mut file) = self.log_file.as_ref() {
-            let _ = file.write_all(line.as_bytes());
+        if let Some(Err(error)) = self.log_file.as_ref().map(|mut file| file.write_all(line.as_bytes())) {
+            self.warned.store(true, Ordering::Relaxed);
+            if !self.log_lost.swap(true, Ordering::Relaxed) {
+                self.log(Level::Warning, &format!("lines of the log file are missing, cannot write them: {error}"));
+            }
         }
         if let Some(syslog) = &self.syslog {
             syslog.log(level, &message);

@@ -22,6 +22,8 @@ pub enum Exit {
     Locked,
     /// The target is full.
     Full,
+    /// Ended by SIGHUP: the terminal is gone.
+    HungUp,
     /// Ended by SIGINT.
     Interrupted,
     /// Ended by SIGTERM.
@@ -29,7 +31,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Success,
         Self::Error,
         Self::Usage,
@@ -38,6 +40,7 @@ impl Exit {
         Self::Unreachable,
         Self::Locked,
         Self::Full,
+        Self::HungUp,
         Self::Interrupted,
         Self::Terminated,
     ];
@@ -54,6 +57,7 @@ impl Exit {
             Self::Unreachable => 5,
             Self::Locked => 6,
             Self::Full => 7,
+            Self::HungUp => 129,
             Self::Interrupted => 130,
             Self::Terminated => 143,
         }
@@ -82,6 +86,7 @@ impl Exit {
             Self::Unreachable => "the virtual machine cannot be reached",
             Self::Locked => "in use by another process",
             Self::Full => "the target is full",
+            Self::HungUp => "ended by SIGHUP",
             Self::Interrupted => "ended by SIGINT",
             Self::Terminated => "ended by SIGTERM",
         }

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first one asks the work to stop, the second one of its kind ends the program at once.
+//! SIGINT, SIGTERM and SIGHUP: the first one asks the work to stop, and if it is told again and again, the program ends at
+//! once.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,43 +11,63 @@ use super::failure::Failure;
 /// The exit code of the signal that came first, or zero.
 static CAUGHT: AtomicU8 = AtomicU8::new(0);
 
+/// How the program ends with each of them.
+const ENDS: [Exit; 3] = [Exit::HungUp, Exit::Interrupted, Exit::Terminated];
+
 /// The end that a signal asks for.
 pub(super) fn caught() -> Option<Exit> {
     let code = CAUGHT.load(Ordering::Relaxed);
-    [Exit::Interrupted, Exit::Terminated].into_iter().find(|exit| exit.code() == code)
+    ENDS.into_iter().find(|exit| exit.code() == code)
 }
 
-/// Begins to watch, for the rest of the process. Only for work that looks at [`caught`] again and again.
+/// Begins to watch, for the rest of the process. Only for work that looks at [`caught`] again and again. The second signal of
+/// its kind ends the program at once; but where there is a `warning`, it is said to the second, and the third does.
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn watch() -> Result<(), Failure> {
-    start().map_err(|source| Failure::Signals { source })
+pub(super) fn watch(warning: Option<&'static str>) -> Result<(), Failure> {
+    start(warning).map_err(|source| Failure::Signals { source })
 }
 
-fn start() -> std::io::Result<()> {
+fn start(warning: Option<&'static str>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     // from here on, signals no longer end the process by themselves
-    let (interrupt, terminate) = {
+    let (hangup, interrupt, terminate) = {
         let _entered = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        let hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
+        (hangup, signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
     let serve = move || {
-        runtime.spawn(serve(interrupt, Exit::Interrupted));
-        runtime.block_on(serve(terminate, Exit::Terminated));
+        if let Some(hangup) = hangup {
+            runtime.spawn(serve(hangup, Exit::HungUp, warning));
+        }
+        runtime.spawn(serve(interrupt, Exit::Interrupted, warning));
+        runtime.block_on(serve(terminate, Exit::Terminated, warning));
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(serve)?;
     Ok(())
 }
 
-async fn serve(mut signal: Signal, exit: Exit) {
+/// Whether the program shall outlive its terminal, as with `nohup`.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // the first bit is that of signal 1
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+async fn serve(mut signal: Signal, exit: Exit, warning: Option<&'static str>) {
+    let mut warning = warning;
     let mut first = true;
     while signal.recv().await.is_some() {
-        if !first {
+        if first {
+            first = false;
+            // the first signal decides, whatever its kind
+            let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
+        } else if let Some(warning) = warning.take() {
+            eprintln!("{warning}");
+        } else {
             std::process::exit(exit.code().into());
         }
-        first = false;
-        // the first signal decides, whatever its kind
-        let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
     }
 }

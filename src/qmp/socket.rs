@@ -1,5 +1,6 @@
 //! Connecting, to a UNIX socket or over TCP, without a time limit: callers have one.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -29,6 +30,21 @@ pub struct Peer {
     pub pid: Option<i32>,
 }
 
+impl Peer {
+    /// Who it is now: with `-run-with user=` or `-runas` QEMU listens as root and becomes another user then.
+    fn now(self) -> Self {
+        let status =
+            self.pid.filter(|_| self.uid == 0).and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+        let status = status.unwrap_or_default();
+        let id = |field: &str| {
+            let ids = status.lines().find_map(|line| line.strip_prefix(field));
+            // real, effective, saved, and the one that counts for files
+            ids.and_then(|ids| ids.split_whitespace().nth(3)?.parse().ok())
+        };
+        Self { uid: id("Uid:").unwrap_or(self.uid), gid: id("Gid:").unwrap_or(self.gid), ..self }
+    }
+}
+
 /// A connection.
 pub(crate) struct Socket {
     pub(crate) stream: Box<dyn Stream>,
@@ -41,7 +57,7 @@ impl Socket {
             Address::Unix(path) => {
                 let stream = queue_up(path).await?;
                 let peer = stream.peer_cred().ok();
-                let peer = peer.map(|peer| Peer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() });
+                let peer = peer.map(|peer| Peer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() }.now());
                 Ok(Self { stream: Box::new(stream), peer })
             }
             Address::Tcp { host, port } => {

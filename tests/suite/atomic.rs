@@ -8,10 +8,10 @@ use qmpbackup::qcow2::{self, Image, Repair, Writer, repair};
 use qmpbackup::storage::{MemoryStorage, WritableStorage};
 
 use crate::check::{Disk, folder, put};
-use crate::prng::Prng;
-use crate::recorder::Recorder;
 use crate::repair::content;
-use crate::seeds::are_many;
+use crate::support::prng::Prng;
+use crate::support::recorder::Recorder;
+use crate::support::seeds::are_many;
 
 const MIB: u64 = 1 << 20;
 

@@ -9,11 +9,11 @@ use qmpbackup::qcow2::{Bitmap, Error, GuestOffset, Image, Writer};
 use qmpbackup::storage::Storage;
 use serde_json::Value;
 
-use crate::edited::{Bench, edit, edit_in, faults, memory, read};
-use crate::prng::Prng;
-use crate::recorder::Recorder;
-use crate::seeds::shared_seeds;
-use crate::tools;
+use crate::support::edited::{Bench, edit, edit_in, faults, memory, read};
+use crate::support::prng::Prng;
+use crate::support::recorder::Recorder;
+use crate::support::seeds::shared_seeds;
+use crate::support::tools;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

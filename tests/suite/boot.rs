@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::tools;
+use crate::support::tools;
 
 const POINTS: [&str; 4] = ["1793588400", "1793674800", "1793761200", "1793847600"];
 

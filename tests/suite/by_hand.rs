@@ -4,11 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
 
-use crate::oracle::{Oracle, convert};
-use crate::program::{Backup, Ended, TIMES, event, qmprestore, rude_name};
-use crate::random_chain::Chain;
-use crate::seeds::Told;
-use crate::{sparse, tools};
+use crate::support::oracle::{Oracle, convert};
+use crate::support::program::{Backup, Ended, TIMES, event, qmprestore, rude_name};
+use crate::support::random_chain::Chain;
+use crate::support::seeds::Told;
+use crate::support::{sparse, tools};
 
 /// Runs commands with a shell that finds this qemu-img, and `qmprestore`.
 pub(crate) fn shell(commands: &str, folder: &Path, qemu_img: &Command) {

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::by_hand::{commands, path_with, shell};
-use crate::in_place::copy_folder;
-use crate::oracle::convert;
-use crate::program::{Backup, Ended, program, qmprestore};
-use crate::{sparse, tools};
+use crate::support::in_place::copy_folder;
+use crate::support::oracle::convert;
+use crate::support::program::{Backup, Ended, program, qmprestore};
+use crate::support::{sparse, tools};
 
 const UNTIL: &str = "--until=INC-1793761200";
 

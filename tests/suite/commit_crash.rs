@@ -14,15 +14,15 @@ use qmpbackup::restore::{
 };
 use qmpbackup::storage::{MemoryStorage, Storage, WritableStorage};
 
-use crate::edited::{Bench, assert_same_disk, faults, memory, read};
-use crate::oracle::Oracle;
-use crate::prng::Prng;
-use crate::random_chain::Chain;
-use crate::recorder::Recorder;
-use crate::seeds::{Told, are_many, shared_seeds};
-use crate::sparse;
-use crate::world::Sight;
-use crate::writer_crash::Faulty;
+use crate::support::edited::{Bench, assert_same_disk, faults, memory, read};
+use crate::support::oracle::Oracle;
+use crate::support::prng::Prng;
+use crate::support::random_chain::Chain;
+use crate::support::recorder::Recorder;
+use crate::support::seeds::{Told, are_many, shared_seeds};
+use crate::support::sparse;
+use crate::support::world::Sight;
+use crate::writer::crash::Faulty;
 
 /// Whole disks and images lie in memory here.
 const LARGEST: u64 = 12 << 20;
@@ -61,7 +61,7 @@ impl Work {
     }
 
     fn layers(&self, numbers: std::ops::RangeInclusive<usize>) -> Layers {
-        let source = |layer: &crate::layer::Layer| Source {
+        let source = |layer: &crate::support::layer::Layer| Source {
             path: self.chain.dir.join(&layer.name),
             format: None,
             size: None,

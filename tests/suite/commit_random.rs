@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::oracle::{Oracle, convert};
-use crate::prng::Prng;
-use crate::program::{Ended, event};
-use crate::random_chain::Chain;
-use crate::seeds::{Told, shared_seeds};
-use crate::{sparse, tools};
+use crate::support::oracle::{Oracle, convert};
+use crate::support::prng::Prng;
+use crate::support::program::{Ended, event};
+use crate::support::random_chain::Chain;
+use crate::support::seeds::{Told, shared_seeds};
+use crate::support::{sparse, tools};
 
 /// A random restore point that has a FULL and INCs, if the chain has one: its number and that of its FULL.
 fn point(chain: &Chain, prng: &mut Prng) -> Option<(usize, usize)> {

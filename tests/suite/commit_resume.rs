@@ -11,8 +11,8 @@ use qmpbackup::restore::{self, Commit, CommitOptions, Silent};
 use qmpbackup::storage::FileStorage;
 use serde_json::Value;
 
-use crate::program::{Backup, Ended, TIMES};
-use crate::{sparse, tools};
+use crate::support::program::{Backup, Ended, TIMES};
+use crate::support::{sparse, tools};
 
 fn run(backup: &Backup, words: &[&str]) -> Ended {
     Ended::run(words[..1].iter().chain(&["--dir", backup.dir.to_str().unwrap()]).chain(&words[1..]))

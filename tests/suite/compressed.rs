@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::path::Path;
 
-use crate::merge::Wanted;
-use crate::oracle::convert;
-use crate::prng::Prng;
-use crate::program::{Ended, qmprestore};
-use crate::{sparse, tools};
+use crate::support::merge::Wanted;
+use crate::support::oracle::convert;
+use crate::support::prng::Prng;
+use crate::support::program::{Ended, qmprestore};
+use crate::support::{sparse, tools};
 
 /// A FULL with compressed clusters of noise, `noise` bytes of it in each, comes out whole.
 fn hardly_compressible(cluster_size: usize, noise: usize, codec: &'static str) {

@@ -7,9 +7,9 @@ use qmpbackup::qcow2::{Backing, Header, set_backing};
 use qmpbackup::storage::MemoryStorage;
 use serde_json::{Value, json};
 
-use crate::prng::Prng;
-use crate::recorder::Recorder;
-use crate::tools;
+use crate::support::prng::Prng;
+use crate::support::recorder::Recorder;
+use crate::support::tools;
 
 /// How an image is made: options, name of the backing file, number of bitmaps.
 const IMAGES: [(&str, &str, u32); 8] = [

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use qmpbackup::qcow2::{self, Image};
 use qmpbackup::storage::FileStorage;
 
-use crate::tools;
+use crate::support::tools;
 
 const GIB: u64 = 1 << 30;
 
@@ -104,7 +104,7 @@ fn assert_answered(claim: &Claim) {
     }
     // with refcounts for all that is referred to the file may become longer than the system permits
     let copy = claim.dir.with_file_name("copy");
-    crate::sparse::copy(&path, &copy);
+    crate::support::sparse::copy(&path, &copy);
     assert!([0, 1, 4].contains(&run(&[word("check"), word("--repair=all"), copy.as_os_str()])));
 }
 

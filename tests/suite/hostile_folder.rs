@@ -13,8 +13,8 @@ use std::process::Command;
 use rustix::fs::inotify;
 use serde_json::{Value, json};
 
-use crate::program::{Backup, Ended, TIMES, program};
-use crate::tools;
+use crate::support::program::{Backup, Ended, TIMES, program};
+use crate::support::tools;
 
 /// What only looks, or writes elsewhere.
 const COMMANDS: [&[&str]; 5] =
@@ -172,7 +172,7 @@ fn bookkeeping_may_hold_anything() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         for (number, text) in texts(&sound).into_iter().enumerate() {
             // a sample: what is no JSON, and some of the rest
-            if (number >= 17 || at % 2 == 1) && (number + at) % 25 != 0 && !crate::seeds::are_many() {
+            if (number >= 17 || at % 2 == 1) && (number + at) % 25 != 0 && !crate::support::seeds::are_many() {
                 continue;
             }
             fs::write(&path, &text).unwrap();

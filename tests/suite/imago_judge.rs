@@ -11,12 +11,12 @@ use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
-use crate::layer::Knobs;
-use crate::merge::Wanted;
-use crate::oracle::{Oracle, convert};
-use crate::random_chain::Chain;
-use crate::seeds::{Told, shared_seeds};
-use crate::sparse;
+use crate::support::layer::Knobs;
+use crate::support::merge::Wanted;
+use crate::support::oracle::{Oracle, convert};
+use crate::support::random_chain::Chain;
+use crate::support::seeds::{Told, shared_seeds};
+use crate::support::sparse;
 
 const CHUNK: u64 = 1 << 20;
 /// The compression type bit and that of extended L2 entries, which a merged image may take over from its FULL.

@@ -9,8 +9,8 @@ use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
 use qmpbackup::restore::{self, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Slot, Source};
 use qmpbackup::storage::{FileStorage, Storage};
 
-use crate::oracle::convert;
-use crate::tools;
+use crate::support::oracle::convert;
+use crate::support::tools;
 
 /// Opens data files of one folder.
 struct Folder(PathBuf);
@@ -46,7 +46,7 @@ fn sources(paths: &[PathBuf]) -> Vec<Source> {
 
 #[test]
 fn what_was_opened_for_a_salvage_is_merged_by_one_and_nothing_else_is() {
-    let backup = crate::program::Backup::new();
+    let backup = crate::support::program::Backup::new();
     let sources = sources(&backup.images);
     let slots: Vec<Slot> = sources.iter().cloned().map(Slot::Image).collect();
     let out = backup.path("out");

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{sparse, tools};
+use crate::support::{sparse, tools};
 
 /// Runs the program, and returns the most memory that it used, in bytes.
 fn memory(arguments: &[&std::ffi::OsStr]) -> u64 {

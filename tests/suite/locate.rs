@@ -2,8 +2,8 @@
 
 use qmpbackup::qcow2::{GuestOffset, Image, Part, Reader, locate};
 
-use crate::edited::{Bench, memory};
-use crate::prng::Prng;
+use crate::support::edited::{Bench, memory};
+use crate::support::prng::Prng;
 
 /// Each 512 bytes of the disk as they are read, or not.
 fn sectors(image: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::merge::Wanted;
-use crate::oracle::{Oracle, convert};
-use crate::prng::Prng;
-use crate::random_chain::Chain;
-use crate::seeds::{Told, shared_seeds};
-use crate::{sparse, tools};
+use crate::support::merge::Wanted;
+use crate::support::oracle::{Oracle, convert};
+use crate::support::prng::Prng;
+use crate::support::random_chain::Chain;
+use crate::support::seeds::{Told, shared_seeds};
+use crate::support::{sparse, tools};
 
 fn merged_restore_points_are_what_qemu_makes_of_them(seed: u64) {
     let chain = Chain::generate(seed);

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use qmpbackup::storage::{Access, FileStorage};
 use tempfile::TempDir;
 
-use crate::{sparse, tools};
+use crate::support::{sparse, tools};
 
 /// A FULL and an INC of one disk.
 fn chain() -> (TempDir, PathBuf) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use qmpbackup::qmp::{Address, Command, Error, EventsError, Features, Limits, Monitor};
 use tempfile::TempDir;
 
-use crate::tools;
+use crate::support::tools;
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(20), command: Duration::from_secs(20) };
 

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use crate::disk::Disk;
-use crate::merge::Wanted;
-use crate::oracle::convert;
-use crate::prng::Prng;
-use crate::program::{Ended, qmprestore};
-use crate::seeds::shared_seeds;
-use crate::sparse;
+use crate::support::disk::Disk;
+use crate::support::merge::Wanted;
+use crate::support::oracle::convert;
+use crate::support::prng::Prng;
+use crate::support::program::{Ended, qmprestore};
+use crate::support::seeds::shared_seeds;
+use crate::support::sparse;
 
 /// Holes come in blocks of the file system, and no usual one has larger blocks than this.
 const BLOCK: u64 = 64 << 10;
@@ -104,7 +104,9 @@ fn a_raw_disk_whose_guest_wrote_a_qcow2_header_stays_raw() {
     std::fs::write(root.path().join("guest.img.config"), r#"{"format":"raw"}"#).unwrap();
     let mut disk = Disk::new(256 << 10);
     let full = dir.join("FULL-1640000000-guest.img");
-    crate::tools::run(crate::tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(&full).arg("1G"));
+    crate::support::tools::run(
+        crate::support::tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(&full).arg("1G"),
+    );
     let header = std::fs::read(&full).unwrap();
     let file = File::create(&full).unwrap();
     file.set_len(disk.size()).unwrap();
@@ -142,7 +144,9 @@ fn a_chain_that_is_said_to_be_raw_but_looks_like_qcow2_gets_a_warning() {
     let dir = root.path().join("disk");
     std::fs::create_dir(&dir).unwrap();
     for name in ["FULL-1640000000-disk", "INC-1640000001-disk"] {
-        crate::tools::run(crate::tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(dir.join(name)).arg("1M"));
+        crate::support::tools::run(
+            crate::support::tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(dir.join(name)).arg("1M"),
+        );
     }
     std::fs::write(root.path().join("disk.config"), r#"{"format":"qcow2","backup-format":"raw"}"#).unwrap();
     for (format, code) in [(None, 3), (Some("qcow2"), 0)] {
@@ -150,8 +154,8 @@ fn a_chain_that_is_said_to_be_raw_but_looks_like_qcow2_gets_a_warning() {
         let out = root.path().join(format!("out {code}"));
         command.args(["merge", "--quiet", "--dir"]).arg(&dir).arg("--out").arg(out);
         command.args(format.map(|format| format!("--source-format={format}")));
-        let output = crate::tools::output(&mut command);
-        assert_eq!(output.status.code(), Some(code), "{}", crate::tools::told(&command, &output));
+        let output = crate::support::tools::output(&mut command);
+        assert_eq!(output.status.code(), Some(code), "{}", crate::support::tools::told(&command, &output));
     }
 }
 

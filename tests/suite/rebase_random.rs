@@ -6,13 +6,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::merge::Wanted;
-use crate::oracle::Oracle;
-use crate::prng::Prng;
-use crate::program::Ended;
-use crate::random_chain::Chain;
-use crate::seeds::{Told, shared_seeds};
-use crate::{sparse, tools};
+use crate::support::merge::Wanted;
+use crate::support::oracle::Oracle;
+use crate::support::prng::Prng;
+use crate::support::program::Ended;
+use crate::support::random_chain::Chain;
+use crate::support::seeds::{Told, shared_seeds};
+use crate::support::{sparse, tools};
 
 fn backing(image: &Path) -> (Value, Value) {
     let info = tools::run(tools::qemu_img().args(["info", "-f", "qcow2", "--output", "json"]).arg(image));

@@ -11,8 +11,8 @@ use qmpbackup::qcow2::{self, Error, GuestOffset, Image, Reader, Repair, Repaired
 use qmpbackup::storage::{MemoryStorage, Storage, WritableStorage};
 
 use crate::check::{Disk, Map, Numbers, folder, judge, number, put};
-use crate::program::{Ended, event};
-use crate::seeds::are_many;
+use crate::support::program::{Ended, event};
+use crate::support::seeds::are_many;
 
 const MIB: u64 = 1 << 20;
 

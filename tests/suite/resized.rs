@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use qmpbackup::qcow2::{self, Error, GuestOffset, Writer};
 
-use crate::edited::{Bench, assert_same_disk, edit, edit_in, faults, memory, read};
-use crate::prng::Prng;
-use crate::recorder::Recorder;
-use crate::seeds::shared_seeds;
+use crate::support::edited::{Bench, assert_same_disk, edit, edit_in, faults, memory, read};
+use crate::support::prng::Prng;
+use crate::support::recorder::Recorder;
+use crate::support::seeds::shared_seeds;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

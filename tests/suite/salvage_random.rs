@@ -9,13 +9,13 @@ use qmpbackup::chain::{Checksums, FormatHint, Level, Manifest, create_checksums}
 use qmpbackup::qcow2::Image;
 use qmpbackup::storage::FileStorage;
 
-use crate::oracle::convert;
-use crate::prng::Prng;
-use crate::program::{Ended, event, qmprestore};
-use crate::random_chain::Chain;
-use crate::salvage_damage::{Damage, without_sums};
-use crate::seeds::{Told, shared_seeds};
-use crate::{sparse, tools};
+use crate::support::oracle::convert;
+use crate::support::prng::Prng;
+use crate::support::program::{Ended, event, qmprestore};
+use crate::support::random_chain::Chain;
+use crate::support::salvage_damage::{Damage, without_sums};
+use crate::support::seeds::{Told, shared_seeds};
+use crate::support::{sparse, tools};
 
 fn what_is_not_listed_is_right(seed: u64) {
     let chain = Chain::generate(seed);

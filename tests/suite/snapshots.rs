@@ -9,9 +9,9 @@ use qmpbackup::qcow2::{Error, GuestOffset, Writer};
 use qmpbackup::storage::{FileStorage, MemoryStorage, Storage, WritableStorage};
 use serde_json::Value;
 
-use crate::prng::Prng;
-use crate::seeds::are_many;
-use crate::tools;
+use crate::support::prng::Prng;
+use crate::support::seeds::are_many;
+use crate::support::tools;
 
 const MIB: u64 = 1 << 20;
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::program::{Backup, Ended, program};
-use crate::tools;
+use crate::support::program::{Backup, Ended, program};
+use crate::support::tools;
 
 /// A user who may do nothing.
 const NOBODY: u32 = 12345;

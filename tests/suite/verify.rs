@@ -16,12 +16,12 @@ use qmpbackup::restore::{
 use qmpbackup::storage::{Access, FileStorage};
 use serde_json::Value;
 
-use crate::cli_salvage::{build, measured};
-use crate::prng::Prng;
-use crate::program::{Backup, Ended, event, qmprestore};
-use crate::random_chain::Chain;
-use crate::seeds::{Told, shared_seeds};
-use crate::{sparse, tools};
+use crate::cli::salvage::{build, measured};
+use crate::support::prng::Prng;
+use crate::support::program::{Backup, Ended, event, qmprestore};
+use crate::support::random_chain::Chain;
+use crate::support::seeds::{Told, shared_seeds};
+use crate::support::{sparse, tools};
 
 /// Gives images of a chain, the FULL first, what the run that made them would.
 pub(crate) fn keep_books(images: &[PathBuf]) {
@@ -239,7 +239,12 @@ fn seed(seed: u64) {
     keep_books(&images);
     let worst = verified(&chain.dir).flaws.into_iter().map(|flawed| flawed.flaw.severity()).max();
     assert!(worst <= Some(FlawSeverity::InPart));
-    damage_all(&chain.dir, &images, &mut Prng::stream(seed, 171), if crate::seeds::are_many() { 1 } else { 3 });
+    damage_all(
+        &chain.dir,
+        &images,
+        &mut Prng::stream(seed, 171),
+        if crate::support::seeds::are_many() { 1 } else { 3 },
+    );
     drop(told);
 }
 
@@ -257,7 +262,7 @@ shared_seeds! {
 
 #[test]
 fn a_later_image_that_overwrote_all_of_the_damage_heals_it() {
-    use crate::tools::{qemu_img, qemu_io, run};
+    use crate::support::tools::{qemu_img, qemu_io, run};
     let backup = Backup::new();
     let dir = backup.path("other");
     fs::create_dir(&dir).unwrap();
@@ -603,7 +608,7 @@ fn a_restore_point_is_verified_by_itself() {
     assert!(verified.flaws.iter().all(|flawed| flawed.path == backup.images[0]), "{verified:#?}");
     // the header is all of the disk, and of all that builds on it
     let Blocks { flawed, file, guest, parts } = blocks(&verified);
-    assert_eq!((file.start, guest), (0, Some(std::slice::from_ref(&(0..crate::program::SIZE)))));
+    assert_eq!((file.start, guest), (0, Some(std::slice::from_ref(&(0..crate::support::program::SIZE)))));
     assert!(parts.contains(&Part::Header));
     assert_eq!(flawed.points.len(), 4);
 }

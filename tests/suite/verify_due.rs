@@ -9,7 +9,7 @@ use qmpbackup::chain::{self, Checksums, FormatHint, Level, Manifest, Verificatio
 use qmpbackup::restore::{Due, Share, VerifyOptions};
 use qmpbackup::storage::FileStorage;
 
-use crate::program::{Backup, Ended};
+use crate::support::program::{Backup, Ended};
 use crate::verify::{kept, verified_with};
 
 const DAY: i64 = 24 * 3600;
@@ -190,7 +190,7 @@ fn the_program_remembers_only_when_it_is_told_to_and_warns_where_it_cannot() {
     verify(&["--max-age=1h"]).with(0);
     assert!(paths.iter().all(|path| path.exists()));
     let read = verify(&["--max-age=1h", "--json"]).with(0);
-    assert_eq!(crate::program::event(&read.events(), "done")["bytes"], 0);
+    assert_eq!(crate::support::program::event(&read.events(), "done")["bytes"], 0);
     for path in &paths {
         fs::remove_file(path).unwrap();
         fs::create_dir(path).unwrap();

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::edited::{faults, memory};
-use crate::prng::Prng;
-use crate::recorder::Recorder;
-use crate::seeds::{self, shared_seeds};
-use crate::world::{Sight, Start, World, assert_is_one_of};
+use crate::support::edited::{faults, memory};
+use crate::support::prng::Prng;
+use crate::support::recorder::Recorder;
+use crate::support::seeds::{self, shared_seeds};
+use crate::support::world::{Sight, Start, World, assert_is_one_of};
 
 shared_seeds! {
     judge, 32;

@@ -18,6 +18,9 @@ pub(super) fn line(event: &Event) -> String {
         Event::Tpm { id } => {
             format!("{id}: the state of this emulated TPM is on no disk and in no backup: save its folder too")
         }
+        Event::ForeignDisk { id, kind } => {
+            format!("{id}: this {kind} is the disk of another program, which QEMU cannot back up")
+        }
         Event::Recovered { what } => format!("put in order what an earlier run left: {what}"),
         Event::ForeignBitmaps { disk, count } => format!(
             "{disk}: has {} of other chains, which cost the guest time; `cleanup --remove-bitmap --uuid` removes those of a \

@@ -25,6 +25,10 @@ pub(super) struct Follower<'a> {
     bar: RefCell<Option<ProgressBar>>,
 }
 
+/// What is said to somebody who cannot wait. Where file systems are just being frozen, it takes as long as the guest does.
+const PATIENCE: &str = "the machine is being put in order, which takes a moment; the same signal once more ends this program at once, \
+                        and leaves that to `qmpbackup recover`";
+
 impl<'a> Follower<'a> {
     pub(super) fn new(console: &'a Console) -> Self {
         Self { console, connected: Cell::new(false), copying: Cell::new(None), bar: RefCell::new(None) }
@@ -32,7 +36,7 @@ impl<'a> Follower<'a> {
 
     /// Does the work of the library.
     pub(super) fn follow<T>(&self, work: impl Future<Output = Result<T, capture::Error>>) -> Result<T, Failure> {
-        signals::watch()?;
+        signals::watch(Some(PATIENCE))?;
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.map_err(|source| Failure::Runtime { source })?;
         let result = runtime.block_on(async {

@@ -19,7 +19,7 @@ use crate::qcow2::{Features, Header, Report, Severity};
 use crate::restore::{self, Checked, CheckedImage, ErrorKind, Format, Source};
 
 pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Failure> {
-    signals::watch()?;
+    signals::watch(None)?;
     let (chains, missing) = chains(arguments, console)?;
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     let results = reporter.follow(|| restore::check(&chains, arguments.repair.map(Into::into), &reporter))?;

@@ -25,7 +25,7 @@ pub(in crate::cli) fn run(
     console: &Console,
     show: impl FnOnce(&RestorePoint, &CommitSummary, Vec<String>, &Console) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
-    signals::watch()?;
+    signals::watch(None)?;
     let start = Instant::now();
     let clock = Clock::system();
     let inventory = discover(&arguments.place.dir)?;

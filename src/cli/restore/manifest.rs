@@ -13,7 +13,7 @@ use crate::cli::signals;
 use crate::restore::{self, Describe, Described, ErrorKind};
 
 pub(super) fn run(arguments: &args::Manifest, console: &Console) -> Result<Exit, Failure> {
-    signals::watch()?;
+    signals::watch(None)?;
     let filter = arguments.place.filter.as_deref();
     let mut inventory = discover(&arguments.place.dir)?;
     let _locks = if arguments.dry_run {

@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     if arguments.streams() && !arguments.dry_run && io::stdout().is_terminal() {
         return Err(Failure::Usage("the disk does not go to a terminal: send stdout to a file or a pipe"));
     }
-    signals::watch()?;
+    signals::watch(None)?;
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
     refuse::part_of_backup(arguments, &inventory)?;

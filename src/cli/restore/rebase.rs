@@ -12,7 +12,7 @@ use crate::cli::signals;
 use crate::restore::{self, Based, Layers, Rebase};
 
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
-    signals::watch()?;
+    signals::watch(None)?;
     let inventory = discover(&arguments.place.dir)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;

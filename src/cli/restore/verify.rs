@@ -25,7 +25,7 @@ use crate::restore::{
 const LISTED: usize = 3;
 
 pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, Failure> {
-    signals::watch()?;
+    signals::watch(None)?;
     let (dir, filter) = (&arguments.place.dir, arguments.place.filter.as_deref());
     let inventory = discover(dir)?;
     // what is wrong with manifests is found again, and told in more detail

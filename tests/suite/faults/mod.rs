@@ -20,8 +20,8 @@ use std::collections::BTreeMap;
 use self::call::{Call, Fault};
 use self::scene::{Scene, Tree};
 use self::traced::{Plan, Position, run};
-use crate::program::Ended;
-use crate::seeds::are_many;
+use crate::support::program::Ended;
+use crate::support::seeds::are_many;
 
 /// What a command does to the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

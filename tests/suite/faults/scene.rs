@@ -10,12 +10,12 @@ use qmpbackup::chain::{FormatHint, Level, Manifest, create_checksums};
 use qmpbackup::storage::FileStorage;
 use tempfile::TempDir;
 
-use crate::in_place::{assert_sound, snapshots};
-use crate::oracle::convert;
-use crate::program::{Ended, qmprestore};
-use crate::seeds::are_many;
-use crate::sums::assert_fit;
-use crate::{sparse, tools};
+use crate::support::in_place::{assert_sound, snapshots};
+use crate::support::oracle::convert;
+use crate::support::program::{Ended, qmprestore};
+use crate::support::seeds::are_many;
+use crate::support::sums::assert_fit;
+use crate::support::{sparse, tools};
 
 const FULL: &str = "FULL-1700000000-disk";
 const INCS: [&str; 2] = ["INC-1700000100-disk", "INC-1700000200-disk"];

@@ -12,7 +12,7 @@ use super::monitor::Monitor;
 use super::spec::DiskSpec;
 use super::tool::Tool;
 use super::vm::Vm;
-use crate::program::{Ended, event};
+use crate::support::program::{Ended, event};
 
 const SIZE: u64 = 8 << 20;
 /// What the program asks before the moment and in it.

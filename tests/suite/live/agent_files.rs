@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::file_system::{self, files};
 use super::quiesced::Quiesced;
 use super::tool::restore_to;
-use crate::program::event;
-use crate::seeds;
+use crate::support::program::event;
+use crate::support::seeds;
 
 /// A restore point: its time, and the folders of its disks.
 struct Point {

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::quiesced::Quiesced;
-use crate::program::event;
-use crate::seeds;
+use crate::support::program::event;
+use crate::support::seeds;
 
 const FROZEN_MS: f64 = 200.0;
 const STOPPED_MS: f64 = 100.0;

@@ -8,8 +8,8 @@ use super::spec::DiskSpec;
 use super::stage::Stage;
 use super::tool::{Tool, restore};
 use super::vm::RELEASES;
-use crate::prng::Prng;
-use crate::seeds::shared_seeds;
+use crate::support::prng::Prng;
+use crate::support::seeds::shared_seeds;
 
 /// The images of a disk in the folders below a target, as their folder, time and level.
 fn images(target: &Path, disk: &DiskSpec) -> Vec<(PathBuf, u64, String)> {

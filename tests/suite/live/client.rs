@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::monitor::Monitor;
 use super::spec::Format;
 use super::vm::Vm;
-use crate::tools;
+use crate::support::tools;
 
 const CHAIN: &str = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
 /// Slow enough that many commands, and the writes before them, come while it copies.

@@ -2,7 +2,7 @@
 
 use super::history::{Kind, Write};
 use super::spec::{Bus, DiskSpec, Format, Given};
-use crate::prng::Prng;
+use crate::support::prng::Prng;
 
 /// Two or three disks of any kind. A bitmap can be persistent in some of them only.
 pub(crate) fn draw_disks(prng: &mut Prng) -> Vec<DiskSpec> {

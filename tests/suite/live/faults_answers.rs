@@ -11,9 +11,9 @@ use super::proxy::{Action, Proxy};
 use super::spec::DiskSpec;
 use super::tool::Tool;
 use super::vm::Vm;
-use crate::prng::Prng;
-use crate::program::Ended;
-use crate::seeds;
+use crate::support::prng::Prng;
+use crate::support::program::Ended;
+use crate::support::seeds;
 
 /// What a backup asks for, and with what arguments.
 fn questions() -> [(&'static str, Value); 7] {

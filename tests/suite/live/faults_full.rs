@@ -6,8 +6,8 @@ use super::faults_hooks::while_copying;
 use super::faults_scene::{Scene, Way};
 use super::proxy::Action;
 use super::vm::fleeces;
-use crate::program::is_root;
-use crate::small_disk::Small;
+use crate::support::program::is_root;
+use crate::support::small_disk::Small;
 
 #[test]
 fn a_target_that_gets_full_costs_one_run() {

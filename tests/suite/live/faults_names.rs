@@ -10,7 +10,7 @@ use qmpbackup::chain::{Checksums, Manifest};
 
 use super::faults_scene::{Scene, Way, folders};
 use super::proxy::{Action, Hook};
-use crate::sparse::{Fingerprint, fingerprints};
+use crate::support::sparse::{Fingerprint, fingerprints};
 
 const WHERE: [(&str, Way); 3] = [("5.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Plain)];
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::faults_scene::{Scene, Way, run};
 use super::tool::Tool;
-use crate::program::Ended;
+use crate::support::program::Ended;
 
 const WHERE: [(&str, Way); 4] = [("5.2", Way::Plain), ("7.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Fleece)];
 

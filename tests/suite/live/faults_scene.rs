@@ -18,11 +18,11 @@ use super::proxy::{Action, Hook, Proxy};
 use super::spec::DiskSpec;
 use super::tool::{Tool, restore};
 use super::vm::Vm;
-use crate::oracle::convert;
-use crate::prng::Prng;
-use crate::program::Ended;
-use crate::sparse::{Fingerprint, fingerprints};
-use crate::sums::assert_fit;
+use crate::support::oracle::convert;
+use crate::support::prng::Prng;
+use crate::support::program::Ended;
+use crate::support::sparse::{Fingerprint, fingerprints};
+use crate::support::sums::assert_fit;
 
 const SIZES: [u64; 2] = [2 << 20, (1 << 20) + 512];
 /// A chain that gets longer than this makes place for a new one.

@@ -14,7 +14,7 @@ use super::clean::Found;
 use super::field_judge::{Image, Point};
 use super::tool::Tool;
 use super::vm::Vm;
-use crate::program::Ended;
+use crate::support::program::Ended;
 
 pub(crate) struct Field {
     pub(crate) vm: Vm,

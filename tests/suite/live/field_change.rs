@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::field::Field;
 use super::field_setup::{Setup, releases};
-use crate::tools;
+use crate::support::tools;
 
 fn scsi(release: &'static str) -> Setup {
     Setup::of(release).disk("disk0").words("-device virtio-scsi-pci,id=scsi")

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::field_setup::{Setup, releases};
-use crate::tools;
+use crate::support::tools;
 
 /// Three points of a disk whose image is made with these options.
 fn comes_back(release: &'static str, size: &str, options: &str, cluster_size: u64) {

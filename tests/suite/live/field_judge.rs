@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::field::Field;
-use crate::program::qmprestore;
-use crate::sums::assert_fit;
-use crate::tools;
+use crate::support::program::qmprestore;
+use crate::support::sums::assert_fit;
+use crate::support::tools;
 
 /// A restore point.
 pub(crate) struct Point {
@@ -96,6 +96,6 @@ fn by_hand(chain: &[PathBuf]) -> Vec<u8> {
         }
     }
     let raw = room.path().join("raw");
-    crate::oracle::convert(&image(chain.len() - 1), &raw);
+    crate::support::oracle::convert(&image(chain.len() - 1), &raw);
     std::fs::read(raw).unwrap()
 }

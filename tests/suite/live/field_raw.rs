@@ -3,8 +3,8 @@
 use super::field::Field;
 use super::field_judge::restored;
 use super::field_setup::{Setup, releases};
-use crate::program::qmprestore;
-use crate::tools;
+use crate::support::program::qmprestore;
+use crate::support::tools;
 
 /// A machine with a raw disk of these bytes, and a qcow2 disk.
 fn machine(release: &'static str, bytes: &[u8]) -> Field {

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::field::Field;
 use super::vm::{RELEASES, Vm, new_folder};
-use crate::tools;
+use crate::support::tools;
 
 /// The releases that a test runs on: these, or all of them with `QMPBACKUP_LONG=1`.
 pub(crate) fn releases(usual: &[&'static str]) -> Vec<&'static str> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::tools;
+use crate::support::tools;
 
 /// Fails unless the file system is whole as it is, without its journal.
 #[track_caller]

@@ -9,8 +9,8 @@ use super::hand::Written;
 use super::history::{History, Kind, Write};
 use super::spec::{Bus, DiskSpec, Format, Given};
 use super::vm::{Builder, RELEASES, Vm};
-use crate::oracle::convert;
-use crate::tools;
+use crate::support::oracle::convert;
+use crate::support::tools;
 
 const SIZE: u64 = 4 << 20;
 

@@ -159,7 +159,7 @@ impl<'a> Comparison<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prng::Prng;
+    use crate::support::prng::Prng;
 
     const SIZES: [u64; 2] = [512 << 10, (200 << 10) + 512];
 

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use super::field_setup::Setup;
-use crate::cli_hostile::assert_harmless;
-use crate::program::{Ended, program};
+use crate::cli::hostile::assert_harmless;
+use crate::support::program::{Ended, program};
 
 /// Without what ends a word of the test's own command line.
 const NAME: &str = "x\u{1b}]0;owned\u{7}\u{9b}2J\u{7f}\u{202e}\u{61c}\u{feff}y";

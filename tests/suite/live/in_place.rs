@@ -7,7 +7,7 @@ use qmpbackup::chain::{Checksums, Manifest, Phase, Unfinished, Work};
 use super::field::Field;
 use super::field_judge::Image;
 use super::field_setup::{Setup, releases};
-use crate::program::{Ended, event, qmprestore};
+use crate::support::program::{Ended, event, qmprestore};
 
 impl Field {
     /// Writes the INCs of the first restore points of the only disk, which begin with a FULL, into that.

@@ -7,8 +7,8 @@ use super::spec::DiskSpec;
 use super::stage::Stage;
 use super::tool::restore;
 use super::vm::RELEASES;
-use crate::prng::Prng;
-use crate::seeds::shared_seeds;
+use crate::support::prng::Prng;
+use crate::support::seeds::shared_seeds;
 
 const TIMES: [u64; 4] = [1_700_000_000, 1_700_000_100, 1_700_000_200, 1_700_000_300];
 

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use super::tool::Tool;
 use super::vm::{Vm, new_folder};
-use crate::program::{Backup, Ended};
-use crate::{oracle, sparse, tools};
+use crate::support::program::{Backup, Ended};
+use crate::support::{oracle, sparse, tools};
 
 const WHERE: [&str; 3] = ["5.2", "10.0", "11"];
 

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::field::Field;
 use super::field_setup::{Setup, qcow2, releases};
-use crate::tools;
+use crate::support::tools;
 
 /// Bytes that a write begins after the one before it.
 const STEP: u64 = 65_536;

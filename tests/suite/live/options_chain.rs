@@ -2,7 +2,7 @@
 
 use super::field::Field;
 use super::field_setup::{Setup, releases};
-use crate::program::event;
+use crate::support::program::event;
 
 fn disk(release: &'static str) -> Field {
     let mut field = Setup::of(release).disk("disk0").start();

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::field::Field;
 use super::field_setup::{Setup, releases};
 use super::vm::fleeces;
-use crate::program::{Ended, event};
-use crate::tools;
+use crate::support::program::{Ended, event};
+use crate::support::tools;
 
 fn disk(release: &'static str) -> Field {
     let mut field = Setup::of(release).disk("disk0").start();

@@ -8,7 +8,7 @@ use super::field::Field;
 use super::field_setup::{Setup, releases};
 use super::proxy::{Action, Proxy, Victim};
 use super::vm::fleeces;
-use crate::program::{Ended, event};
+use crate::support::program::{Ended, event};
 
 /// The events that `src/cli/mod.rs` lists.
 const EVENTS: [&str; 20] = [
@@ -127,10 +127,10 @@ fn a_dry_run_prints_all_commands_in_order_and_changes_nothing() {
         assert_eq!(commands(&plan), [&begin, rest].concat(), "{plan:#?}");
 
         field.makes("--level full", 0, "disk0 FULL");
-        let (bitmaps, files) = (field.bitmaps("disk0"), crate::sparse::fingerprints(&field.target));
+        let (bitmaps, files) = (field.bitmaps("disk0"), crate::support::sparse::fingerprints(&field.target));
         field.backup("--level inc --dry-run", 0).says("disk0: INC on top of");
         assert_eq!(field.bitmaps("disk0"), bitmaps);
-        assert!(crate::sparse::fingerprints(&field.target) == files, "a file was changed");
+        assert!(crate::support::sparse::fingerprints(&field.target) == files, "a file was changed");
         let words = format!("backup --level inc --dry-run --target {}", field.target.display());
         field.run(&words).with(0).says("# moment: the moment of the snapshot");
         field.scribble("disk0");

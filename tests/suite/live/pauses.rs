@@ -11,7 +11,7 @@ use super::field_setup::{Setup, releases};
 use super::proxy::{Action, Proxy};
 use super::tool::Tool;
 use super::vm::fleeces;
-use crate::prng::Prng;
+use crate::support::prng::Prng;
 
 const SIZE: usize = 320 << 20;
 

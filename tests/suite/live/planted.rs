@@ -13,8 +13,8 @@ use super::field::Field;
 use super::field_setup::{Setup, releases};
 use super::proxy::{Action, Hook, Proxy};
 use super::tool::Tool;
-use crate::program::is_root;
-use crate::sparse::{Fingerprint, fingerprints};
+use crate::support::program::is_root;
+use crate::support::sparse::{Fingerprint, fingerprints};
 
 fn field(release: &'static str) -> Field {
     let mut field = Setup::of(release).image("disk.qcow2", "4M", "").qcow2("disk0", "disk.qcow2").start();

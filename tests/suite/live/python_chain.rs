@@ -10,8 +10,8 @@ use super::clean::is_of;
 use super::field::Field;
 use super::field_judge::Image;
 use super::field_setup::{Setup, releases};
-use crate::program::{Ended, qmprestore};
-use crate::tools;
+use crate::support::program::{Ended, qmprestore};
+use crate::support::tools;
 
 const UUID: &str = "0c2b7d0e-5a1e-4b6b-9c7f-2f6a3c1d9e77";
 const FULL: i64 = 1_790_000_000;

@@ -15,7 +15,7 @@ use super::proxy::{Action, Hook};
 use super::spec::DiskSpec;
 use super::tool::Tool;
 use super::vm::Vm;
-use crate::program::Ended;
+use crate::support::program::Ended;
 
 const SIZE: u64 = 48 << 20;
 const SLOTS: u64 = 20;

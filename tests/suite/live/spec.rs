@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::tools;
+use crate::support::tools;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bus {

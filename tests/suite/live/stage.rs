@@ -11,7 +11,7 @@ use super::history::History;
 use super::proxy::{Action, Hook, Proxy, Victim};
 use super::spec::DiskSpec;
 use super::vm::Vm;
-use crate::prng::Prng;
+use crate::support::prng::Prng;
 
 pub(crate) struct Stage {
     pub(crate) vm: Vm,

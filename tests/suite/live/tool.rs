@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::proxy::Victim;
-use crate::program::{Ended, qmprestore};
-use crate::tools;
+use crate::support::program::{Ended, qmprestore};
+use crate::support::tools;
 
 /// A program, the proxy's victim while it runs.
 pub(crate) struct Tool {

@@ -17,7 +17,7 @@ use super::hand::Hand;
 use super::history::History;
 use super::monitor::Monitor;
 use super::spec::{Bus, DiskSpec, device_id};
-use crate::tools;
+use crate::support::tools;
 
 pub(crate) const RELEASES: [&str; 4] = ["5.2", "7.2", "10.0", "11"];
 

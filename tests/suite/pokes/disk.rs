@@ -8,7 +8,7 @@ use std::path::Path;
 
 use qmpbackup::qcow2::{Content, Error, GuestOffset, Image, MapBuffer, Reader};
 
-use crate::edited::memory;
+use crate::support::edited::memory;
 
 const CHUNK: u64 = 64 << 10;
 

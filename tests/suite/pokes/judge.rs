@@ -17,8 +17,8 @@ use super::disk::Disk;
 use super::fields::{Field, bytes, number};
 use super::kinds::{BELOW, Kind, NAME};
 use super::small::Small;
-use crate::edited::memory;
-use crate::tools;
+use crate::support::edited::memory;
+use crate::support::tools;
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

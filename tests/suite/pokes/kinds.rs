@@ -1,6 +1,6 @@
 //! One small image of every kind, as QEMU makes them.
 
-use crate::edited::Bench;
+use crate::support::edited::Bench;
 
 /// The name under which the image lies in its folder.
 pub(super) const NAME: &str = "FULL-1600000000-disk";

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use self::fields::Map;
 use self::judge::{Judge, Verdict};
 use self::kinds::Kind;
-use crate::prng::Prng;
-use crate::seeds;
+use crate::support::prng::Prng;
+use crate::support::seeds;
 
 /// The most memory that a poke may take, in KiB.
 const MEMORY: u64 = 256 << 10;

@@ -1,0 +1,77 @@
+//! Small files of a backup folder, written so that they outlive a power cut.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::capture::error::Error;
+pub(crate) use crate::chain::BOOKKEEPING as FOLDER;
+use crate::chain::{self, ImageName, json_file};
+use crate::storage;
+
+/// The end of the name of a fleece image.
+pub(crate) const FLEECE: &str = ".fleece.qcow2";
+
+/// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    storage::write_whole(path, bytes, 0o644).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// The same for those only who may read the images.
+pub(crate) fn write_secret_json(path: &Path, value: &Value) -> Result<(), Error> {
+    let written = storage::write_whole(path, &json_file::text(value), 0o600);
+    written.map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// Whether nothing leads out of a backup folder: see [`storage::check_inside`].
+pub(crate) fn check_inside(folder: &Path, below: &Path) -> Result<(), Error> {
+    let inside = storage::check_inside(folder, below);
+    inside.map_err(|source| Error::Io { path: folder.join(below), source })
+}
+
+/// Makes what was done to a folder's names outlive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    storage::sync_folder(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })
+}
+
+/// Removes a file that may be gone already.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Io { path: path.to_owned(), source }),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a fleece image if it is there; the run may not even have found its folder.
+pub(crate) fn remove_fleece(path: &Path) -> Result<(), Error> {
+    match path.symlink_metadata() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        _ => remove(path),
+    }
+}
+
+/// Adds the end that says that an image is not whole.
+pub(crate) fn partial(path: &Path) -> PathBuf {
+    path.with_file_name(chain::partial(path.file_name().unwrap_or_default()))
+}
+
+/// The path of a fleece image of the run of this time; `None` where it is none.
+pub(crate) fn fleece(text: &str, time: i64) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    // it begins as the name of the image
+    let stem = path.file_name()?.to_str()?.strip_suffix(FLEECE)?;
+    let name = ImageName::parse(OsStr::new(stem))?;
+    (path.is_absolute() && name.time == time).then_some(path)
+}
+
+/// A path as JSON has it: all paths of a run are UTF-8, see [`utf8`].
+pub(crate) fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The path, if QEMU can be told of it.
+pub(crate) fn utf8(path: PathBuf) -> Result<PathBuf, Error> {
+    if path.to_str().is_some() { Ok(path) } else { Err(Error::NotUtf8 { path }) }
+}

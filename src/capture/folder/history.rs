@@ -1,0 +1,255 @@
+//! What the backup folder already holds of a disk.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::capture::error::Error;
+use crate::capture::folder::live::Live;
+use crate::capture::names;
+use crate::chain::{self, Image, Level, discover};
+use crate::qcow2;
+use crate::storage::FileStorage;
+
+/// What there is of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct History {
+    /// The newest FULL or INC.
+    pub(crate) newest: Option<Newest>,
+    /// What a failed run of another tool has left since the newest FULL: changes may be in it and in no bitmap.
+    pub(crate) partial: Option<PathBuf>,
+    /// The latest time of any image, whatever its level.
+    pub(crate) latest: Option<i64>,
+    /// Whether images are of another tool, or may be, since they have no manifest.
+    pub(crate) foreign: bool,
+    /// All FULLs and INCs directly in the folder, those too of which only the manifest is there; but old ones of those.
+    pub(crate) chained: Vec<Arc<Image>>,
+}
+
+/// The image that an INC would build on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Newest {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// The time of its restore point; unknown where neither its name nor its manifest has one.
+    pub(crate) time: Option<i64>,
+    /// The bitmap that goes back to it, where its manifest tells.
+    pub(crate) bitmap: Option<String>,
+    /// The size of the disk in it; unknown where it cannot be read.
+    pub(crate) size: Option<u64>,
+    /// Why no INC may build on it.
+    pub(crate) fault: Option<String>,
+}
+
+impl History {
+    /// The time of the newest image; the earliest there is, where it has none.
+    pub(crate) fn since(&self) -> Option<i64> {
+        self.newest.as_ref().map(|newest| newest.time.unwrap_or(i64::MIN))
+    }
+
+    /// Makes sure that an image whose name has no time costs no restore point, neither what it replaces nor by its place:
+    /// such a FULL stands before all images with a time.
+    pub(crate) fn allows_timeless(&self, image: &Path, level: Level) -> Result<(), Error> {
+        let path = image.to_owned();
+        let (own, others): (Vec<_>, Vec<_>) = self.chained.iter().partition(|chained| chained.path == image);
+        let full = others.iter().find(|other| other.level == Level::Full);
+        let after = full.or_else(|| others.first().filter(|_| own.is_empty()));
+        match (level, after) {
+            (Level::Full, Some(after)) => Err(Error::Timeless { path, before: after.display_name() }),
+            (Level::Full, None) if !others.is_empty() => Err(Error::Replaces { path }),
+            (Level::Copy, _) if !own.is_empty() => Err(Error::Replaces { path }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks into the folder of a disk. What the machine itself writes to is no image of it, whatever its name.
+    pub(crate) fn read(folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
+        match folder.metadata() {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            // what cannot be seen may be there
+            Err(source) => return Err(Error::Io { path: folder.to_owned(), source }),
+        }
+        let inventory = discover(folder)?;
+        // those of other months, if there are folders of months here; or of other folders that have disks of the same name
+        let here = |image: &&Arc<Image>| image.path.parent() == Some(folder) && !live.writes_to(&image.path);
+        let is_here = |disk: &&chain::Disk| disk.images().iter().chain(disk.partials()).any(|image| here(&image));
+        let own = |disk: &&chain::Disk| disk.name() == Some(OsStr::new(base));
+        // the oldest names do not tell the disk
+        let nameless = |disk: &&chain::Disk| disk.name().is_none();
+        let named = inventory.disks.iter().find(|disk| own(disk) && is_here(disk));
+        let disk = named.or_else(|| inventory.disks.iter().find(own)).or_else(|| inventory.disks.iter().find(nameless));
+        let Some(disk) = disk else { return Ok(Self::default()) };
+        let chained = disk.chains().iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs()));
+        let chained = chained.filter(|image| image.level != Level::Copy && here(image)).cloned().collect();
+        let latest = disk.images().iter().filter(here).filter_map(|image| image.time).max();
+        let foreign = disk.images().iter().filter(here).any(|image| !image.missing && image.manifest.is_none());
+        let images: Vec<_> = disk.images().iter().filter(here).filter(|image| image.level != Level::Copy).collect();
+        let Some(newest) = images.last() else {
+            return Ok(Self { latest, foreign, chained, ..Self::default() });
+        };
+        let full = images.iter().rfind(|image| image.level == Level::Full);
+        // not the moment that it holds: INCs that were written into it since may lack what is in the partial
+        let since = full.and_then(|full| full.named);
+        let partials = disk.partials().iter().filter(here).filter(|partial| partial.level != Level::Copy);
+        let partial = partials.into_iter().find(|partial| partial.time.is_none() || partial.time >= since);
+        let state = disk.points().iter().find(|point| point.image().path == newest.path).map(chain::Point::state);
+        let fault = match state {
+            Some(chain::State::Broken(chain::Fault::NoFull)) => {
+                Some("the newest image has no FULL before it".to_owned())
+            }
+            // what cannot be read may say anything
+            Some(chain::State::Broken(chain::Fault::JournalUnread { path, reason })) => {
+                return Err(chain::Error::JournalUnread { path: path.clone(), reason: reason.clone() }.into());
+            }
+            Some(chain::State::Broken(fault)) => Some(fault.to_string()),
+            Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
+            Some(chain::State::Sound) | None => None,
+        };
+        // that of an older moment says nothing
+        let is_of = |bitmap: &String| newest.time.is_some_and(|time| names::is_epoch(bitmap, time));
+        let bitmap = newest.known().and_then(|manifest| manifest.bitmap.clone()).filter(is_of);
+        let size = size(newest);
+        let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
+        Ok(Self {
+            newest: Some(Newest { path: newest.path.clone(), time: newest.time, bitmap, size, fault }),
+            partial: partial.map(|partial| partial.path.clone()),
+            latest,
+            foreign,
+            chained,
+        })
+    }
+}
+
+/// The size of the disk in an image.
+fn size(image: &Image) -> Option<u64> {
+    let storage = FileStorage::open(&image.path).ok()?;
+    match image.format {
+        chain::FormatHint::Raw | chain::FormatHint::RawDisk => Some(crate::storage::Storage::length(&storage)),
+        chain::FormatHint::Qcow2 | chain::FormatHint::Unknown => {
+            qcow2::Header::read(&storage).ok().map(|header| header.size)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::ErrorKind;
+    use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work};
+
+    fn manifest() -> Manifest {
+        Manifest {
+            image: String::new(),
+            id: None,
+            parent_id: None,
+            bitmap: None,
+            format: FormatHint::Qcow2,
+            level: Level::Full,
+            time: Some(9),
+            chain: Some("c".to_owned()),
+            parent: None,
+            virtual_size: 0,
+            qemu: String::new(),
+        }
+    }
+
+    #[test]
+    fn an_image_without_a_time_is_there_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(History::read(folder.path(), "disk.qcow2", &Live::default()).unwrap().since(), None);
+        std::fs::write(folder.path().join("disk.qcow2"), "").unwrap();
+        std::os::unix::fs::symlink("disk.qcow2", folder.path().join("FULL-disk.qcow2")).unwrap();
+        assert_eq!(History::read(folder.path(), "disk.qcow2", &Live::default()).unwrap().since(), Some(i64::MIN));
+        std::fs::write(folder.path().join("INC-7-disk.qcow2"), "").unwrap();
+        assert_eq!(History::read(folder.path(), "disk.qcow2", &Live::default()).unwrap().since(), Some(7));
+    }
+
+    #[test]
+    fn a_full_that_incs_were_written_into_is_of_the_moment_that_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-5-disk");
+        std::fs::write(&full, "").unwrap();
+        manifest().write(&full).unwrap();
+        let history = History::read(folder.path(), "disk", &Live::default()).unwrap();
+        assert_eq!((history.since(), history.latest), (Some(9), Some(9)));
+        // what a failed run has left between them is in neither
+        std::fs::write(folder.path().join("INC-7-disk.partial"), "").unwrap();
+        assert!(History::read(folder.path(), "disk", &Live::default()).unwrap().partial.is_some());
+    }
+
+    #[test]
+    fn nothing_is_built_on_a_full_that_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-5-disk");
+        std::fs::write(&full, "").unwrap();
+        let unfinished = Unfinished {
+            work: Work::Commit,
+            phase: Phase::Removing,
+            full: "FULL-5-disk".to_owned(),
+            incs: vec!["INC-9-disk".to_owned()],
+        };
+        unfinished.write(&full).unwrap();
+        let fault = || History::read(folder.path(), "disk", &Live::default()).unwrap().newest.unwrap().fault.unwrap();
+        assert!(fault().contains("up to INC-9-disk was begun and not finished"), "{}", fault());
+        std::fs::write(Unfinished::path(&full), "{").unwrap();
+        assert!(fault().contains("FULL-5-disk.in-place.json cannot be understood"), "{}", fault());
+        // nor is a new chain begun where a system does not say what is
+        Unfinished::remove(&full).unwrap();
+        std::os::unix::fs::symlink(Unfinished::path(&full), Unfinished::path(&full)).unwrap();
+        let error = History::read(folder.path(), "disk", &Live::default()).unwrap_err();
+        assert!(error.to_string().contains("FULL-5-disk.in-place.json cannot be read"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Other);
+    }
+
+    #[test]
+    fn a_name_without_a_time_takes_no_restore_point_from_others() {
+        let asked = |names: &[&str], level| {
+            let folder = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
+                std::fs::write(folder.path().join(name), "").unwrap();
+            }
+            let history = History::read(folder.path(), "vm.qcow2", &Live::default()).unwrap();
+            match history.allows_timeless(&folder.path().join("vm.qcow2"), level) {
+                Ok(()) => "yes".to_owned(),
+                Err(Error::Timeless { before, .. }) => before,
+                Err(Error::Replaces { .. }) => "a chain needs it".to_owned(),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let full_and_copy = |names: &[&str]| [Level::Full, Level::Copy].map(|level| asked(names, level));
+        assert_eq!(full_and_copy(&[]), ["yes", "yes"]);
+        assert_eq!(full_and_copy(&["vm.qcow2"]), ["yes", "a chain needs it"]);
+        assert_eq!(full_and_copy(&["vm.qcow2", "INC-7-vm.qcow2"]), ["a chain needs it", "a chain needs it"]);
+        let later = ["vm.qcow2", "INC-7-vm.qcow2", "FULL-9-vm.qcow2"];
+        assert_eq!(full_and_copy(&later), ["FULL-9-vm.qcow2", "a chain needs it"]);
+        assert_eq!(full_and_copy(&["FULL-9-vm.qcow2"]), ["FULL-9-vm.qcow2", "yes"]);
+        assert_eq!(full_and_copy(&["COPY-9-vm.qcow2"]), ["yes", "yes"]);
+        assert_eq!(full_and_copy(&["INC-7-vm.qcow2"]), ["INC-7-vm.qcow2", "yes"]);
+        // folders of other layouts below have disks of the same name
+        assert_eq!(full_and_copy(&["ide0-hd0/FULL-3-vm.qcow2", "FULL-9-vm.qcow2"]), ["FULL-9-vm.qcow2", "yes"]);
+        assert_eq!(full_and_copy(&["2021-11/FULL-3-vm.qcow2"]), ["yes", "yes"]);
+    }
+
+    #[test]
+    fn a_name_without_a_time_stands_before_an_image_of_which_only_the_manifest_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("FULL-5-vm.qcow2");
+        manifest().write(&full).unwrap();
+        let history = History::read(folder.path(), "vm.qcow2", &Live::default()).unwrap();
+        assert_eq!(history.newest, None);
+        let refused = history.allows_timeless(&folder.path().join("vm.qcow2"), Level::Full);
+        assert!(matches!(refused, Err(Error::Timeless { before, .. }) if before == "FULL-5-vm.qcow2"));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_seen_is_not_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(History::read(&folder.path().join("none"), "disk", &Live::default()).unwrap(), History::default());
+        std::os::unix::fs::symlink("round", folder.path().join("round")).unwrap();
+        assert!(History::read(&folder.path().join("round"), "disk", &Live::default()).is_err());
+    }
+}

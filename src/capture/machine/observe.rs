@@ -1,0 +1,195 @@
+//! What is going on in a machine: jobs, nodes, and what its devices read and write.
+
+use serde_json::Value;
+
+use crate::capture::error::Error;
+use crate::capture::folder::live::Live;
+use crate::capture::machine::Machine;
+use crate::capture::machine::device::Device;
+use crate::capture::machine::devices::{Devices, devices};
+use crate::capture::machine::graph::Graph;
+use crate::capture::machine::nodes::{Node, nodes};
+use crate::capture::machine::selection::Selection;
+use crate::capture::names;
+use crate::qmp::{Command, Features, Monitor};
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Job {
+    /// Its name.
+    pub id: String,
+    /// `backup`, `mirror`, …
+    pub kind: String,
+    /// `running`, `concluded`, …
+    pub status: String,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Bytes that are done, about.
+    pub done: u64,
+    /// Bytes that there are, about.
+    pub total: u64,
+}
+
+impl Job {
+    /// Whether nothing happens in it any more.
+    pub(crate) fn is_concluded(&self) -> bool {
+        self.status == "concluded"
+    }
+
+    /// Whether it copies disks or changes what is below them: a filter between device and disk could take its place.
+    pub(crate) fn moves_disks(&self) -> bool {
+        let moves = ["backup", "commit", "mirror", "stream"].contains(&self.kind.as_str());
+        (moves || self.kind.starts_with("snapshot-")) && !self.is_concluded()
+    }
+
+    /// Whether it has been told to end, or ends by itself.
+    pub(crate) fn is_ending(&self) -> bool {
+        ["concluded", "aborting", "null"].contains(&self.status.as_str())
+    }
+}
+
+/// Reads `query-jobs`.
+pub(crate) fn jobs(reply: &Value) -> Vec<Job> {
+    let text = |job: &Value, key: &str| job.get(key).and_then(Value::as_str).map(str::to_owned);
+    let number = |job: &Value, key: &str| job.get(key).and_then(Value::as_u64).unwrap_or_default();
+    let jobs = reply.as_array().into_iter().flatten();
+    jobs.filter_map(|job| {
+        Some(Job {
+            id: text(job, "id")?,
+            kind: text(job, "type").unwrap_or_default(),
+            status: text(job, "status")?,
+            error: text(job, "error"),
+            done: number(job, "current-progress"),
+            total: number(job, "total-progress"),
+        })
+    })
+    .collect()
+}
+
+/// What a machine says of its disks, in three answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Replies {
+    blocks: Value,
+    nodes: Value,
+    graph: Value,
+}
+
+impl Replies {
+    /// Asks for them.
+    pub(crate) async fn ask(monitor: &Monitor, features: &Features) -> Result<Self, Error> {
+        Ok(Self {
+            blocks: monitor.execute(&Command::new("query-block")).await?,
+            nodes: ask_nodes(monitor, features).await?,
+            graph: monitor.execute(&Command::new("x-debug-query-block-graph")).await?,
+        })
+    }
+
+    /// The disks that are asked for.
+    pub(crate) fn devices(&self, selection: &Selection) -> Result<Devices, Error> {
+        Ok(devices(&self.blocks, &self.nodes, &self.graph, selection)?)
+    }
+
+    /// The files of all nodes.
+    pub(crate) fn live(&self, machine: &Machine<'_>) -> Result<Live, Error> {
+        Ok(Live::of(&nodes(&self.nodes)?, machine.cwd().as_deref()))
+    }
+
+    /// All disks.
+    pub(crate) fn disks(&self) -> Result<Vec<Device>, Error> {
+        let all = Selection { include_raw: true, ..Selection::default() };
+        Ok(self.devices(&all)?.disks)
+    }
+}
+
+/// A device and the node that it reads and writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Drive {
+    /// The device.
+    pub qdev: String,
+    /// The node.
+    pub node: String,
+}
+
+/// What is going on in a machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Observed {
+    /// All jobs.
+    pub jobs: Vec<Job>,
+    /// All nodes.
+    pub nodes: Vec<Node>,
+    /// All devices with something in their drive.
+    pub drives: Vec<Drive>,
+    /// What is below each node.
+    pub graph: Graph,
+    /// `running`, `paused`, …
+    pub status: String,
+}
+
+impl Observed {
+    /// Asks for all of it.
+    pub(crate) async fn ask(monitor: &Monitor, features: &Features) -> Result<Self, Error> {
+        let jobs = jobs(&monitor.execute(&Command::new("query-jobs")).await?);
+        let Replies { blocks, nodes: all, graph } = Replies::ask(monitor, features).await?;
+        Ok(Self {
+            jobs,
+            nodes: nodes(&all)?,
+            drives: drives(&blocks),
+            graph: Graph::parse(&graph)?,
+            status: status(&monitor.execute(&Command::new("query-status")).await?),
+        })
+    }
+
+    /// The jobs of a run of this tool.
+    pub(crate) fn own_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(|job| names::disk_of(&job.id).is_some())
+    }
+
+    /// The node with this name.
+    pub(crate) fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
+/// Whether QEMU is one of those whose backup jobs have a filter of their own kind, 5.0 to 6.0: copy-before-write came in
+/// its place. Such a QEMU ends with SIGSEGV when it lists its nodes while a backup job has concluded and was not dismissed:
+/// the filter of that job has lost its child. So jobs there are dismissed as they end.
+pub(crate) fn is_fragile(features: &Features) -> bool {
+    !features.copy_before_write
+}
+
+/// Whether QEMU can keep the moment of a disk in a fleece image, and shows it as it was.
+///
+/// QEMU 7.2 has the nodes for that, but tells which parts of the snapshot are zero by the disk as it is now: what the guest
+/// has zeroed or discarded since the moment is not copied from the fleece image, but taken for zeroes. 10.0 does not. The
+/// schemas of those that were not tried tell them apart by what came with 9.1.
+pub(crate) fn can_fleece(features: &Features) -> bool {
+    features.copy_before_write && features.snapshot_access && features.on_cbw_error && features.discard_source
+}
+
+/// Asks for all nodes, without those below them in the answer; not where that would be QEMU's end.
+pub(crate) async fn ask_nodes(monitor: &Monitor, features: &Features) -> Result<Value, Error> {
+    if is_fragile(features) {
+        let jobs = jobs(&monitor.execute(&Command::new("query-jobs")).await?);
+        if let Some(job) = jobs.into_iter().find(Job::is_concluded) {
+            return Err(Error::Fragile { job: job.id });
+        }
+    }
+    Ok(monitor.execute(&Command::new("query-named-block-nodes").with("flat", true)).await?)
+}
+
+/// Reads `query-status`.
+pub(crate) fn status(reply: &Value) -> String {
+    reply.get("status").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Reads `query-block`.
+pub(crate) fn drives(blocks: &Value) -> Vec<Drive> {
+    let blocks = blocks.as_array().into_iter().flatten();
+    blocks
+        .filter_map(|block| {
+            let qdev = block.get("qdev")?.as_str()?.to_owned();
+            let node = block.get("inserted")?.get("node-name")?.as_str()?.to_owned();
+            Some(Drive { qdev, node })
+        })
+        .collect()
+}

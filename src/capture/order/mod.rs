@@ -1,0 +1,159 @@
+//! Order after a run, however it has ended: the guest goes on, nothing of the run is left in QEMU, its images have their
+//! names or are gone, and each disk has the bitmap that the next INC needs.
+
+pub(crate) mod frozen;
+pub(crate) mod settle;
+pub(crate) mod teardown;
+
+use std::path::Path;
+
+use self::settle::Bitmaps;
+use self::teardown::Teardown;
+use crate::capture::error::Error;
+use crate::capture::event::Event;
+use crate::capture::folder::files;
+use crate::capture::folder::history::History;
+use crate::capture::folder::journal::Journal;
+use crate::capture::folder::live::Live;
+use crate::capture::folder::lock;
+use crate::capture::folder::target;
+use crate::capture::machine::Machine;
+use crate::capture::machine::device::{Bitmap, Device};
+use crate::capture::machine::observe::{Observed, Replies};
+use crate::capture::names;
+use crate::causes;
+use crate::chain::FolderLock;
+use crate::qmp::Address;
+
+/// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
+pub(crate) async fn restore(
+    machine: &Machine<'_>,
+    agent: Option<&Address>,
+    own: Option<&FolderLock>,
+    run: Option<&Journal>,
+) -> Result<(), Error> {
+    match recover(machine, agent, own, run).await {
+        Err(frozen @ Error::Frozen { .. }) => {
+            machine.tell(&Event::Trouble { what: frozen.to_string() });
+            Ok(())
+        }
+        recovered => recovered,
+    }
+}
+
+/// Puts in order what a run leaves, one of the caller's or one that is no more. `own` is the folder that the caller has
+/// locked, and `run` what it has begun itself; else each thing that was out of order is told.
+///
+/// # Errors
+/// Somebody is at work, or QEMU refuses; [`Error::Frozen`] where all is in order but the guest.
+pub(crate) async fn recover(
+    machine: &Machine<'_>,
+    agent: Option<&Address>,
+    own: Option<&FolderLock>,
+    run: Option<&Journal>,
+) -> Result<(), Error> {
+    let told = |what: String| {
+        if run.is_none() {
+            machine.tell(&Event::Recovered { what });
+        }
+    };
+    let observed = machine.observe().await?;
+    let other = foreign(&observed, own)?;
+    let locks = [own, other.as_ref()];
+    let left = !Teardown::new(&observed).is_empty();
+    let dismantled = if left { machine.dismantle().await } else { Ok(()) };
+    // not before: a machine that stands still has no agent that answers
+    let thawed = frozen::thaw(machine, &observed, agent).await;
+    dismantled?;
+    if left {
+        told("jobs, filters and images in QEMU".to_owned());
+    }
+    for lock in locks.into_iter().flatten() {
+        let own_run = run.filter(|_| own.is_some_and(|own| own.path() == lock.path()));
+        if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.folder()), |run| Ok(Some(run)))? {
+            told(format!("the run of {}", journal.time));
+            close(machine, lock.folder(), &journal).await?;
+        } else if left || observed.node(names::LOCK).is_some() {
+            settle(machine, lock.folder(), target::chain(lock.folder())?, None).await?;
+        }
+    }
+    machine.remove_node(names::LOCK).await?;
+    thawed
+}
+
+/// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.
+fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<FolderLock>, Error> {
+    if let Some(job) = observed.jobs.iter().find(|job| job.id.starts_with(names::PYTHON_JOB) && !job.is_concluded()) {
+        return Err(Error::Busy { what: format!("the job {} of another tool", job.id) });
+    }
+    let Some(node) = observed.node(names::LOCK) else { return Ok(None) };
+    let path = Path::new(&node.file);
+    if own.is_some_and(|own| own.path() == path) {
+        return Ok(None);
+    }
+    lock::take_over(path, own)
+}
+
+/// Ends a run on the side of files and bitmaps: forward if its images are whole, else back.
+async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Result<(), Error> {
+    let trouble = |what: String| machine.tell(&Event::Trouble { what });
+    for entry in &journal.entries {
+        if journal.publishing {
+            if !target::publish(folder, entry)? {
+                trouble(format!(
+                    "{} was removed before it had its name; the next INC holds it",
+                    entry.partial.display()
+                ));
+            } else if let Err(error) = target::link(folder, entry) {
+                trouble(format!("no link tells the level of {}: {}", entry.image.display(), causes::line(&error)));
+            }
+        } else {
+            target::discard(folder, entry)?;
+        }
+    }
+    let chain = journal.chain.clone().map_or_else(|| target::chain(folder), |chain| Ok(Some(chain)))?;
+    settle(machine, folder, chain, Some(journal.time)).await?;
+    // last, and no reason to fail: all else is in order whatever became of the folder that they should be in
+    for path in &journal.fleece {
+        if let Err(error) = files::remove_fleece(path) {
+            trouble(format!("remove this fleece image by hand: {}", causes::line(&error)));
+        }
+    }
+    Journal::remove(folder)
+}
+
+/// Brings the bitmaps of all disks of a chain in order. `ended` is the time of a run that has just ended.
+async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, ended: Option<i64>) -> Result<(), Error> {
+    let Some(chain) = chain else { return Ok(()) };
+    let replies = Replies::ask(&machine.monitor, &machine.features).await?;
+    let live = replies.live(machine)?;
+    for device in replies.disks()? {
+        let newest = newest(folder, &device, &live)?;
+        // what is stored in an image that nobody can write to cannot be changed, and records nothing
+        let is_stored = |bitmap: &Bitmap| device.read_only && bitmap.persistent;
+        let changeable: Vec<Bitmap> = device.bitmaps.iter().filter(|bitmap| !is_stored(bitmap)).cloned().collect();
+        let bitmaps = Bitmaps::of(&changeable, &chain, &device.names);
+        if let Some(command) = bitmaps.settle(newest, ended) {
+            machine.send(&command).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The time of the newest image of a disk, in whatever way the folder is laid out.
+fn newest(folder: &Path, device: &Device, live: &Live) -> Result<Option<i64>, Error> {
+    let mut newest = None;
+    for base in device.bases() {
+        newest = newest.max(History::read(folder, &base, live)?.since());
+        for name in &device.names {
+            newest = newest.max(History::read(&folder.join(name), &base, live)?.since());
+            newest = newest.max(History::read(folder, &format!("{name}-{base}"), live)?.since());
+        }
+    }
+    Ok(newest)
+}
+
+/// All disks of the machine.
+pub(crate) async fn all_disks(machine: &Machine<'_>) -> Result<Vec<Device>, Error> {
+    Replies::ask(&machine.monitor, &machine.features).await?.disks()
+}

@@ -1,0 +1,236 @@
+//! What work in place refuses, before anything is changed.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::check::{Map, number, put};
+use crate::support::program::{Backup, TIMES, rude_name};
+use crate::support::tools;
+
+/// Both commands refuse, also to plan it.
+#[track_caller]
+fn assert_refused(backup: &Backup, words: &[&str], code: i32, says: &str) {
+    for command in ["commit", "snapshotrebase"] {
+        backup.refuses(&[&[command], words].concat(), code, says);
+        backup.refuses(&[&[command, "--dry-run"], words].concat(), code, says);
+    }
+}
+
+fn qemu_img(words: &[&str], image: &Path) {
+    tools::run(tools::qemu_img().args(words).arg(image));
+}
+
+fn create(image: &Path, options: &str, size: &str) {
+    let _ = fs::remove_file(image);
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", options]).arg(image).arg(size));
+}
+
+fn based_on(backing: &str, image: &Path) {
+    qemu_img(&["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing], image);
+}
+
+#[test]
+fn raw_images_are_refused() {
+    for number in [0, 1, 3] {
+        let backup = Backup::new();
+        fs::write(backup.dir.join("disk.qcow2.config"), r#"{"format":"raw"}"#).unwrap();
+        for image in &backup.images[number..] {
+            fs::write(image, vec![1; 1 << 20]).unwrap();
+        }
+        assert_refused(&backup, &[], 1, "is a raw image: only qcow2 images can be changed in place");
+    }
+}
+
+#[test]
+fn links_are_refused() {
+    for number in [0, 1, 3] {
+        let backup = Backup::new();
+        let elsewhere = backup.path("elsewhere");
+        fs::rename(&backup.images[number], &elsewhere).unwrap();
+        symlink(&elsewhere, &backup.images[number]).unwrap();
+        assert_refused(&backup, &[], 1, &format!("{}: is a link", backup.name(number)));
+        fs::remove_file(&backup.images[number]).unwrap();
+        fs::hard_link(&elsewhere, &backup.images[number]).unwrap();
+        assert_refused(&backup, &[], 1, &format!("{}: has other names (hard links)", backup.name(number)));
+    }
+}
+
+/// The INC after those that go has to name the FULL.
+#[test]
+fn an_inc_that_cannot_follow_the_full_is_found_before() {
+    let until = ["--until=INC-1793761200"];
+    let backup = Backup::new();
+    let elsewhere = backup.path("elsewhere");
+    backup.does(&["rebase"]).with(0);
+    fs::rename(&backup.images[3], &elsewhere).unwrap();
+    symlink(&elsewhere, &backup.images[3]).unwrap();
+    assert_refused(&backup, &until, 1, &format!("{}: is a link", backup.name(3)));
+}
+
+#[test]
+fn an_inc_that_needs_no_change_may_be_anything() {
+    let backup = Backup::new();
+    let expected = backup.expected(2);
+    let elsewhere = backup.path("elsewhere");
+    fs::rename(&backup.images[3], &elsewhere).unwrap();
+    symlink(&elsewhere, &backup.images[3]).unwrap();
+    let before = fs::read(&elsewhere).unwrap();
+    backup.does(&["commit", "--until=INC-1793761200"]).with(0);
+    backup.assert_holds(2, &expected);
+    assert!(fs::read(&elsewhere).unwrap() == before);
+}
+
+#[test]
+fn images_that_rest_on_others_are_refused() {
+    let backup = Backup::new();
+    based_on("foreign", &backup.images[0]);
+    assert_refused(&backup, &[], 4, "it is the first of its chain: what is in that file would be lost");
+    let backup = Backup::new();
+    based_on("foreign", &backup.images[2]);
+    assert_refused(&backup, &[], 4, "an image is missing or foreign");
+    for number in [0, 2] {
+        let backup = Backup::new();
+        let data = backup.path("data");
+        create(&backup.images[number], &format!("data_file={}", data.display()), "64M");
+        assert_refused(&backup, &[], 4, "keeps its data in an external file");
+    }
+}
+
+#[test]
+fn a_copy_is_no_full() {
+    let backup = Backup::new();
+    fs::rename(&backup.images[0], backup.dir.join(format!("COPY-{}-disk.qcow2", TIMES[3] + 1))).unwrap();
+    for image in &backup.images[1..] {
+        fs::remove_file(image).unwrap();
+    }
+    assert_refused(&backup, &[], 2, "there is nothing to commit");
+    assert_refused(&backup, &["--until=COPY"], 2, "there is nothing to commit");
+}
+
+#[test]
+fn a_newer_copy_is_not_what_a_time_means() {
+    let backup = Backup::new();
+    let copy = backup.dir.join(format!("COPY-{}-disk.qcow2", TIMES[2] + 1));
+    fs::copy(&backup.images[0], &copy).unwrap();
+    let newest = backup.dir.join(format!("COPY-{}-disk.qcow2", TIMES[3] + 1));
+    fs::copy(&backup.images[0], &newest).unwrap();
+    let expected = backup.expected(3);
+    backup.does(&["rebase"]).with(0).says(backup.name(3));
+    backup.does(&["commit", "--until", &(TIMES[2] + 1).to_string()]).with(0);
+    assert_eq!(backup.held_time(), TIMES[2]);
+    backup.does(&["commit", "--until=COPY"]).with(2);
+    backup.does(&["snapshotrebase"]).with(0);
+    backup.assert_holds(3, &expected);
+    assert!(copy.exists() && newest.exists());
+}
+
+#[test]
+fn a_full_whose_journal_could_have_no_name_is_refused_and_restored() {
+    let disk = format!("{}.qcow2", "d".repeat(225));
+    let backup = Backup::named("backup/disk0", &disk, TIMES);
+    for command in ["commit", "snapshotrebase"] {
+        backup.does(&[command]).with(1).says("File name too long").says("nothing was changed");
+    }
+    let expected = backup.expected(3);
+    backup.does(&["manifest"]).with(0);
+    backup.does(&["list"]).with(0);
+    backup.merged(["--format=raw", "--out=out"]).with(0);
+    crate::support::sparse::assert_same(&backup.path("out"), &expected, "long");
+}
+
+#[test]
+fn names_that_are_not_text_are_refused() {
+    let backup = Backup::named("backup/disk0", rude_name(), TIMES);
+    assert_refused(&backup, &[], 1, "its name is not UTF-8");
+    // of INCs alone
+    let backup = Backup::named("backup/disk0", rude_name(), TIMES);
+    fs::rename(&backup.images[0], backup.dir.join("FULL-1793588400")).unwrap();
+    assert_refused(&backup, &[], 1, "its name is not UTF-8");
+}
+
+#[test]
+fn a_disk_whose_size_changes_is_refused_where_snapshots_cannot_say_it() {
+    let backup = Backup::new();
+    create(&backup.images[0], "compat=0.10", "64M");
+    qemu_img(&["snapshot", "-c", "mine"], &backup.images[0]);
+    create(&backup.images[1], "compat=1.1", "65M");
+    create(&backup.images[2], "compat=1.1", "65M");
+    create(&backup.images[3], "compat=1.1", "65M");
+    assert_refused(&backup, &[], 1, "the size of the disk changes, which snapshots of a version 2 image do not hold");
+}
+
+#[test]
+fn what_is_marked_as_corrupt_is_refused() {
+    for number in [0, 1, 3] {
+        let backup = Backup::new();
+        backup.patch(number, 72, |bytes| bytes[7] |= 2);
+        assert_refused(&backup, &[], 4, "some program marked it as corrupt");
+        assert_refused(&backup, &["--skip-check"], 4, "some program marked it as corrupt: repair it first");
+    }
+}
+
+/// What would end the work when a part of it is done, and each time that it is done again.
+#[test]
+fn a_full_with_damaged_tables_is_refused_whether_it_is_to_be_checked_or_not() {
+    let backup = Backup::new();
+    let sound = fs::read(&backup.images[0]).unwrap();
+    let map = Map::of(&sound);
+    let entries = [map.l2[0], map.l2[map.l2.len() - 1]];
+    // bits that nothing uses, and a cluster behind the end of the file
+    let damages = entries.into_iter().flat_map(|at| [(at, 1 << 57), (at, 1 << 63 | 1 << 50)]);
+    for (at, value) in damages.chain([(map.refcount_table[0], 512)]) {
+        let mut bytes = sound.clone();
+        put(&mut bytes, at, value);
+        fs::write(&backup.images[0], bytes).unwrap();
+        for words in [&["--skip-check"][..], &[]] {
+            assert_refused(&backup, words, 4, "nothing was changed");
+        }
+    }
+    // and when it is right again, nothing was begun
+    fs::write(&backup.images[0], sound).unwrap();
+    backup.does(&["snapshotrebase", "--skip-check"]).with(0);
+}
+
+#[test]
+fn refcounts_that_cannot_count_the_snapshots_are_refused() {
+    let backup = Backup::new();
+    create(&backup.images[0], "refcount_bits=1", "64M");
+    tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", "write 0 1M"]).arg(&backup.images[0]));
+    backup.refuses(&["snapshotrebase"], 1, "its refcounts are too narrow for so many snapshots");
+    backup.does(&["commit"]).with(0);
+}
+
+#[test]
+fn a_full_that_was_not_closed_is_repaired_first() {
+    let backup = Backup::new();
+    create(&backup.images[0], "lazy_refcounts=on", "64M");
+    let killed = ["-f", "qcow2", "-c", "write -P 7 32M 1M", "-c", "flush", "-c", "sigraise 9"];
+    tools::output(tools::qemu_io().args(killed).arg(&backup.images[0]));
+    let expected = backup.expected(3);
+    backup.does(&["commit"]).with(0);
+    backup.assert_holds(3, &expected);
+    crate::support::in_place::assert_sound(&backup.images[0], false);
+}
+
+/// Halfway it would be too late: then the FULL is a mixture that nothing could end.
+#[test]
+fn a_compressed_cluster_that_cannot_be_inflated_is_found_before() {
+    let backup = Backup::new();
+    let compressed = backup.path("compressed");
+    tools::run(tools::qemu_img().args(["convert", "-c", "-O", "qcow2"]).arg(&backup.images[2]).arg(&compressed));
+    let mut image = fs::read(&compressed).unwrap();
+    let entries = Map::of(&image).l2.into_iter().map(|place| number(&image, place));
+    // at this cluster size, 54 bits of a descriptor say where the stream starts
+    let first = entries.filter(|entry| entry & 1 << 62 != 0).map(|entry| entry & ((1 << 54) - 1)).next().unwrap();
+    put(&mut image, first, u64::MAX);
+    fs::write(&backup.images[2], image).unwrap();
+    fs::remove_file(&compressed).unwrap();
+    for command in ["commit", "snapshotrebase"] {
+        backup.refuses(&[command], 4, &format!("{}: the compressed cluster at offset {first:#x}", backup.name(2)));
+        backup.refuses(&[command], 4, "nothing was changed");
+    }
+    let expected = backup.expected(1);
+    backup.does(&["commit", "--until=INC-1793674800"]).with(0);
+    backup.assert_holds(1, &expected);
+}
