@@ -157,8 +157,12 @@ pub(super) fn is_unread(error: &qcow2::Error) -> bool {
 
 /// Checks the images of a chain that is about to be read: damage is an error, wrong refcounts of an image that says
 /// so by its dirty bit, and lost space, are not.
-pub(super) fn check_layers(layers: &[Layer], observer: &dyn Observer) -> Result<()> {
-    let images = || layers.iter().filter_map(|layer| Some((layer.path(), layer.image()?)));
+pub(super) fn check_layers<'a>(
+    layers: impl IntoIterator<Item = &'a Layer, IntoIter: Clone + Send>,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let layers = layers.into_iter();
+    let images = || layers.clone().filter_map(|layer| Some((layer.path(), layer.image()?)));
     observer.phase(Phase::Checking { bytes: images().map(|(_, image)| image.storage().length()).sum() });
     pool::for_each(
         images(),

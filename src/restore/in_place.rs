@@ -10,6 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rayon::prelude::*;
 
 use super::check;
+use super::checked_file::CheckedFile;
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
 use super::layers::{self, Source};
@@ -88,11 +89,6 @@ impl InPlace {
         self.next.is_some()
     }
 
-    /// All images.
-    pub(super) fn layers(&self) -> &[Layer] {
-        &self.layers
-    }
-
     /// The open file of an image; none where it is not one of these.
     pub(super) fn open_file(&self, path: &Path) -> Option<&FileStorage> {
         let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == path);
@@ -112,6 +108,14 @@ impl InPlace {
     /// The FULL.
     pub(super) fn full(&self) -> Option<&qcow2::Image> {
         self.layers.first().and_then(Layer::image)
+    }
+
+    /// The FULL, so that what is read of it is compared with its checksums, if it has some that can be used.
+    pub(super) fn checked_full(&self) -> Result<Layer> {
+        let (image, storage) = self.images.first().zip(self.storages.first()).ok_or(Error::Empty)?;
+        let sums = Checksums::open(&image.path).ok().flatten();
+        let file = CheckedFile::new(Arc::<FileStorage>::clone(storage), sums, false);
+        Layer::new(image.path.clone(), Arc::new(file), Format::Qcow2)
     }
 
     /// The size of the disk in the newest image.

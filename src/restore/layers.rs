@@ -479,7 +479,9 @@ pub(super) fn check_size(source: &Source, layer: &Layer) -> Result<()> {
 pub(super) fn check_backing(before: Option<&Path>, layer: &Layer) -> Result<()> {
     let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) else { return Ok(()) };
     let expected = before.and_then(Path::file_name);
-    if expected.is_some() && Path::new(&backing.name).file_name() == expected {
+    // the protocol that QEMU takes where none is named
+    let name = backing.name.strip_prefix("file:").unwrap_or(&backing.name);
+    if expected.is_some() && Path::new(name).file_name() == expected {
         return Ok(());
     }
     Err(Error::Backing {

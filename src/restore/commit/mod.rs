@@ -37,6 +37,7 @@
 //! ```
 
 mod apply;
+mod kept;
 mod refuse;
 mod snapshots;
 mod space;
@@ -192,33 +193,43 @@ impl Commit {
     }
 
     /// Checks the tables of all images as `qemu-img check` does, and the checksums of the INCs that have some: all that is
-    /// read of them. Of those that have none the compressed clusters are inflated: what cannot be read must be found before
-    /// the FULL is a mixture. What the FULL holds, of which this changes only a part, is not compared with its checksums.
+    /// read of them. Those that have none are read, and their compressed clusters inflated: what cannot be read must be found
+    /// before the FULL is a mixture. What the FULL holds is compared with its checksums as far as it is read.
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Checksum`], [`Error::Length`], or what makes an image or its checksums unreadable.
     pub fn check(&mut self, observer: &dyn Observer) -> Result<()> {
+        let (full, incs) = (self.chain.checked_full()?, self.chain.incs());
         self.pool.install(|| {
-            check::check_layers(self.chain.layers(), observer)?;
-            sums::verify(self.chain.incs(), observer)
+            check::check_layers(std::iter::once(&full).chain(incs), observer)?;
+            sums::verify(incs, observer)?;
+            self.check_kept(&full, observer)
         })?;
         self.checked = true;
         Ok(())
     }
 
-    /// Checks the tables of the FULL only: what is damaged there would end the work when a part of it is done, and each time
-    /// that it is done again.
+    /// Checks the FULL only: its tables, and what it keeps of clusters of which a part changes. What is damaged there would
+    /// end the work when a part of it is done, and each time that it is done again.
     ///
     /// # Errors
-    /// [`Error::Damaged`], or what makes the FULL unreadable.
+    /// [`Error::Damaged`], [`Error::Checksum`], or what makes the FULL unreadable.
     pub fn check_full(&mut self, observer: &dyn Observer) -> Result<()> {
         // what only removes INCs does not write to it
         if !self.checked && !self.incs.is_empty() {
-            let full = self.chain.layers().get(..1).unwrap_or_default();
-            self.pool.install(|| check::check_layers(full, observer))?;
+            let full = self.chain.checked_full()?;
+            self.pool.install(|| {
+                check::check_layers([&full], observer)?;
+                self.check_kept(&full, observer)
+            })?;
         }
         self.checked = true;
         Ok(())
+    }
+
+    fn check_kept(&self, full: &Layer, observer: &dyn Observer) -> Result<()> {
+        let keeps = self.options.work == chain::Work::SnapshotRebase;
+        kept::check(full, &groups(self.options.work, self.chain.incs()), keeps, observer)
     }
 
     /// Writes the INCs into the FULL and removes them. The FULL is [checked](Self::check_full) before, if it was not yet.

@@ -7,12 +7,13 @@ use crate::restore::check::check_streams;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
 use crate::restore::observer::{Observer, Phase};
+use crate::restore::pool;
 use crate::storage::to_usize;
 
 /// Blocks between two looks at the observer.
 const BATCH: u64 = 1 << 10;
 
-/// Compares images with their checksums. The compressed clusters of those that have none are inflated.
+/// Compares images with their checksums. Those that have none are read, and their compressed clusters inflated.
 ///
 /// # Errors
 /// [`Error::Checksum`] of the first block that is another, [`Error::Length`], why checksums cannot be used, or what cannot
@@ -28,7 +29,32 @@ pub(super) fn verify(layers: &[Layer], observer: &dyn Observer) -> Result<()> {
     if !known.is_empty() {
         compare_all(known, observer)?;
     }
-    unsummed.into_iter().try_for_each(|layer| check_streams(layer, observer))
+    unsummed.into_iter().try_for_each(|layer| {
+        check_streams(layer, observer)?;
+        read_all(layer, observer)
+    })
+}
+
+/// Reads all data of an image's file.
+fn read_all(layer: &Layer, observer: &dyn Observer) -> Result<()> {
+    const BYTES: u64 = 1 << 20;
+    let file = layer.data();
+    let mut next = 0;
+    let parts = std::iter::from_fn(|| {
+        let data = file.next_data(next).map_err(|source| layer.read_error(next, source)).transpose()?;
+        Some(data.map(|data| {
+            next = data.end.min(data.start + BYTES);
+            data.start..next
+        }))
+    });
+    pool::for_each(parts, Vec::new, |buffer, part| {
+        if observer.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let part = part?;
+        buffer.resize(to_usize(part.end - part.start), 0);
+        file.read_exact_at(buffer, part.start).map_err(|source| layer.read_error(part.start, source))
+    })
 }
 
 fn compare_all(known: Vec<(&Layer, Checksums)>, observer: &dyn Observer) -> Result<()> {
@@ -60,4 +86,55 @@ fn compare(layer: &Layer, sums: &Checksums, blocks: Range<u64>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::qcow2::{Content, Extent, MapBuffer};
+    use crate::restore::Silent;
+    use crate::restore::layer::Format;
+    use crate::restore::resolve::Mapped;
+    use crate::storage::{MemoryStorage, Storage};
+
+    /// A file with a bad sector.
+    struct Bad(MemoryStorage, u64);
+
+    impl Storage for Bad {
+        fn length(&self) -> u64 {
+            self.0.length()
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            if (offset..offset + buffer.len() as u64).contains(&self.1) {
+                return Err(io::Error::other("bad sector"));
+            }
+            self.0.read_exact_at(buffer, offset)
+        }
+    }
+
+    #[test]
+    fn plain_data_that_cannot_be_read_is_found_without_checksums_too() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/chain/disk0/INC-1793761200-disk.qcow2");
+        let bytes = std::fs::read(&path).unwrap();
+        let layer = |bad| {
+            let storage = Arc::new(Bad(MemoryStorage::new(bytes.clone()), bad));
+            Layer::new("inc".into(), storage, Format::Qcow2).unwrap()
+        };
+        let sound = layer(u64::MAX);
+        let mut data = None;
+        let mut find = |extent: Extent| {
+            if let Content::Data(host) = extent.content {
+                data = Some(host.0);
+            }
+        };
+        sound.map(0..sound.size(), &mut MapBuffer::default(), &mut find).unwrap();
+        verify(&[sound], &Silent).unwrap();
+        let error = verify(&[layer(data.unwrap() + 5)], &Silent).unwrap_err();
+        assert!(matches!(error, Error::Read { .. }), "{error:?}");
+    }
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 
-use crate::support::program::{Ended, event, program, rude_name};
+use crate::support::program::{Ended, ending_signals, event, program, rude_name};
 
 fn run<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Ended {
     Ended::of(&mut program(env!("CARGO_BIN_EXE_qmpbackup"), arguments))
@@ -206,7 +206,7 @@ fn what_is_no_monitor_is_called_so() {
 fn a_signal_ends_the_wait_for_a_monitor() {
     let room = Room::new();
     let _listener = UnixListener::bind(room.socket()).unwrap();
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in ending_signals() {
         let mut command =
             program(env!("CARGO_BIN_EXE_qmpbackup"), room.words(&["--json", "info", "--show", "bitmaps"]));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -62,6 +62,18 @@ fn every_way_to_write_gives_the_same_disk() {
 }
 
 #[test]
+fn a_backing_file_may_be_named_with_its_protocol() {
+    let backup = Backup::new();
+    for number in 1..4 {
+        let below = format!("file:{}", backup.name(number - 1));
+        let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &below];
+        tools::run(tools::qemu_img().args(rebase).arg(&backup.images[number]));
+    }
+    backup.merged(["--out", "out.qcow2"]).with(0);
+    assert_disk(&backup, &backup.path("out.qcow2"), 3);
+}
+
+#[test]
 fn zeroes_that_are_data_become_holes_where_that_is_wanted() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("disk0");

@@ -4,6 +4,7 @@ pub(crate) mod backup_words;
 pub(crate) mod commit;
 pub(crate) mod commit_full;
 pub(crate) mod commit_half;
+pub(crate) mod commit_kept;
 pub(crate) mod commit_kill;
 pub(crate) mod commit_refused;
 pub(crate) mod commit_sums;

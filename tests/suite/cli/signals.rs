@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::program::{Backup, Ended, events};
+use crate::support::program::{Backup, Ended, ending_signals, events};
 use crate::support::sparse;
 
 fn send(child: &Child, signal: Signal) {
@@ -35,7 +35,7 @@ fn stopped(backup: &Backup, arguments: &[&str], signal: Signal) -> Ended {
 fn a_signal_stops_a_merge_and_nothing_is_left() {
     let backup = Backup::new();
     let before = sparse::fingerprints(backup.root.path());
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in ending_signals() {
         for format in [&["--format=raw"][..], &["--compress"], &["--threads=1"]] {
             let arguments = [&["--out", "new/folder/out"], format].concat();
             let ended = stopped(&backup, &arguments, signal).with(code).says("cancelled; nothing was left");

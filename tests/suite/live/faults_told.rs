@@ -5,6 +5,7 @@ use rustix::process::Signal;
 use super::faults_hooks::{all, changing, while_copying};
 use super::faults_scene::{Scene, Way};
 use super::proxy::Action;
+use crate::support::program::ending_signals;
 
 const WHERE: [(&str, Way); 3] = [("10.0", Way::Fleece), ("10.0", Way::Plain), ("5.2", Way::Plain)];
 
@@ -43,7 +44,7 @@ fn terminated_at_any_command_it_leaves_all_in_order() {
 fn told_to_end_while_it_copies_it_does_not_copy_all() {
     for (release, way) in WHERE {
         let mut scene = Scene::new(release, way);
-        for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        for (signal, code) in ending_signals() {
             let hook = while_copying(move || Action::KillBefore(signal));
             // Ten minutes for the larger disk
             scene.run_with(&["--level", "full", "--speed-limit", "3K"], hook).with(code).says("cancelled");

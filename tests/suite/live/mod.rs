@@ -31,6 +31,7 @@ mod faults_told;
 mod faults_twice;
 mod field;
 mod field_change;
+mod field_files;
 mod field_format;
 mod field_judge;
 mod field_media;

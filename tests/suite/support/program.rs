@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -195,4 +196,13 @@ pub(crate) fn is_root() -> bool {
         eprintln!("skipped: it needs root for a loop device or a mount");
     }
     root
+}
+
+/// The signals that ask a program to end, and the exit codes that tell of them. Under `nohup` one of them asks nobody.
+pub(crate) fn ending_signals() -> Vec<(Signal, i32)> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignores_hangup = u64::from_str_radix(ignored.trim(), 16).unwrap() & 1 == 1;
+    let all = [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)];
+    all.into_iter().filter(|(signal, _)| !ignores_hangup || *signal != Signal::HUP).collect()
 }
