@@ -49,6 +49,30 @@ impl Image {
         })?;
         Ok(bitmaps)
     }
+
+    /// Whether a [`Writer`](super::Writer) could keep the bitmaps on a disk of this size.
+    ///
+    /// # Errors
+    /// As with [`Image::bitmaps`].
+    pub(crate) fn bitmaps_fit(&self, size: u64) -> Result<bool> {
+        let bitmaps = self.bitmaps()?;
+        let kept = bitmaps.iter().filter(|bitmap| !bitmap.is_lost());
+        Ok(largest(kept, size, self.header().geometry)
+            .is_none_or(|bytes| (1..=wire::BITMAP_BYTES_MAX).contains(&bytes)))
+    }
+}
+
+impl Bitmap {
+    /// Whether it stays as it is, since nobody can keep it right: it was not saved, or has extra data that nobody knows.
+    pub(super) fn is_lost(&self) -> bool {
+        self.in_use || (self.extra_data_size > 0 && !self.extra_data_compatible)
+    }
+}
+
+/// The bytes of the largest of these bitmaps for a disk of this size: none for a disk without bytes.
+pub(super) fn largest<'a>(bitmaps: impl Iterator<Item = &'a Bitmap>, size: u64, geometry: Geometry) -> Option<u64> {
+    let clusters = bitmaps.map(|bitmap| clusters(size, bitmap.granularity_bits, geometry)).max()?;
+    Some(clusters.saturating_mul(geometry.cluster_size()))
 }
 
 /// The bitmaps extension, where it can be believed.

@@ -50,6 +50,24 @@ impl Image {
         })?;
         Ok(snapshots)
     }
+
+    /// Bytes of the table of internal snapshots, with more of these names; none where that could not hold them.
+    ///
+    /// # Errors
+    /// What is wrong with the table: [`Error::Invalid`], [`Error::Truncated`], [`Error::Io`].
+    pub(crate) fn snapshot_table_with<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<Option<u64>> {
+        let length = read(self.storage(), self.header(), |_| Ok(()))?.next_multiple_of(8);
+        let there = (u64::from(self.header().nb_snapshots), length);
+        let (count, bytes) = names.fold(there, |(count, bytes), name| (count + 1, bytes + entry_bytes(name)));
+        Ok((count <= u64::from(wire::SNAPSHOTS_MAX) && bytes <= wire::SNAPSHOT_TABLE_BYTES_MAX).then_some(bytes))
+    }
+}
+
+/// Bytes of an entry that a [`Writer`](super::Writer) makes, whatever number its ID is.
+fn entry_bytes(name: &str) -> u64 {
+    const EXTRA: usize = 24;
+    const ID_MAX: usize = 20;
+    ((size_of::<RawSnapshot>() + EXTRA + ID_MAX + name.len()) as u64).next_multiple_of(8)
 }
 
 /// An entry of the table, and where it is.
@@ -126,4 +144,26 @@ fn entry(cursor: &mut Cursor<'_>) -> Result<SnapshotEntry> {
         disk_size,
     };
     Ok(SnapshotEntry { offset, length: cursor.offset().0 - offset.0, extra_data_size, snapshot })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter::repeat_n;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::storage::MemoryStorage;
+
+    #[test]
+    fn more_snapshots_fit_as_long_as_neither_they_nor_their_bytes_are_too_many() {
+        let image = include_bytes!("../../testdata/chain/disk0/FULL-1793588400-disk.qcow2");
+        let image = Image::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
+        let fit = |count, name: &str| image.snapshot_table_with(repeat_n(name, count)).unwrap();
+        assert_eq!(fit(0, ""), Some(0));
+        // 40 bytes, 24 of extra data, 20 of an ID and the name, filled up
+        assert_eq!(fit(2, "name"), Some(2 * 88));
+        assert_eq!((fit(65_536, "name").is_some(), fit(65_537, "name")), (true, None));
+        let longest = "n".repeat(1024 - 84);
+        assert_eq!((fit(65_536, &longest), fit(65_536, &"n".repeat(1025 - 84))), (Some(64 << 20), None));
+    }
 }

@@ -84,6 +84,19 @@ impl InPlace {
         Ok(())
     }
 
+    /// Whether the bitmaps of the FULL can be kept right while its disk gets these sizes.
+    pub(super) fn check_bitmaps(&self, sizes: &[u64]) -> Result<()> {
+        let Some((layer, storage)) = self.layers.first().zip(self.storages.first()) else { return Ok(()) };
+        let header = layer.image().map(qcow2::Image::header);
+        // one that was not closed gets right refcounts before it is written to
+        let Some(header) = header.filter(|header| header.extensions.bitmaps.is_some() && !header.is_dirty()) else {
+            return Ok(());
+        };
+        let resized = sizes.iter().any(|size| *size != header.size);
+        let checked = Writer::open(storage.clone()).and_then(|mut writer| writer.check_bitmaps(resized));
+        checked.map_err(|source| Error::Image { path: layer.path().to_owned(), source })
+    }
+
     /// Whether the INC that will follow the FULL names another image.
     pub(super) fn next_is_based(&self) -> bool {
         self.next.is_some()

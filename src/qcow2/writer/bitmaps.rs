@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::dirty::Dirty;
-use super::refcounts::write;
+use super::refcounts::{clusters_of, write};
 use super::{Writer, sync};
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::bitmap::{self, Bitmap};
 use crate::qcow2::error::{Error, Result};
 use crate::qcow2::extensions::BitmapsExtension;
-use crate::qcow2::header::Header;
+use crate::qcow2::header::{Header, Table};
 use crate::qcow2::wire::{
     BITMAP_FLAG_AUTO, BITMAP_FLAG_EXTRA_DATA_COMPATIBLE, BITMAP_FLAG_IN_USE, RawBitmapsExtension,
 };
@@ -57,7 +57,7 @@ impl Bitmaps {
         bitmap::read(storage, header, extension, |offset, bitmap| {
             let bitmap = bitmap?;
             bitmap::check_inside(storage, &bitmap)?;
-            let lost = bitmap.in_use || (bitmap.extra_data_size > 0 && !bitmap.extra_data_compatible);
+            let lost = bitmap.is_lost();
             entries.push(Entry { bitmap, at: offset.0 - extension.directory_offset.0, lost });
             Ok(())
         })?;
@@ -77,7 +77,7 @@ fn refuse_overlaps(entries: &[Entry]) -> Result<()> {
     if tables.windows(2).any(overlap) { Err(Error::NotWritable { reason }) } else { Ok(()) }
 }
 
-fn end(table: crate::qcow2::header::Table) -> u64 {
+fn end(table: Table) -> u64 {
     table.offset.0 + table.bytes()
 }
 
@@ -117,6 +117,26 @@ impl Writer {
             }
             Ok(())
         })
+    }
+
+    /// Whether the bitmaps could be kept right while the guest's data changes, and the size of the disk if it is `resized`:
+    /// what is overwritten in place, [then](Writer::finish) at the latest, must be nobody else's.
+    ///
+    /// # Errors
+    /// [`Error::NotWritable`]; what is wrong with a table; what the system says.
+    pub(crate) fn check_bitmaps(&mut self, resized: bool) -> Result<()> {
+        let changes = |entry: &&Entry| !entry.lost && (entry.bitmap.auto || resized);
+        let bitmaps: Vec<Bitmap> =
+            self.bitmaps.entries.iter().filter(changes).map(|entry| entry.bitmap.clone()).collect();
+        let Some(extension) = self.header().extensions.bitmaps.filter(|_| !bitmaps.is_empty()) else { return Ok(()) };
+        let geometry = self.header().geometry;
+        let directory = Table { offset: extension.directory_offset, entries: extension.directory_size / 8 };
+        clusters_of(directory, geometry).try_for_each(|cluster| self.check_own(cluster))?;
+        for bitmap in &bitmaps {
+            let data = self.bitmap_clusters(bitmap)?;
+            clusters_of(bitmap.table, geometry).chain(data).try_for_each(|cluster| self.check_own(cluster))?;
+        }
+        Ok(())
     }
 
     /// What must be in the image before the guest's data changes; to be called before each change, in

@@ -74,14 +74,15 @@ impl Writer {
 
     /// The bitmaps of a disk of another size: none may need a table that is too long.
     pub(super) fn check_granules(&self, size: u64) -> Result<()> {
-        let kept = || self.bitmaps.entries.iter().filter(|entry| !entry.lost);
-        if size == 0 && kept().next().is_some() {
-            return Err(Error::NotWritable { reason: "a disk without bytes cannot have bitmaps: remove them first" });
-        }
-        let needed = |entry: &Entry| bitmap::clusters(size, entry.bitmap.granularity_bits, self.header().geometry);
-        let bytes = kept().map(needed).max().unwrap_or_default().saturating_mul(self.header().geometry.cluster_size());
+        let kept = self.bitmaps.entries.iter().filter(|entry| !entry.lost).map(|entry| &entry.bitmap);
         let most = BITMAP_BYTES_MAX;
-        if bytes > most { Err(Error::TableTooLarge { what: "a bitmap", bytes, most }) } else { Ok(()) }
+        match bitmap::largest(kept, size, self.header().geometry) {
+            Some(0) => {
+                Err(Error::NotWritable { reason: "a disk without bytes cannot have bitmaps: remove them first" })
+            }
+            Some(bytes) if bytes > most => Err(Error::TableTooLarge { what: "a bitmap", bytes, most }),
+            _ => Ok(()),
+        }
     }
 
     /// Gives bitmaps tables for the size of the disk, which was another one: new bits are zero, those behind the end are

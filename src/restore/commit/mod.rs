@@ -122,6 +122,13 @@ pub struct CommitSummary {
     pub growth: u64,
 }
 
+impl CommitSummary {
+    /// The names of the snapshots that the FULL gets.
+    fn new_snapshots(&self) -> impl Iterator<Item = &str> {
+        self.full_snapshot.iter().chain(self.snapshots.iter().flatten()).map(String::as_str)
+    }
+}
+
 impl Commit {
     /// Locks the images and the folder, reads all tables and decides everything. Nothing is changed yet.
     ///
@@ -171,7 +178,8 @@ impl Commit {
             bytes: needs.bytes,
             growth: needs.growth,
         };
-        refuse::impossible(options.work, image, &full.path, chain.incs(), point.unfinished.is_some())?;
+        let resumed = point.unfinished.is_some();
+        refuse::impossible(options.work, &chain, image, &full.path, summary.new_snapshots(), resumed)?;
         refuse::mixture(point, options.work, image, &incs)?;
         let next = point.later.first().cloned();
         chain.check_followers(options.work, next.as_ref())?;

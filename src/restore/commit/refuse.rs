@@ -8,21 +8,23 @@ use super::FULL_SNAPSHOT;
 use crate::chain::{self, Image, ImageName, RestorePoint};
 use crate::qcow2;
 use crate::restore::error::{Error, Result};
-use crate::restore::in_place;
-use crate::restore::layer::Layer;
+use crate::restore::in_place::{self, InPlace};
 use crate::restore::resolve::Mapped;
 
-/// What would be refused when a part of the work is done.
-pub(super) fn impossible(
+/// What would be refused when a part of the work is done. `names` are those of the snapshots that it makes.
+pub(super) fn impossible<'a>(
     work: chain::Work,
+    chain: &InPlace,
     full: &qcow2::Image,
     path: &Path,
-    incs: &[Layer],
+    names: impl Iterator<Item = &'a str>,
     resumed: bool,
 ) -> Result<()> {
     let header = full.header();
     let refuse = |reason| Err(in_place::refused(path, reason));
-    let sizes: Vec<u64> = super::groups(work, incs).iter().filter_map(|group| group.last().map(Mapped::size)).collect();
+    let failed = |source| Error::Image { path: path.to_owned(), source };
+    let groups = super::groups(work, chain.incs());
+    let sizes: Vec<u64> = groups.iter().filter_map(|group| group.last().map(Mapped::size)).collect();
     let has_snapshots = header.nb_snapshots > 0 || work == chain::Work::SnapshotRebase;
     if header.version == 2 && has_snapshots && sizes.iter().any(|size| *size != header.size) {
         return refuse("the size of the disk changes, which snapshots of a version 2 image do not hold");
@@ -30,11 +32,27 @@ pub(super) fn impossible(
     if sizes.iter().any(|size| !header.geometry.can_map(*size)) {
         return refuse("its clusters are too small for the size of the disk");
     }
-    // an earlier run has looked before it made some of them
-    if work == chain::Work::SnapshotRebase && !resumed {
+    // an earlier run has looked before it changed anything
+    if resumed {
+        return Ok(());
+    }
+    if sizes.iter().any(|size| *size != header.size) {
+        for size in &sizes {
+            if !full.bitmaps_fit(*size).map_err(failed)? {
+                return refuse(
+                    "has a bitmap that a disk of the size of an INC cannot have: remove it first (qemu-img bitmap --remove)",
+                );
+            }
+        }
+    }
+    chain.check_bitmaps(&sizes)?;
+    if full.snapshot_table_with(names).map_err(failed)?.is_none() {
+        return refuse("cannot hold so many internal snapshots more: delete some, or take fewer INCs (--until)");
+    }
+    if work == chain::Work::SnapshotRebase {
         // one for the FULL and one for each INC; and QEMU counts once more while it goes to one of them
         let made = sizes.len() as u64 + 2;
-        let highest = full.highest_refcount().map_err(|source| Error::Image { path: path.to_owned(), source })?;
+        let highest = full.highest_refcount().map_err(failed)?;
         if highest.saturating_mul(made + 1) > u64::MAX >> (64 - header.refcount_bits()) {
             return refuse("its refcounts are too narrow for so many snapshots");
         }

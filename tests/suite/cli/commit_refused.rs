@@ -3,6 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Arc;
+
+use qmpbackup::qcow2::Image;
+use qmpbackup::storage::MemoryStorage;
 
 use crate::check::{Map, number, put};
 use crate::support::program::{Backup, TIMES, rude_name};
@@ -198,6 +202,100 @@ fn refcounts_that_cannot_count_the_snapshots_are_refused() {
     create(&backup.images[0], "refcount_bits=1", "64M");
     tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", "write 0 1M"]).arg(&backup.images[0]));
     backup.refuses(&["snapshotrebase"], 1, "its refcounts are too narrow for so many snapshots");
+    backup.does(&["commit"]).with(0);
+}
+
+fn bitmap(words: &[&str], image: &Path) {
+    tools::run(tools::qemu_img().arg("bitmap").args(words).arg(image).arg("b0"));
+}
+
+fn image_bits(image: &[u8]) -> u32 {
+    Map::of(image).header.geometry.cluster_bits()
+}
+
+/// Sets a refcount of 16 bits.
+fn set_refcount(image: &mut [u8], cluster: u64, refcount: u16) {
+    let block = number(image, Map::of(image).refcount_table[0]);
+    let at = usize::try_from(block + 2 * cluster).unwrap();
+    image[at..at + 2].copy_from_slice(&refcount.to_be_bytes());
+}
+
+#[test]
+fn a_size_that_a_bitmap_of_the_full_cannot_have_is_refused() {
+    let backup = Backup::new();
+    let says = format!("{}: has a bitmap that a disk of the size of an INC cannot have", backup.name(0));
+    bitmap(&["--add", "-g", "512"], &backup.images[0]);
+    for size in ["0", "5T"] {
+        create(&backup.images[1], "compat=1.1", size);
+        backup.refuses(&["snapshotrebase"], 1, &says);
+        assert_refused(&backup, &["--until=INC-1793674800"], 1, &says);
+    }
+    // where only INCs in between have it
+    let expected = backup.expected(3);
+    backup.does(&["commit"]).with(0);
+    backup.assert_holds(3, &expected);
+    let backup = Backup::new();
+    bitmap(&["--add", "-g", "512", "--disable"], &backup.images[0]);
+    create(&backup.images[3], "compat=1.1", "5T");
+    assert_refused(&backup, &[], 1, &says);
+    bitmap(&["--remove"], &backup.images[0]);
+    backup.does(&["snapshotrebase"]).with(0);
+}
+
+#[test]
+fn clusters_of_bitmaps_that_may_be_those_of_others_are_refused() {
+    let backup = Backup::new();
+    let full = &backup.images[0];
+    bitmap(&["--add", "-g", "64k"], full);
+    tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", "write 0 1M"]).arg(full));
+    let sound = fs::read(full).unwrap();
+    let image = Image::open(Arc::new(MemoryStorage::new(sound.clone()))).unwrap();
+    let table = image.bitmaps().unwrap()[0].table.offset.0;
+    let directory = image.header().extensions.bitmaps.unwrap().directory_offset.0;
+    for offset in [directory, table, number(&sound, table)] {
+        let mut image = sound.clone();
+        set_refcount(&mut image, offset >> image_bits(&sound), 2);
+        fs::write(full, image).unwrap();
+        assert_refused(&backup, &[], 1, "a cluster of its bitmaps does not have refcount 1: check it");
+    }
+    fs::write(full, sound).unwrap();
+    backup.does(&["snapshotrebase"]).with(0);
+}
+
+/// The format holds 65536.
+#[test]
+fn a_full_without_places_for_the_snapshots_is_refused() {
+    let backup = Backup::new();
+    let full = &backup.images[0];
+    create(full, "compat=1.1", "64M");
+    let mut image = fs::read(full).unwrap();
+    let there: u32 = 65_536 - 3;
+    let mut table: Vec<u8> = Vec::new();
+    for number in 1..=there {
+        let id = format!("{number:05}");
+        // no L1 table, five bytes of ID and no name, a date, and 16 bytes of extra data: the size of the disk
+        for words in [[0, 0], [0, 5 << 16], [number, 0], [0, 0], [0, 16], [0, 0], [0, 64 << 20]] {
+            table.extend(words.iter().flat_map(|word| word.to_be_bytes()));
+        }
+        table.extend(id.bytes());
+        table.resize(table.len().next_multiple_of(8), 0);
+    }
+    let bits = image_bits(&image);
+    image.resize(image.len().next_multiple_of(1 << bits), 0);
+    let first = (image.len() >> bits) as u64;
+    image.extend(&table);
+    image.resize(image.len().next_multiple_of(1 << bits), 0);
+    for cluster in first..(image.len() >> bits) as u64 {
+        set_refcount(&mut image, cluster, 1);
+    }
+    image[60..64].copy_from_slice(&there.to_be_bytes());
+    put(&mut image, 64, first << bits);
+    fs::write(full, image).unwrap();
+    for words in [&["snapshotrebase"][..], &["snapshotrebase", "--dry-run", "--skip-check"]] {
+        backup.refuses(words, 1, "cannot hold so many internal snapshots more");
+    }
+    // two are two
+    backup.does(&["snapshotrebase", "--until=INC-1793674800"]).with(0);
     backup.does(&["commit"]).with(0);
 }
 
