@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::support::{sparse, tools};
 
@@ -104,6 +105,46 @@ fn a_commit_of_two_million_pieces_needs_less_than_128_mb() {
     claim_many_pieces(&dir.join("INC-1600000001-disk"));
     let bytes = memory(&["commit".as_ref(), "--dir".as_ref(), dir.as_ref()]);
     assert!(bytes < 128_000_000, "{bytes} bytes");
+}
+
+/// A FULL with data, an INC that makes the disk smaller, and one that makes it huge.
+fn shrunk_and_grown(dir: &Path, size: &str) {
+    std::fs::create_dir(dir).unwrap();
+    let image = |name: &str, options: &str, size: &str, writes: &[&str]| {
+        let path = dir.join(name);
+        tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2", "-o", options]).arg(&path).arg(size));
+        let writes = writes.iter().flat_map(|write| ["-c", write]);
+        tools::run(tools::qemu_io().args(["-f", "qcow2"]).args(writes).arg(&path));
+    };
+    // the last of this is in the second L2 table
+    let writes = ["write -q -P 1 0 2M", "write -q -P 1 50M 1M", "write -q -P 1 700G 1M"];
+    image("FULL-1600000000-disk", "cluster_size=2M", "1T", &writes);
+    image("INC-1600000001-disk", "cluster_size=512", "1M", &["write -q -P 2 0 512"]);
+    image("INC-1600000002-disk", "cluster_size=2M", size, &["write -q -P 3 900G 64k"]);
+}
+
+#[test]
+fn a_disk_that_grows_to_petabytes_takes_a_second_and_little_memory() {
+    for size in ["4P", "1024P"] {
+        for command in ["commit", "snapshotrebase"] {
+            let folder = tempfile::tempdir().unwrap();
+            let dir = folder.path().join("disk0");
+            shrunk_and_grown(&dir, size);
+            let words = [command.as_ref(), "--dir".as_ref(), dir.as_os_str()];
+            let start = Instant::now();
+            let bytes = memory(&[&words[..], &["--dry-run".as_ref()]].concat());
+            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+            assert!(bytes < 64 << 20, "{bytes} bytes");
+            tools::run(Command::new(env!("CARGO_BIN_EXE_qmprestore")).args(words));
+            let reads =
+                ["-P 2 0 512", "-P 1 512 523776", "-P 0 1M 64M", "-P 0 700G 1M", "-P 3 900G 64k", "-P 0 4095T 1M"];
+            let reads = reads.iter().flat_map(|read| ["-c".to_owned(), format!("read {read}")]);
+            let full = dir.join("FULL-1600000000-disk");
+            let told = tools::run(tools::qemu_io().args(["-f", "qcow2"]).args(reads).arg(&full));
+            assert!(!told.contains("Pattern verification failed"), "{told}");
+            tools::run(tools::qemu_img().args(["check", "-q"]).arg(&full));
+        }
+    }
 }
 
 #[test]

@@ -159,6 +159,23 @@ impl Writer {
         &self.storage
     }
 
+    /// Guest ranges outside of which the disk has no L2 table, in order.
+    pub(crate) fn occupied(&self) -> Vec<Range<u64>> {
+        let geometry = self.header().geometry;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for index in 0..self.tables.l1_table().entries.min(geometry.l1_entries(self.header().size)) {
+            if self.tables.has_table(index * geometry.l2_entries()) {
+                let start = index * geometry.l2_coverage();
+                let end = start.saturating_add(geometry.l2_coverage()).min(self.header().size);
+                match ranges.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => ranges.push(start..end),
+                }
+            }
+        }
+        ranges
+    }
+
     /// Writes guest data.
     ///
     /// # Errors

@@ -52,7 +52,7 @@ pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result
         writer.resize(size).map_err(failed)?;
     }
     let storage = Arc::clone(writer.storage());
-    let slices = slices(work.layers, size);
+    let slices = slices(work.layers, size, || writer.occupied());
     let batch = batch(work.layers, slices.length());
     let mut slices = slices.ranges();
     loop {
@@ -78,12 +78,16 @@ pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result
     }
 }
 
-/// The slices of the disk of which the layers say anything.
-pub(super) fn slices(layers: &[Layer], size: u64) -> Slices {
+/// The slices of the disk in which the layers change anything; outside of `below` the image below them holds nothing.
+pub(super) fn slices<I>(layers: &[Layer], size: u64, below: impl FnOnce() -> I) -> Slices
+where
+    I: IntoIterator<Item = Range<u64>>,
+{
     let occupied = layers.iter().flat_map(Layer::occupied);
-    // behind the end of a smaller disk there are zeroes
+    // behind the end of a smaller disk there are zeroes: where anything is below, and a larger one comes, it must go
     let smallest = layers.iter().map(Mapped::size).min().unwrap_or(size);
-    Slices::new(size, occupied.chain(std::iter::once(smallest..size)))
+    let below = (smallest < size).then(below).into_iter().flatten();
+    Slices::new(size, occupied.chain(below.map(|range| range.start.max(smallest)..range.end)))
 }
 
 /// How many slices are done at once: fewer, where layers may have each of them in a great many pieces.

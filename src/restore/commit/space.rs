@@ -11,7 +11,6 @@ use crate::restore::observer::Observer;
 use crate::restore::plan;
 use crate::restore::pool;
 use crate::restore::resolve::{Changes, Mapped, changes};
-use crate::restore::slices::Slices;
 use crate::storage::LastHole;
 
 /// What a commit writes.
@@ -48,10 +47,12 @@ pub(super) fn needed(
     // what a snapshot holds is never overwritten
     let shared = snapshots || header.nb_snapshots > 0;
     let (mut bytes, mut clusters, mut most_tables, mut size) = (0, 0, 0, header.size);
-    for layers in groups {
+    for (at, layers) in groups.iter().enumerate() {
         size = size.max(layers.last().map_or(0, Mapped::size));
-        let slices: Slices = apply::slices(layers, size);
-        let found = pool::map(slices.ranges(), <(MapBuffer, MapBuffer)>::default, |(buffer, below), guest| {
+        let earlier = groups.get(..at).unwrap_or_default().iter().copied().flatten();
+        let below = || full.occupied().into_iter().chain(earlier.flat_map(Layer::occupied));
+        let slices = apply::slices(layers, size, below);
+        let look = |(buffer, below): &mut (MapBuffer, MapBuffer), guest| {
             if observer.is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -62,13 +63,18 @@ pub(super) fn needed(
                 if shared { touched.len() as u64 } else { missing(full, &touched, geometry, below).map_err(failed)? };
             let bytes = found.data.iter().map(|piece| piece.guest.end - piece.guest.start).sum();
             Ok(Slice { bytes, clusters, tables })
+        };
+        // neighbours may change the same table
+        let (mut tables, mut last) = (0, None);
+        pool::in_order(slices.ranges(), Default::default, look, |slice| {
+            bytes += slice.bytes;
+            clusters += slice.clusters;
+            tables += slice.tables.iter().filter(|table| last < Some(**table)).count() as u64;
+            last = slice.tables.last().copied().or(last);
+            Ok(())
         })?;
-        bytes += found.iter().map(|slice| slice.bytes).sum::<u64>();
-        clusters += found.iter().map(|slice| slice.clusters).sum::<u64>();
-        let mut tables: Vec<u64> = found.into_iter().flat_map(|slice| slice.tables).collect();
-        tables.dedup();
-        clusters += tables.len() as u64;
-        most_tables = most_tables.max(tables.len() as u64);
+        clusters += tables;
+        most_tables = most_tables.max(tables);
     }
     // an L1 table that becomes longer or is kept by a snapshot, an entry for that, and a bit of all that has to be moved
     let l1 = geometry.clusters(geometry.l1_entries(size) * 8);
