@@ -275,7 +275,7 @@ pub enum Error {
     NoSpace {
         /// The image that would grow.
         path: PathBuf,
-        /// The most bytes that it would grow by.
+        /// The most bytes that it would grow by, and those that files beside it need.
         needed: u64,
         /// Bytes that are free.
         available: u64,

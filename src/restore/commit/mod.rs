@@ -189,7 +189,7 @@ impl Commit {
         }
         // what was begun can only be ended, and what it wrote before needs no room again
         if point.unfinished.is_none() {
-            space::check(&full.path, needs.growth)?;
+            space::check(&full.path, image, needs.growth, incs.len())?;
         }
         Ok(Self { options, chain, rest, incs, next, resumed: point.unfinished.clone(), summary, checked: false, pool })
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use crate::chain::{BLOCK, Checksums};
 use crate::qcow2::{self, Content, Geometry, GuestOffset, HostOffset, Image, MapBuffer};
 use crate::restore::commit::apply;
 use crate::restore::error::{Error, Result};
@@ -146,8 +147,26 @@ fn missing(full: &Image, touched: &[u64], geometry: Geometry, buffer: &mut MapBu
     mapped.map(|()| missing)
 }
 
-/// Refuses what has no room.
-pub(super) fn check(path: &Path, needed: u64) -> Result<()> {
+/// The most bytes that the files beside an image need in addition while it takes so many INCs: each is written beside the
+/// one that it replaces.
+fn beside(path: &Path, image: &Image, growth: u64, incs: usize) -> u64 {
+    /// Journal and manifests, and the name of an INC in the journal.
+    const FILES: u64 = 32 << 10;
+    const NAME: u64 = 1 << 10;
+    /// The header of checksums, and each of them.
+    const HEADER: u64 = 64;
+    const SUM: u64 = 4;
+    let files = FILES + NAME * incs as u64;
+    // those that cannot be used stay as they are
+    match Checksums::open(path) {
+        Ok(Some(_)) => files + HEADER + SUM * (image.storage().length() + growth).div_ceil(BLOCK),
+        Ok(None) | Err(_) => files,
+    }
+}
+
+/// Refuses what has no room for an image that grows by so many bytes, and for what is written beside it.
+pub(super) fn check(path: &Path, image: &Image, growth: u64, incs: usize) -> Result<()> {
+    let needed = growth + beside(path, image, growth, incs);
     let system =
         rustix::fs::statvfs(path).map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
     let available = system.f_bavail.saturating_mul(system.f_frsize);

@@ -1,5 +1,6 @@
 //! There is no space left for a FULL that takes INCs.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::Duration;
@@ -67,6 +68,30 @@ fn places_in_the_full_that_are_holes_need_room_as_well() {
     backup.does(&["commit", "--until=INC-1793674800"]).with(0);
     let grown = used() - before;
     assert!(grown > 1 << 20 && grown <= growth && growth < 3 * grown, "{grown} of {growth}");
+}
+
+#[test]
+fn checksums_that_are_written_beside_the_old_need_room_as_well() {
+    if !is_root() {
+        return;
+    }
+    for command in ["commit", "snapshotrebase"] {
+        let (backup, small) = small_backup();
+        let expected = backup.expected(3);
+        // 512 KiB of them
+        File::options().write(true).open(&backup.images[0]).unwrap().set_len(8 << 30).unwrap();
+        backup.does(&["manifest"]).with(0);
+        let growth = backup.planned(&[command])["growth"].as_u64().unwrap();
+        small.fill(growth + (256 << 10));
+        backup.refuses(&[command], 7, "bytes may be needed in its file system, but only");
+        backup.refuses(&[command, "--dry-run"], 7, "nothing was changed");
+        small.free();
+        small.fill(growth + (640 << 10));
+        backup.does(&[command]).with(0);
+        small.free();
+        backup.assert_holds(3, &expected);
+        backup.does(&["verify"]).with(0);
+    }
 }
 
 #[test]
