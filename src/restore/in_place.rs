@@ -1,8 +1,8 @@
 //! A chain that is opened to be changed: nobody else has its images, and all of them are plain qcow2 files.
 
-use std::fs::Metadata;
+use std::fs::{Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -166,6 +166,25 @@ impl InPlace {
         }
         let writer = Writer::open(full.clone()).map_err(failed)?;
         Ok((writer, full))
+    }
+
+    /// Takes the FULL away from those who may not read and write all of the INCs, which it will hold.
+    pub(super) fn restrict(&self) -> Result<()> {
+        let Some((image, (storage, incs))) = self.images.first().zip(self.storages.split_first()) else {
+            return Ok(());
+        };
+        let failed = |source| Error::Write { path: image.path.clone(), source };
+        let full = storage.file().metadata().map_err(failed)?;
+        // its owner works with it
+        let mut kept = full.mode() & 0o7777;
+        for inc in incs {
+            let inc = inc.file().metadata().map_err(failed)?;
+            kept &= layers::allowed(&inc, full.gid()) | 0o7711;
+        }
+        if kept == full.mode() & 0o7777 {
+            return Ok(());
+        }
+        storage.file().set_permissions(Permissions::from_mode(kept)).map_err(failed)
     }
 
     /// The FULL as a file whose checksums follow what is written.

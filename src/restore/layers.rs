@@ -352,8 +352,9 @@ impl Layers {
 
     /// Who may read what is restored: those who may read all of the images.
     pub(super) fn mode(&self) -> u32 {
+        let group = rustix::process::getegid().as_raw();
         let files = self.files.iter().map(|image| image.as_file()?.metadata().ok());
-        let all = files.map(|file| file.map_or(0, |file| allowed(&file))).reduce(|all, one| all & one);
+        let all = files.map(|file| file.map_or(0, |file| allowed(&file, group))).reduce(|all, one| all & one);
         all.unwrap_or_default() | 0o600
     }
 
@@ -364,11 +365,11 @@ impl Layers {
     }
 }
 
-/// Who may read and write an image, where a new file of ours has the same mode: those of another group are others there.
-fn allowed(image: &Metadata) -> u32 {
+/// Who may read and write an image, as the mode of a file of this group: those of another group are others there.
+pub(super) fn allowed(image: &Metadata, group: u32) -> u32 {
     let mode = image.mode() & 0o666;
     let others = mode & 0o006;
-    if image.gid() == rustix::process::getegid().as_raw() { mode } else { mode & 0o600 | others << 3 | others }
+    if image.gid() == group { mode } else { mode & 0o600 | others << 3 | others }
 }
 
 /// Opens an image of which parts may be lost.

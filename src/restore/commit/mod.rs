@@ -257,6 +257,7 @@ impl Commit {
         }
         self.remove(&self.rest, observer)?;
         if !self.incs.is_empty() {
+            self.chain.restrict()?;
             let (mut writer, image) = self.chain.writer(observer)?;
             self.journal(chain::Phase::Writing)?;
             image.begin()?;

@@ -1,7 +1,8 @@
 //! `qmprestore commit` from outside: what it changes, what it says and with which exit code.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,30 @@ fn until_picks_by_time_and_name_and_later_incs_still_fit() {
         backup.refuses(&["commit", "--until=nothing"], 2, "nothing");
         backup.does(&["commit"]).with(0);
         backup.assert_holds(3, &expected[3]);
+    }
+}
+
+#[test]
+fn what_an_inc_hides_from_others_the_full_hides_then() {
+    for command in ["commit", "snapshotrebase"] {
+        let backup = Backup::new();
+        let set =
+            |number: usize, mode| fs::set_permissions(&backup.images[number], Permissions::from_mode(mode)).unwrap();
+        let mode = || backup.images[0].metadata().unwrap().mode() & 0o7777;
+        backup.does(&["manifest"]).with(0);
+        let sums = backup.dir.join(".qmpbackup").join(format!("{}.crc32", backup.name(0)));
+        fs::set_permissions(&sums, Permissions::from_mode(0o644)).unwrap();
+        for (number, of_image) in [0o664, 0o640, 0o606, 0o400].into_iter().enumerate() {
+            set(number, of_image);
+        }
+        backup.does(&[command, "--dry-run"]).with(0);
+        assert_eq!(mode(), 0o664);
+        backup.does(&[command, "--until=INC-1793674800"]).with(0);
+        assert_eq!((mode(), sums.metadata().unwrap().mode() & 0o777), (0o640, 0o640));
+        // what the owner may do he may, and nobody gets more
+        set(3, 0o600);
+        backup.does(&[command]).with(0);
+        assert_eq!((mode(), sums.metadata().unwrap().mode() & 0o777), (0o600, 0o600));
     }
 }
 
