@@ -74,7 +74,12 @@ pub(super) fn mixture(
             image.snapshots().map_err(|source| Error::Image { path: full.path.clone(), source })?
         }
     };
-    let Some(unfinished) = &point.unfinished else { return same_dates(&snapshots, &full.path, incs) };
+    let Some(unfinished) = &point.unfinished else {
+        return match work {
+            chain::Work::Commit => Ok(()),
+            chain::Work::SnapshotRebase => dates(&snapshots, &full.path, incs),
+        };
+    };
     if unfinished.phase == chain::Phase::Removing {
         return Ok(());
     }
@@ -90,8 +95,15 @@ pub(super) fn mixture(
     }
 }
 
-/// By its date, a snapshot that is there already would be taken for that of an INC when the work is done again.
-fn same_dates(snapshots: &[qcow2::Snapshot], full: &Path, incs: &[Arc<Image>]) -> Result<()> {
+/// By their dates, snapshots are known when the work is done again: each INC needs one that none has that is there already.
+fn dates(snapshots: &[qcow2::Snapshot], full: &Path, incs: &[Arc<Image>]) -> Result<()> {
+    let is_late = |inc: &&Arc<Image>| in_place::seconds(inc.time).is_some_and(|time| time.as_secs() > u32::MAX.into());
+    if let Some(inc) = incs.iter().find(is_late) {
+        return Err(in_place::refused(
+            &inc.path,
+            "has a time after 2106, which no snapshot can have: commit keeps none",
+        ));
+    }
     let is_of = |date: Duration| incs.iter().any(|inc| in_place::seconds(inc.time) == Some(date));
     match snapshots.iter().find(|snapshot| snapshot.name != FULL_SNAPSHOT && is_of(snapshot.date)) {
         Some(snapshot) => Err(Error::SnapshotThere { path: full.to_owned(), name: snapshot.name.clone() }),

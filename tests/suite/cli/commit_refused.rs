@@ -299,6 +299,20 @@ fn a_full_without_places_for_the_snapshots_is_refused() {
     backup.does(&["commit"]).with(0);
 }
 
+/// Dates of snapshots have 32 bits, and tell what is done when the work is done again.
+#[test]
+fn times_that_no_snapshot_can_have_are_refused() {
+    let last = i64::from(u32::MAX);
+    let backup = Backup::named("backup/disk0", "disk.qcow2", [last - 2, last - 1, last, last + 1]);
+    let says = format!("{}: has a time after 2106", backup.name(3));
+    backup.refuses(&["snapshotrebase"], 1, &says);
+    backup.refuses(&["snapshotrebase", "--dry-run"], 1, &says);
+    let expected = backup.expected(3);
+    backup.does(&["snapshotrebase", "--until", &last.to_string()]).with(0);
+    backup.does(&["commit"]).with(0);
+    backup.assert_holds(3, &expected);
+}
+
 #[test]
 fn a_full_that_was_not_closed_is_repaired_first() {
     let backup = Backup::new();
