@@ -39,13 +39,17 @@ pub(super) fn check(full: &Layer, groups: &[&[Layer]], snapshots: bool, observer
         size = layers.last().map_or(size, Mapped::size);
         let ends = [before, size].map(|end| end..end);
         read(full, &cut(&ends, geometry), shared, &mut Scratch::default())?;
-        pool::for_each(apply::slices(layers, size).ranges(), Scratch::default, |scratch, guest| {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let found = changes(layers, guest, &mut scratch.changes)?;
-            read(full, &cut(&changed(&found), geometry), shared, scratch)
-        })?;
+        pool::for_each(
+            apply::slices(layers, size, || image.occupied()).ranges(),
+            Scratch::default,
+            |scratch, guest| {
+                if observer.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let found = changes(layers, guest, &mut scratch.changes)?;
+                read(full, &cut(&changed(&found), geometry), shared, scratch)
+            },
+        )?;
     }
     Ok(())
 }
