@@ -50,7 +50,7 @@ pub enum Error {
     #[error("a thread of this program has failed; please report that")]
     Thread(#[from] tokio::task::JoinError),
     /// There can be no fleece image where it should be.
-    #[error("{disk}: no fleece image can be made in {}; --fleece-dir names another folder", folder.display())]
+    #[error("{disk}: no fleece image can be made in {}", folder.display())]
     Fleece {
         /// The disk.
         disk: String,
@@ -119,13 +119,13 @@ pub enum Error {
     #[error("the machine has no disk to back up")]
     NoDisk,
     /// Names that are none of a disk.
-    #[error("no disk is called {}; `info --show blockdev` lists all", names.join(", "))]
+    #[error("no disk is called {}", names.join(", "))]
     NoSuchDisk {
         /// The names.
         names: Vec<String>,
     },
     /// An INC has nothing to build on.
-    #[error("{disk}: there is no FULL in {}; `--level full` or `auto` makes one", folder.display())]
+    #[error("{disk}: there is no FULL in {}", folder.display())]
     NoFull {
         /// The disk.
         disk: String,
@@ -133,7 +133,7 @@ pub enum Error {
         folder: PathBuf,
     },
     /// The chain cannot be continued.
-    #[error("{disk}: no INC can follow, {reason}; `--level full` or `auto` begins a new chain")]
+    #[error("{disk}: no INC can follow, {reason}")]
     Broken {
         /// The disk.
         disk: String,
@@ -209,7 +209,7 @@ pub enum Error {
         reason: String,
     },
     /// Jobs do not end though they were told to.
-    #[error("jobs do not end: {}; try `recover` later", jobs.join(", "))]
+    #[error("jobs do not end: {}", jobs.join(", "))]
     JobsLeft {
         /// The jobs.
         jobs: Vec<String>,

@@ -33,12 +33,13 @@ const STATES_OUT: [&str; 7] =
     ["inmigrate", "postmigrate", "finish-migrate", "restore-vm", "save-vm", "colo", "preconfig"];
 
 /// States of a migration that goes on.
-const MIGRATING: [&str; 9] = [
+const MIGRATING: [&str; 10] = [
     "setup",
     "active",
     "postcopy-active",
     "postcopy-paused",
     "postcopy-recover",
+    "postcopy-recover-setup",
     "pre-switchover",
     "device",
     "wait-unplug",

@@ -95,7 +95,7 @@ pub enum ManifestError {
         path: PathBuf,
     },
     /// A value is missing or cannot be.
-    #[error("{}: {key} is missing or no value that it can have", path.display())]
+    #[error("{}: {key} is missing or invalid", path.display())]
     Field {
         /// The manifest.
         path: PathBuf,
@@ -334,9 +334,9 @@ mod tests {
             ("virtual-size", json!(-1)),
             ("version", json!("2")),
         ] {
-            assert_eq!(sealed(key, value), format!("M: {key} is missing or no value that it can have"));
+            assert_eq!(sealed(key, value), format!("M: {key} is missing or invalid"));
         }
         assert_eq!(sealed("version", json!(3)), "M is of version 3: this program knows 1 to 2");
-        assert_eq!(parse(&json!([])).unwrap_err(), "M: version is missing or no value that it can have");
+        assert_eq!(parse(&json!([])).unwrap_err(), "M: version is missing or invalid");
     }
 }

@@ -10,7 +10,7 @@ pub enum Exit {
     Success,
     /// Failed for a reason that has no code of its own.
     Error,
-    /// The arguments make no sense, or nothing there fits them.
+    /// The arguments are invalid, or nothing matches them.
     Usage,
     /// Done, but there were warnings.
     Warnings,
@@ -80,7 +80,7 @@ impl Exit {
         match self {
             Self::Success => "done",
             Self::Error => "failed",
-            Self::Usage => "the arguments make no sense, or nothing there fits them",
+            Self::Usage => "invalid arguments, or nothing matches them",
             Self::Warnings => "done, but there were warnings; a listing or check found something",
             Self::Damaged => "the chain is broken or an image is damaged",
             Self::Unreachable => "the virtual machine cannot be reached",

@@ -130,6 +130,8 @@ impl Failure {
                 chain::ErrorKind::Locked => Some("run again when it has ended"),
                 chain::ErrorKind::Usage | chain::ErrorKind::Io => None,
             },
+            Self::Restore(restore::Error::OutputExists { .. }) => Some("--force replaces it"),
+            Self::Restore(restore::Error::DeviceNotEmpty { .. }) => Some("--force overwrites it"),
             Self::Restore(error) => match error.kind() {
                 restore::ErrorKind::Damaged => Some(
                     "nothing was written; `qmprestore list` shows other restore points, --until names one; `merge \
@@ -154,6 +156,10 @@ impl Failure {
             Self::InPlace(error) => Some(match error.kind() {
                 restore::ErrorKind::Full => {
                     "the work is done in part, and nothing is lost: free space and run the same again"
+                }
+                restore::ErrorKind::Damaged => {
+                    "the work is done in part, and cannot end before this is mended; `merge --salvage` restores what can \
+                     still be read"
                 }
                 _ => "the work is done in part, and nothing is lost: run the same again",
             }),
@@ -185,10 +191,11 @@ fn of_capture(error: &capture::Error) -> Option<&'static str> {
             qmp::Error::NoGreeting { .. } => "the machine was not touched",
             _ => "the next run or `qmpbackup recover` puts in order what this one has begun",
         }),
-        // the message of the other says so itself
-        (capture::ErrorKind::Broken, capture::Error::Chain(_)) => {
-            Some("run with --level auto or full, which begin a new chain")
-        }
+        (capture::ErrorKind::Broken, _) => Some("`--level full` or `auto` begins a new chain"),
+        (_, capture::Error::NoFull { .. }) => Some("`--level full` or `auto` makes one"),
+        (_, capture::Error::NoSuchDisk { .. }) => Some("`qmpbackup info --show blockdev` lists all"),
+        (_, capture::Error::Fleece { .. }) => Some("--fleece-dir names another folder"),
+        (_, capture::Error::JobsLeft { .. }) => Some("try `qmpbackup recover` later"),
         (capture::ErrorKind::Locked, _) => Some("run again when it has ended"),
         (capture::ErrorKind::Full, capture::Error::FleeceFull { .. }) => Some(
             "nothing is lost, the next run copies it; --fleece-dir names a folder with more space, --no-fleece wants none",

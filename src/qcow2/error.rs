@@ -63,7 +63,7 @@ pub enum Error {
         guest: GuestOffset,
     },
     /// A read beyond the end of the virtual disk.
-    #[error("{length} bytes at guest offset {offset} end behind the disk, which has {size} bytes")]
+    #[error("{length} bytes at guest offset {offset} extend past the end of the disk, which has {size} bytes")]
     BeyondDisk {
         /// Where the read starts.
         offset: GuestOffset,

@@ -25,7 +25,7 @@ pub enum AddressError {
     #[error("{0} names no port: tcp:HOST:PORT is wanted")]
     NoPort(String),
     /// The port is no number from 1 to 65535.
-    #[error("{0} is no port: 1 to 65535 are")]
+    #[error("{0} is not a port (1 to 65535)")]
     Port(String),
     /// There is nothing where a path or a host should be.
     #[error("an empty path or host")]

@@ -78,7 +78,7 @@ pub enum Error {
         expected: u64,
     },
     /// The output, read again, is not what was written.
-    #[error("{}: what was written does not read back: byte {offset:#x} of the disk is another one", .path.display())]
+    #[error("{}: what was written does not read back: byte {offset:#x} of the disk differs", .path.display())]
     ReadBack {
         /// The output.
         path: PathBuf,
@@ -175,13 +175,13 @@ pub enum Error {
         offset: u64,
     },
     /// The output exists and may not be replaced.
-    #[error("{}: exists already; --force replaces it", .path.display())]
+    #[error("{}: exists already", .path.display())]
     OutputExists {
         /// The output.
         path: PathBuf,
     },
     /// The output is a block device that holds something, which may not be overwritten.
-    #[error("{}: is not empty; --force overwrites it", .path.display())]
+    #[error("{}: is not empty", .path.display())]
     DeviceNotEmpty {
         /// The block device.
         path: PathBuf,

@@ -1,3 +1,5 @@
+//! Files as storage: holes, and locks as QEMU takes them.
+
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;

@@ -1,3 +1,5 @@
+//! Bytes in memory as storage.
+
 use std::io;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

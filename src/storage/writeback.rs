@@ -1,3 +1,5 @@
+//! What the kernel is told of pages that it caches: when to write them, and when to forget them.
+
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::Range;

@@ -15,7 +15,8 @@ fn memory(arguments: &[&std::ffi::OsStr]) -> u64 {
         print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
     let mut command = Command::new("python3");
     command.args(["-c", script, env!("CARGO_BIN_EXE_qmprestore")]).args(arguments);
-    tools::run(&mut command).trim().parse::<u64>().unwrap() * 1024
+    // behind what the program itself says
+    tools::run(&mut command).lines().last().unwrap().parse::<u64>().unwrap() * 1024
 }
 
 fn create(path: &Path, size: &str, writes: &[String]) {

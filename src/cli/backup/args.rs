@@ -128,7 +128,7 @@ pub(super) struct Backup {
     /// Compress the images
     #[arg(long)]
     pub(super) compress: bool,
-    /// Bytes of each disk to copy in a second, as 50M or 1.5GiB, of which QEMU counts holes, too; 0 is no limit
+    /// Bytes of each disk to copy in a second, such as 50M or 1.5GiB, of which QEMU counts holes, too; 0 is no limit
     #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
     pub(super) speed_limit: u64,
     /// How QEMU writes the images
@@ -137,7 +137,7 @@ pub(super) struct Backup {
     /// Write the images around the host's cache
     #[arg(long)]
     pub(super) blockdev_disable_cache: bool,
-    /// How long the images stay attached when all is copied
+    /// How long the images stay attached after copying
     #[arg(
         long,
         value_name = "SECONDS",

@@ -52,7 +52,7 @@ pub(super) fn line(event: &Event) -> String {
             disks.iter().map(disk).collect::<Vec<_>>().join(", ")
         }
         Event::Copied { bytes, elapsed } => format!(
-            "the jobs are done with {} of the disks in {}, {}/s",
+            "the jobs are done: {} of the disks in {}, {}/s",
             units::size(*bytes),
             units::duration(*elapsed),
             units::size(units::rate(*bytes, *elapsed))

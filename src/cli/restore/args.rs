@@ -90,7 +90,7 @@ pub(super) struct Merge {
     /// Replace an existing file that nobody uses, overwrite a block device that is not empty
     #[arg(long)]
     pub(super) force: bool,
-    /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
+    /// Guest data to move in a second, such as 50M or 1.5GiB; 0 is no limit
     #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
     pub(super) rate_limit: u64,
     /// Threads to work with, at most 256 [default: one for each processor]
@@ -133,7 +133,7 @@ pub(in crate::cli) struct Commit {
     /// The last restore point to write: a time, or the file name of an image or its first characters, as with merge
     #[arg(long, value_name = "WHEN", default_value = "latest", allow_hyphen_values = true, value_parser = When::from_str)]
     pub(in crate::cli) until: When,
-    /// Guest data to move in a second, as 50M or 1.5GiB; 0 is no limit
+    /// Guest data to move in a second, such as 50M or 1.5GiB; 0 is no limit
     #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
     pub(in crate::cli) rate_limit: u64,
     /// Threads to work with, at most 256 [default: one for each processor]
@@ -194,7 +194,7 @@ pub(super) struct Check {
     pub(super) progress: Progress,
 }
 
-/// Say whether backups are what they were when they were made
+/// Verify backups against their checksums
 ///
 /// Compares all images with their checksums, checks their tables and their order, and names what is damaged, what of the
 /// disk is there, and which restore points suffer. The exit code is 0 where all is right, 3 where something could be

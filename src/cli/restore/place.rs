@@ -29,7 +29,7 @@ pub(super) fn not_selected(error: chain::Error) -> Failure {
 pub(super) fn local_time(time: Option<i64>) -> String {
     match time.map(Timestamp::from_second) {
         Some(Ok(time)) => time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
-        Some(Err(_)) => "out of calendars".to_owned(),
+        Some(Err(_)) => "outside the calendar".to_owned(),
         None => "unknown".to_owned(),
     }
 }

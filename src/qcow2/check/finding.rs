@@ -1,3 +1,5 @@
+//! One thing that is wrong with an image, and how bad it is.
+
 use std::fmt;
 
 use crate::qcow2::address::HostOffset;

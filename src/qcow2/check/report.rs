@@ -1,3 +1,5 @@
+//! All that a check has found, counted.
+
 use super::finding::{Finding, Severity};
 use super::roots::REFCOUNT_TABLE;
 use crate::qcow2::address::HostOffset;

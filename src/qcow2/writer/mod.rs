@@ -159,21 +159,10 @@ impl Writer {
         &self.storage
     }
 
-    /// Guest ranges outside of which the disk has no L2 table, in order.
-    pub(crate) fn occupied(&self) -> Vec<Range<u64>> {
-        let geometry = self.header().geometry;
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for index in 0..self.tables.l1_table().entries.min(geometry.l1_entries(self.header().size)) {
-            if self.tables.has_table(index * geometry.l2_entries()) {
-                let start = index * geometry.l2_coverage();
-                let end = start.saturating_add(geometry.l2_coverage()).min(self.header().size);
-                match ranges.last_mut() {
-                    Some(last) if last.end == start => last.end = end,
-                    _ => ranges.push(start..end),
-                }
-            }
-        }
-        ranges
+    /// Guest ranges outside of which nothing is allocated, as [`Image::occupied`] has them. All is flushed for that.
+    pub(crate) fn occupied(&mut self) -> Result<Vec<Range<u64>>> {
+        self.flush()?;
+        Ok(Image::open(Arc::new(Arc::clone(&self.storage)))?.occupied())
     }
 
     /// Writes guest data.

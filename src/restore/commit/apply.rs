@@ -52,7 +52,7 @@ pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result
         writer.resize(size).map_err(failed)?;
     }
     let storage = Arc::clone(writer.storage());
-    let slices = slices(work.layers, size, || writer.occupied());
+    let slices = slices(work.layers, size, || writer.occupied()).map_err(failed)?;
     let batch = batch(work.layers, slices.length());
     let mut slices = slices.ranges();
     loop {
@@ -79,15 +79,17 @@ pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result
 }
 
 /// The slices of the disk in which the layers change anything; outside of `below` the image below them holds nothing.
-pub(super) fn slices<I>(layers: &[Layer], size: u64, below: impl FnOnce() -> I) -> Slices
-where
-    I: IntoIterator<Item = Range<u64>>,
-{
+pub(super) fn slices<E>(
+    layers: &[Layer],
+    size: u64,
+    below: impl FnOnce() -> Result<Vec<Range<u64>>, E>,
+) -> Result<Slices, E> {
     let occupied = layers.iter().flat_map(Layer::occupied);
-    // behind the end of a smaller disk there are zeroes: where anything is below, and a larger one comes, it must go
+    // behind the end of a smaller disk there are zeroes, also where a larger one follows: what is below must go
     let smallest = layers.iter().map(Mapped::size).min().unwrap_or(size);
-    let below = (smallest < size).then(below).into_iter().flatten();
-    Slices::new(size, occupied.chain(below.map(|range| range.start.max(smallest)..range.end)))
+    let below = if smallest < size { below()? } else { Vec::new() };
+    let hidden = below.into_iter().map(|range| range.start.max(smallest)..range.end);
+    Ok(Slices::new(size, occupied.chain(hidden)))
 }
 
 /// How many slices are done at once: fewer, where layers may have each of them in a great many pieces.

@@ -40,7 +40,7 @@ pub(super) fn check(full: &Layer, groups: &[&[Layer]], snapshots: bool, observer
         let ends = [before, size].map(|end| end..end);
         read(full, &cut(&ends, geometry), shared, &mut Scratch::default())?;
         pool::for_each(
-            apply::slices(layers, size, || image.occupied()).ranges(),
+            apply::slices(layers, size, || Ok::<_, Error>(image.occupied()))?.ranges(),
             Scratch::default,
             |scratch, guest| {
                 if observer.is_cancelled() {

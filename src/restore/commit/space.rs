@@ -51,8 +51,8 @@ pub(super) fn needed(
     for (at, layers) in groups.iter().enumerate() {
         size = size.max(layers.last().map_or(0, Mapped::size));
         let earlier = groups.get(..at).unwrap_or_default().iter().copied().flatten();
-        let below = || full.occupied().into_iter().chain(earlier.flat_map(Layer::occupied));
-        let slices = apply::slices(layers, size, below);
+        let below = || Ok::<_, Error>(full.occupied().into_iter().chain(earlier.flat_map(Layer::occupied)).collect());
+        let slices = apply::slices(layers, size, below)?;
         let look = |(buffer, below): &mut (MapBuffer, MapBuffer), guest| {
             if observer.is_cancelled() {
                 return Err(Error::Cancelled);

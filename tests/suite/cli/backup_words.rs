@@ -112,7 +112,7 @@ fn arguments_that_make_no_sense_end_with_2_and_name_what_is_wrong() {
         ("--socket s backup -l full -t x --blockdev-aio native", "[possible values: threads, io_uring]"),
         ("--socket s --timeout 0 info --show bitmaps", "is not a number of seconds"),
         ("--socket tcp:host info --show bitmaps", "names no port"),
-        ("--socket tcp:host:99999 info --show bitmaps", "99999 is no port"),
+        ("--socket tcp:host:99999 info --show bitmaps", "99999 is not a port"),
         ("--socket= info --show bitmaps", "an empty path or host"),
         ("info --show bitmaps --socket s --agent-socket tcp:x", "names no port"),
         ("--socket s info --show nodes", "[possible values: blockdev, bitmaps]"),
