@@ -152,6 +152,15 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// An image without a time would replace a file that nothing says to be a backup.
+    #[error(
+        "{}: is there, and may be no backup: a folder of backups has a file `uuid`; take another folder, or names with a time",
+        path.display()
+    )]
+    NoBackup {
+        /// The file.
+        path: PathBuf,
+    },
     /// A FULL without a time would stand before images that are older, as names tell the order.
     #[error("{}: this name has no time and stands before {before}; take another folder, or names with a time", path.display())]
     Timeless {
@@ -282,6 +291,7 @@ impl Error {
             | Self::NoFull { .. }
             | Self::Replaces { .. }
             | Self::InUse { .. }
+            | Self::NoBackup { .. }
             | Self::Timeless { .. }
             | Self::InTheWay { .. }
             | Self::NoImage { .. }

@@ -12,6 +12,7 @@ use crate::capture::names;
 use crate::capture::order::frozen;
 use crate::capture::order::teardown::delete_node;
 use crate::capture::plan::{self, Plan};
+use crate::capture::prepare::Prepared;
 use crate::capture::request::Request;
 use crate::causes;
 use crate::qmp::{Address, Command};
@@ -55,10 +56,11 @@ pub(super) async fn find_agent<'a>(
 /// is known to be.
 pub(super) async fn take(
     machine: &Machine<'_>,
+    prepared: &Prepared,
     plan: &Plan,
-    running: bool,
     agent: Option<(&Address, Agent)>,
 ) -> Result<bool, Error> {
+    let running = prepared.running;
     let stops = plan.moment.iter().any(|command| command.name() == "stop");
     let observed = machine.observe().await?;
     // by an earlier run
@@ -81,7 +83,7 @@ pub(super) async fn take(
             Err(error) => events.push(Event::NotFrozen { reason: causes::line(&error) }),
         }
     }
-    let (result, stopped) = send(machine, plan, &mut events).await;
+    let (result, stopped) = send(machine, prepared, plan, &mut events).await;
     let thaw = async {
         // a freeze that was given up may have come to pass
         if let Some(agent) = &mut agent {
@@ -112,11 +114,22 @@ pub(super) async fn take(
 }
 
 /// Sends the commands of the moment; after one that fails, only what lets the machine go on. Says how long it was stopped.
-async fn send(machine: &Machine<'_>, plan: &Plan, events: &mut Vec<Event>) -> (Result<(), Error>, Option<Duration>) {
+async fn send(
+    machine: &Machine<'_>,
+    prepared: &Prepared,
+    plan: &Plan,
+    events: &mut Vec<Event>,
+) -> (Result<(), Error>, Option<Duration>) {
     let mut stopped = None;
     let mut since = None;
     let mut result = Ok(());
+    let mut looked = false;
     for command in &plan.moment {
+        if result.is_ok() && !looked && command.name() != "stop" {
+            // as late as can be: a guest may take its time to freeze, and somebody a snapshot meanwhile
+            looked = true;
+            result = prepared.same_nodes(machine).await;
+        }
         let ends = command.name() == "cont";
         if result.is_err() && !ends {
             continue;

@@ -137,7 +137,7 @@ impl Prepared {
             let image = place.image(level, time, request.timestamp);
             let timeless = !request.timestamp && level != Level::Inc;
             if timeless {
-                check_free(&image, &live)?;
+                check_free(&image, &live, folder)?;
                 history.allows_timeless(&image, level)?;
             }
             let partial = files::partial(&image);
@@ -283,17 +283,24 @@ impl Prepared {
     }
 }
 
-/// An image without a time comes in the place of one that nobody has open: neither this machine nor another.
-fn check_free(image: &Path, live: &Live) -> Result<(), Error> {
+/// An image without a time comes in the place of a backup that nobody has open: neither this machine nor another. A file of
+/// no run, in a folder that none has been in, may be the disk of a machine that is off.
+fn check_free(image: &Path, live: &Live, folder: &Path) -> Result<(), Error> {
     let in_use = || Error::InUse { path: image.to_owned() };
     if live.has_open(image) {
         return Err(in_use());
     }
     match FileStorage::open(image).and_then(|image| image.lock(Access::Read)) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(in_use()),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(in_use()),
         // one that cannot be read is one that nobody has locked
-        _ => Ok(()),
+        _ => {}
     }
+    // of a link, the file that it leads to stays
+    let is_file = image.symlink_metadata().is_ok_and(|there| there.is_file());
+    if is_file && !Manifest::path(image).exists() && target::chain(folder)?.is_none() {
+        return Err(Error::NoBackup { path: image.to_owned() });
+    }
+    Ok(())
 }
 
 fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {

@@ -186,9 +186,8 @@ async fn make(
         files::remove(path)?;
     }
     machine.go_on()?;
-    prepared.same_nodes(machine).await?;
     let watch = machine.watch();
-    let thawed = moment::take(machine, &plan, prepared.running, agent).await?;
+    let thawed = moment::take(machine, prepared, &plan, agent).await?;
     tokio::select! {
         copied = copy(machine, request, prepared, &plan, watch) => copied?,
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},

@@ -37,7 +37,13 @@ fn start(warning: Option<&'static str>) -> std::io::Result<()> {
         let hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
         (hangup, signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
+    // a file that may not grow as far as it has to: that is an error of the write then
+    let too_large = {
+        let _entered = runtime.enter();
+        signal(SignalKind::from_raw(libc::SIGXFSZ))?
+    };
     let serve = move || {
+        let _too_large = too_large;
         if let Some(hangup) = hangup {
             runtime.spawn(serve(hangup, Exit::HungUp, warning));
         }

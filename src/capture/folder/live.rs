@@ -1,11 +1,13 @@
 //! The files that a machine has open: they may lie where its backups go, and are none of them.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::capture::machine::file_name::FileName;
 use crate::capture::machine::nodes::Node;
+use crate::chain::Manifest;
 
 /// Devices and numbers of files.
 type Files = BTreeSet<(u64, u64)>;
@@ -16,6 +18,8 @@ pub(crate) struct Live {
     written: Files,
     /// Those that are only read, too: a backup may be the backing file of a disk.
     open: Files,
+    /// The names of files that may lie anywhere, since QEMU's working directory is not known.
+    names: BTreeSet<OsString>,
 }
 
 impl Live {
@@ -24,8 +28,14 @@ impl Live {
         let mut live = Self::default();
         for node in nodes {
             let Some(path) = FileName::parse(&node.file).path.map(PathBuf::from) else { continue };
-            let path = if path.is_absolute() { Some(path) } else { cwd.map(|cwd| cwd.join(path)) };
-            let Some(file) = path.and_then(|path| number(&path)) else { continue };
+            let path = match cwd {
+                None if path.is_relative() => {
+                    live.names.extend(path.file_name().map(OsStr::to_owned));
+                    continue;
+                }
+                cwd => cwd.unwrap_or(Path::new("")).join(path),
+            };
+            let Some(file) = number(&path) else { continue };
             live.open.insert(file);
             if !node.read_only {
                 live.written.insert(file);
@@ -36,12 +46,18 @@ impl Live {
 
     /// Whether the machine has a file open.
     pub(crate) fn has_open(&self, path: &Path) -> bool {
-        number(path).is_some_and(|file| self.open.contains(&file))
+        self.may_have(path) || number(path).is_some_and(|file| self.open.contains(&file))
     }
 
     /// Whether the machine writes to a file.
     pub(crate) fn writes_to(&self, path: &Path) -> bool {
-        number(path).is_some_and(|file| self.written.contains(&file))
+        self.may_have(path) || number(path).is_some_and(|file| self.written.contains(&file))
+    }
+
+    fn may_have(&self, path: &Path) -> bool {
+        let is_called_so = path.file_name().is_some_and(|name| self.names.contains(name));
+        // no disk has a manifest
+        is_called_so && !Manifest::path(path).exists()
     }
 }
 

@@ -70,11 +70,26 @@ pub(crate) async fn recover(
     }
     for lock in locks.into_iter().flatten() {
         let own_run = run.filter(|_| own.is_some_and(|own| own.path() == lock.path()));
-        if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.folder()), |run| Ok(Some(run)))? {
-            told(format!("the run of {}", journal.time));
-            close(machine, lock.folder(), &journal).await?;
-        } else if left || observed.node(names::LOCK).is_some() {
-            settle(machine, lock.folder(), target::chain(lock.folder())?, None).await?;
+        let closed = async {
+            if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.folder()), |run| Ok(Some(run)))? {
+                told(format!("the run of {}", journal.time));
+                close(machine, lock.folder(), &journal).await
+            } else if left || observed.node(names::LOCK).is_some() {
+                settle(machine, lock.folder(), target::chain(lock.folder())?, None).await
+            } else {
+                Ok(())
+            }
+        };
+        match closed.await {
+            Ok(()) => {}
+            Err(error @ (Error::Monitor(_) | Error::Cancelled)) => return Err(error),
+            // what is left there, its own next run finds
+            Err(error) if own.is_some_and(|own| own.path() != lock.path()) => {
+                let folder = lock.folder().display();
+                let what = format!("{folder}, another target, stays as a killed run left it: {}", causes::line(&error));
+                machine.tell(&Event::Trouble { what });
+            }
+            Err(error) => return Err(error),
         }
     }
     machine.remove_node(names::LOCK).await?;

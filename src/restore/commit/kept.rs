@@ -54,19 +54,11 @@ pub(super) fn check(full: &Layer, groups: &[&[Layer]], snapshots: bool, observer
     Ok(())
 }
 
-/// The ranges that change, in order, those that touch as one.
+/// The ranges that are changed at once: each of zeroes by itself, and runs of data.
 fn changed(found: &Changes) -> Vec<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> =
-        found.data.iter().map(|piece| &piece.guest).chain(&found.zeroes).cloned().collect();
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
+    let runs = found.data.chunk_by(|one, next| one.guest.end == next.guest.start);
+    let runs = runs.filter_map(|run| Some(run.first()?.guest.start..run.last()?.guest.end));
+    runs.chain(found.zeroes.iter().cloned()).collect()
 }
 
 /// The clusters in which ranges begin or end, not at their ends: in order, each once.

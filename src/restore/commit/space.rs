@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::chain::{BLOCK, Checksums};
 use crate::qcow2::{self, Content, Geometry, GuestOffset, HostOffset, Image, MapBuffer};
 use crate::restore::commit::apply;
@@ -169,7 +171,9 @@ pub(super) fn check(path: &Path, image: &Image, growth: u64, incs: usize) -> Res
     let needed = growth + beside(path, image, growth, incs);
     let system =
         rustix::fs::statvfs(path).map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
-    let available = system.f_bavail.saturating_mul(system.f_frsize);
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    let may_grow = getrlimit(Resource::Fsize).current.map(|most| most.saturating_sub(image.storage().length()));
+    let available = may_grow.map_or(free, |most| most.min(free));
     if needed > available {
         return Err(Error::NoSpace { path: path.to_owned(), needed, available });
     }

@@ -122,3 +122,22 @@ fn a_disk_that_gets_full_meanwhile_stops_the_work_which_ends_right_later() {
         }
     }
 }
+
+#[test]
+fn a_full_that_may_not_grow_so_far_is_not_begun_with() {
+    let backup = Backup::new();
+    let before = backup.images[0].metadata().unwrap().len();
+    let limited = |words: &str| {
+        let program = env!("CARGO_BIN_EXE_qmprestore");
+        let script = format!("ulimit -f {}; exec {program} {words}", before.div_ceil(1024) + 1);
+        let mut command = std::process::Command::new("bash");
+        Ended::of(command.args(["-c", &script]).current_dir(backup.root.path()))
+    };
+    let dir = backup.dir.display();
+    limited(&format!("commit --dir {dir}")).with(7).says("nothing was changed");
+    // the write itself fails, and no signal ends the program
+    let out = backup.path("out.raw");
+    limited(&format!("merge --dir {dir} --format raw --out {}", out.display())).with(1).says("File too large");
+    assert!(!out.exists());
+    backup.does(&["commit"]).with(0);
+}

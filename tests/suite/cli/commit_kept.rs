@@ -68,10 +68,11 @@ fn overwrite(image: &Path, offset: u64, bytes: &[u8]) {
 fn what_cannot_be_inflated_is_found_before_the_full_is_a_mixture() {
     let text: Vec<u8> =
         (0..1_081_344_u32).map(|at| b"a text that can be deflated"[at as usize * at as usize % 27]).collect();
-    // the last cluster, as the disk grows, and one of which a small cluster changes a part
-    for (cluster, options, size, write) in [
-        (16, "cluster_size=64k", "2M", "write -q -P 2 0 64k"),
-        (3, "cluster_size=4k", "1081344", "write -q -P 2 200k 4k"),
+    // the last cluster, as the disk grows, one of which a small cluster changes a part, and one that changes whole, in two
+    for (cluster, options, size, writes) in [
+        (16, "cluster_size=64k", "2M", &["write -q -P 2 0 64k"][..]),
+        (3, "cluster_size=4k", "1081344", &["write -q -P 2 200k 4k"]),
+        (3, "cluster_size=4k", "1081344", &["write -q -P 2 192k 32k", "write -q -z 224k 32k"]),
     ] {
         for command in ["commit", "snapshotrebase"] {
             let chain = Chain::new();
@@ -81,7 +82,7 @@ fn what_cannot_be_inflated_is_found_before_the_full_is_a_mixture() {
             fs::remove_file(raw).unwrap();
             let (_, compressed) = entry(&full, cluster);
             overwrite(&full, (compressed & ((1 << 54) - 1)) + 3, &[0xff; 8]);
-            chain.create("INC-200-d", options, size, &[write]);
+            chain.create("INC-200-d", options, size, writes);
             chain.refuses(command, "FULL-100-d");
         }
     }

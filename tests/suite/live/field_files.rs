@@ -8,7 +8,10 @@ use qmpbackup::storage::{Access, FileStorage};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+use super::faults_hooks::kill_while_copying;
 use super::field_setup::{Setup, releases};
+use super::monitor::Monitor;
+use super::proxy::{Action, Proxy};
 use super::tool::{Tool, restore};
 use super::vm::Vm;
 use crate::support::program::{Ended, is_root, program};
@@ -199,4 +202,85 @@ fn a_backup_of_a_machine_that_is_migrated_away_meanwhile_is_none() {
         assert!(!there.stderr.contains("postmigrate"));
         assert!(restore(&folder.path().join("target"), "latest").iter().all(|byte| *byte == 99));
     }
+}
+
+#[test]
+fn the_disk_of_a_machine_that_is_off_is_not_replaced() {
+    let mut field = Setup::of("10.0").disk("disk0").start();
+    let other = field.target.join("disk0");
+    std::fs::create_dir_all(&field.target).unwrap();
+    std::fs::copy(field.vm.path("disk0"), &other).unwrap();
+    let words = "--no-subdir --no-timestamp --level";
+    for level in ["auto", "full", "copy"] {
+        field.backup(&format!("{words} {level}"), 1).says("disk0: is there, and may be no backup");
+    }
+    std::fs::remove_file(other).unwrap();
+    field.makes(&format!("{words} full"), 0, "disk0 FULL");
+    field.makes(&format!("{words} full"), 0, "disk0 FULL");
+}
+
+#[test]
+fn a_disk_that_is_exchanged_at_the_last_moment_is_noticed() {
+    for (release, words) in [("5.2", ""), ("10.0", ""), ("10.0", "--no-fleece")] {
+        let mut field = Setup::of(release).disk("disk0").start();
+        field.scribble("disk0");
+        field.makes("--level full", 0, "disk0 FULL");
+        let hand = field.vm.path("hand");
+        let overlay = json!({
+            "node-name": "disk0",
+            "snapshot-file": field.vm.path("overlay"),
+            "snapshot-node-name": "overlay",
+            "format": "qcow2",
+        });
+        let (mut locked, mut done) = (false, false);
+        let exchange = move |command: &serde_json::Value, _: usize| {
+            locked |= command["arguments"]["node-name"] == "qmpbackup-lock";
+            // the last question before the moment begins
+            if locked && !done && command["execute"] == "query-status" {
+                done = true;
+                Monitor::connect(&hand).execute("blockdev-snapshot-sync", &overlay).unwrap();
+            }
+            Action::Forward
+        };
+        let tool = Tool::built("qmpbackup");
+        let path = field.vm.path("proxy");
+        let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, Box::new(exchange));
+        let target = field.target.to_str().unwrap();
+        let mut all = vec!["--socket", path.to_str().unwrap(), "backup", "--target", target, "--level", "inc"];
+        all.extend(words.split_whitespace());
+        tool.run(&all).with(1).says("disk0: the device has got another image just now");
+        proxy.end();
+        field.stays();
+        field.look();
+        // those of the backing file are out of reach
+        field.usual.push("2 bitmaps of ".to_owned());
+        field.scribble("disk0");
+        field.makes("--level auto", 3, "disk0 FULL");
+        let point = field.points.last().unwrap();
+        assert!(restore(&field.target, &point.time.to_string()) == point.contents["disk0"], "{release} {words}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_ill_does_not_keep_a_machine_from_its_backups_elsewhere() {
+    let mut field = Setup::of("10.0").disk("disk0").start();
+    field.scribble("disk0");
+    let ill = field.vm.path("ill");
+    let tool = Tool::built("qmpbackup");
+    let path = field.vm.path("proxy");
+    let hook = kill_while_copying();
+    let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, hook);
+    let words = ["--socket", path.to_str().unwrap(), "backup", "--level", "full", "--speed-limit", "3K", "--target"];
+    let killed = tool.run(&[&words[..], &[ill.to_str().unwrap()]].concat());
+    assert_eq!(killed.code, None, "{killed:#?}");
+    proxy.end();
+    let journal = ill.join(".qmpbackup/run.json");
+    let whole = std::fs::read(&journal).unwrap();
+    std::fs::write(&journal, &whole[..10]).unwrap();
+    let made = field.run(&format!("backup --level auto --target {}", field.target.display()));
+    made.with(3).says("another target, stays as a killed run left it");
+    field.run(&format!("backup --level auto --target {}", field.target.display())).with(0);
+    field.run(&format!("recover --target {}", ill.display())).with(1).says("run.json");
+    std::fs::write(&journal, &whole).unwrap();
+    field.run(&format!("recover --target {}", ill.display())).with(0).says("put in order");
 }

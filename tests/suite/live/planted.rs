@@ -133,9 +133,10 @@ fn a_machine_that_names_a_folder_has_nothing_done_outside_of_it() {
         let node = json!({"driver": "file", "node-name": "qmpbackup-lock", "filename": lock, "read-only": true});
         field.execute("blockdev-add", &node);
         let said = if owner.is_some() { "is of another user" } else { "is a link" };
-        for words in ["recover".to_owned(), format!("backup --level full --target {}", field.target.display())] {
-            field.run(&words).with(1).says(said);
-        }
+        field.run("recover").with(1).says(said);
+        // what is another user's may be locked by him, what is ill is the business of its own runs
+        let code = if owner.is_some() { 1 } else { 3 };
+        field.run(&format!("backup --level full --target {}", field.target.display())).with(code).says(said);
         elsewhere.assert_same();
         assert_eq!(std::fs::read(folder.join("planted.partial")).unwrap(), b"planted");
     }
