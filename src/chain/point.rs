@@ -181,6 +181,8 @@ pub struct RestorePoint {
     pub doubt: Option<Doubt>,
     /// The INCs of the same chain after the wanted one, oldest first.
     pub later: Vec<Arc<Image>>,
+    /// The INC of the same chain that comes after the wanted one, also where only its manifest is there.
+    pub next: Option<Arc<Image>>,
     /// Work in the FULL that was begun and has not ended; only where [that was allowed](super::Disk::select_in_place).
     pub unfinished: Option<Unfinished>,
 }

@@ -76,6 +76,7 @@ impl Disk {
             members: there,
             doubt,
             later: later.iter().filter(|image| !image.missing).cloned().collect(),
+            next: later.first().cloned(),
             unfinished: chain.and_then(Chain::unfinished).cloned(),
         };
         Ok(SalvagePoint { point: restore_point, members, fault })

@@ -98,6 +98,7 @@ impl Disk {
             members,
             doubt,
             later: later.iter().filter(|image| !image.missing).cloned().collect(),
+            next: later.first().cloned(),
             unfinished: None,
         })
     }

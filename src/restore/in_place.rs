@@ -28,9 +28,17 @@ pub(super) struct InPlace {
     images: Vec<Arc<Image>>,
     storages: Vec<Arc<FileStorage>>,
     layers: Vec<Layer>,
-    /// The INC that will follow the FULL, where its header has to say so.
-    next: Option<Arc<FileStorage>>,
+    /// The INC that will follow the FULL.
+    next: Option<Next>,
     _folders: Vec<FolderLock>,
+}
+
+/// An INC that builds on the last of some images.
+#[derive(Debug)]
+struct Next {
+    image: Arc<Image>,
+    /// Its file, where its header names that image.
+    based: Option<Arc<FileStorage>>,
 }
 
 impl InPlace {
@@ -38,7 +46,7 @@ impl InPlace {
     /// of their folders; there are none where they are only to be looked at.
     pub(super) fn open(images: &[Arc<Image>], point: &RestorePoint, folders: Vec<FolderLock>) -> Result<Self> {
         let Some(full) = images.first() else { return Err(Error::Empty) };
-        images.iter().chain(point.later.first()).try_for_each(|image| check_renewable(&image.path))?;
+        images.iter().chain(point.next.as_ref()).try_for_each(|image| check_renewable(&image.path))?;
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;
@@ -67,15 +75,16 @@ impl InPlace {
         if let Some(layer) = layers.iter().find(|layer| layer.is_marked_corrupt()) {
             return Err(Error::MarkedCorrupt { path: layer.path().to_owned() });
         }
-        let next = point.later.first().map(|next| open_based(next)).transpose()?.flatten();
+        let next = Next::find(images, point)?;
         Ok(Self { images: images.to_vec(), storages, layers, next, _folders: folders })
     }
 
     /// Whether the header of an INC that names another image can name the FULL.
-    pub(super) fn check_followers(&self, work: Work, next: Option<&Arc<Image>>) -> Result<()> {
+    pub(super) fn check_followers(&self, work: Work) -> Result<()> {
         let Some(full) = self.images.first() else { return Ok(()) };
         let each = self.images.iter().zip(&self.storages).skip(2).filter(|_| work == Work::SnapshotRebase);
-        for (image, storage) in each.chain(next.zip(self.next.as_ref())) {
+        let next = self.next.as_ref().and_then(|next| Some((&next.image, next.based.as_ref()?)));
+        for (image, storage) in each.chain(next) {
             let failed = |source| Error::Image { path: image.path.clone(), source };
             if qcow2::Header::read(&**storage).map_err(failed)?.backing.is_some() {
                 qcow2::plan_backing(&**storage, Some(&backing(full))).map_err(failed)?;
@@ -97,9 +106,14 @@ impl InPlace {
         checked.map_err(|source| Error::Image { path: layer.path().to_owned(), source })
     }
 
+    /// The INC that will follow the FULL: the next one, where it builds on the last of the images.
+    pub(super) fn next(&self) -> Option<&Arc<Image>> {
+        self.next.as_ref().map(|next| &next.image)
+    }
+
     /// Whether the INC that will follow the FULL names another image.
     pub(super) fn next_is_based(&self) -> bool {
-        self.next.is_some()
+        self.next.as_ref().is_some_and(|next| next.based.is_some())
     }
 
     /// The open file of an image; none where it is not one of these.
@@ -198,7 +212,8 @@ impl InPlace {
         let Some(full) = self.images.first() else { return Ok(()) };
         let failed = |error| Error::Image { path: next.path.clone(), source: error };
         let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == next.path);
-        if let Some(storage) = held.map(|(_, storage)| storage).or(self.next.as_ref()) {
+        let based = || self.next.as_ref().and_then(|next| next.based.as_ref());
+        if let Some(storage) = held.map(|(_, storage)| storage).or_else(based) {
             let header = qcow2::Header::read(&**storage).map_err(failed)?;
             if header.backing.is_some() {
                 let renewed = Renewed::header(&next.path, storage, header.geometry);
@@ -210,6 +225,42 @@ impl InPlace {
         let parent_id = read_manifest(&full.path)?.and_then(|full| full.id);
         write_manifest(&next.path, &Manifest { parent: Some(full.display_name()), parent_id, ..manifest })
     }
+}
+
+impl Next {
+    /// The INC after these images of a restore point. One that builds on something else is left alone: it does not belong
+    /// there, and nothing may say that it does.
+    fn find(images: &[Arc<Image>], point: &RestorePoint) -> Result<Option<Self>> {
+        let (Some(full), Some(last), Some(image)) = (images.first(), images.last(), &point.next) else {
+            return Ok(None);
+        };
+        let based = if image.missing { None } else { open_based(image)? };
+        let failed = |source| Error::Image { path: image.path.clone(), source };
+        let header = based.as_ref().map(|based| qcow2::Header::read(&**based)).transpose().map_err(failed)?;
+        let backing = header.and_then(|header| header.backing);
+        let follows = |parents: &[&Arc<Image>]| {
+            let is_named =
+                |backing: &Backing| parents.iter().any(|parent| layers::leads_to(&backing.name, parent.name()));
+            parents.iter().any(|parent| builds_on(image, parent)) && backing.as_ref().is_none_or(is_named)
+        };
+        // an earlier run may have ended between naming the FULL and removing the INC before
+        let parents = if point.unfinished.is_some() { vec![last, full] } else { vec![last] };
+        if follows(&parents) {
+            return Ok(Some(Self { image: Arc::clone(image), based }));
+        }
+        // it would seem to belong to what the FULL holds then
+        if follows(&[full]) {
+            return Err(refused(&image.path, "builds on the FULL, not on the INC before it: move it away first"));
+        }
+        Ok(None)
+    }
+}
+
+/// Whether the manifest of an INC says, if it says anything, that it was made after this image.
+fn builds_on(inc: &Image, parent: &Image) -> bool {
+    let Some(known) = inc.known() else { return true };
+    let ids = known.parent_id.zip(parent.known().and_then(|parent| parent.id));
+    known.parent.as_ref().is_none_or(|name| parent.name() == name.as_str()) && ids.is_none_or(|(known, id)| known == id)
 }
 
 /// What an INC says that follows the FULL.

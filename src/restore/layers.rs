@@ -475,14 +475,18 @@ pub(super) fn check_size(source: &Source, layer: &Layer) -> Result<()> {
     }
 }
 
+/// Whether a backing name is that of an image in the same folder, as far as names tell.
+pub(super) fn leads_to(backing: &str, image: &OsStr) -> bool {
+    // the protocol that QEMU takes where none is named
+    Path::new(backing.strip_prefix("file:").unwrap_or(backing)).file_name() == Some(image)
+}
+
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it
 /// did before, and a chain with a gap is noticed.
 pub(super) fn check_backing(before: Option<&Path>, layer: &Layer) -> Result<()> {
     let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) else { return Ok(()) };
     let expected = before.and_then(Path::file_name);
-    // the protocol that QEMU takes where none is named
-    let name = backing.name.strip_prefix("file:").unwrap_or(&backing.name);
-    if expected.is_some() && Path::new(name).file_name() == expected {
+    if expected.is_some_and(|expected| leads_to(&backing.name, expected)) {
         return Ok(());
     }
     Err(Error::Backing {

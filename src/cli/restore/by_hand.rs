@@ -136,14 +136,14 @@ pub(super) fn commit(summary: &CommitSummary, point: &RestorePoint, place: &Plac
     let mut stale: Vec<PathBuf> =
         Some(Unfinished::path(&summary.full)).into_iter().filter(|path| path.exists()).collect();
     if !summary.incs.is_empty() {
-        let mut later = point.later.iter().map(|image| image.path.as_path());
-        let next = later.next();
+        let next = summary.next.as_deref().filter(|next| next.exists());
         stale.extend(books(&summary.full));
         // it tells what it builds on; and its new checksums have another id, which the one after it tells
         stale.extend(next.map(Manifest::path));
         if let Some(next) = next.filter(|_| summary.next_is_based) {
             commands.push(based(next));
-            stale.extend([Checksums::path(next)].into_iter().chain(later.next().map(Manifest::path)));
+            let after = point.later.iter().map(|image| image.path.as_path()).skip_while(|path| *path != next).nth(1);
+            stale.extend([Checksums::path(next)].into_iter().chain(after.map(Manifest::path)));
         }
     }
     stale.retain(|path| path.exists());

@@ -88,8 +88,6 @@ pub struct Commit {
     rest: Vec<Arc<Image>>,
     /// INCs to write, oldest first: the layers above the FULL.
     incs: Vec<Arc<Image>>,
-    /// The INC that will follow the FULL.
-    next: Option<Arc<Image>>,
     resumed: Option<Unfinished>,
     summary: CommitSummary,
     /// Whether the tables of the FULL are known to be right.
@@ -112,6 +110,8 @@ pub struct CommitSummary {
     pub snapshots: Vec<Option<String>>,
     /// For each of `incs` the bytes of the disk before it and of its own, where that is smaller.
     pub shrinks: Vec<Option<(u64, u64)>>,
+    /// The INC that will follow the FULL; none where the next one builds on something else, and stays as it is.
+    pub next: Option<PathBuf>,
     /// Whether the INC that will follow the FULL names the image before it, and has to name the FULL.
     pub next_is_based: bool,
     /// Bytes of the disk afterwards.
@@ -173,6 +173,7 @@ impl Commit {
             full_snapshot,
             snapshots: names,
             shrinks: shrinks(image.size(), chain.incs()),
+            next: chain.next().map(path),
             next_is_based: chain.next_is_based(),
             size: chain.size(),
             bytes: needs.bytes,
@@ -181,8 +182,7 @@ impl Commit {
         let resumed = point.unfinished.is_some();
         refuse::impossible(options.work, &chain, image, &full.path, summary.new_snapshots(), resumed)?;
         refuse::mixture(point, options.work, image, &incs)?;
-        let next = point.later.first().cloned();
-        chain.check_followers(options.work, next.as_ref())?;
+        chain.check_followers(options.work)?;
         if !incs.is_empty() {
             let journal = journal(options.work, chain::Phase::Writing, full, &incs);
             journal.check_writable(&full.path).map_err(|source| journal_error(&full.path, source))?;
@@ -191,7 +191,7 @@ impl Commit {
         if point.unfinished.is_none() {
             space::check(&full.path, image, needs.growth, incs.len())?;
         }
-        Ok(Self { options, chain, rest, incs, next, resumed: point.unfinished.clone(), summary, checked: false, pool })
+        Ok(Self { options, chain, rest, incs, resumed: point.unfinished.clone(), summary, checked: false, pool })
     }
 
     /// What will be done.
@@ -320,7 +320,7 @@ impl Commit {
         let full = self.summary.full.as_path();
         let (Some(held), Some(layer)) = (self.incs.get(last), self.chain.incs().get(last)) else { return Ok(()) };
         in_place::renew(full, held, layer.size())?;
-        let next = self.incs.get(last + 1).or(self.next.as_ref());
+        let next = self.incs.get(last + 1).or(self.chain.next());
         next.map_or(Ok(()), |next| self.chain.follow(next, observer))
     }
 

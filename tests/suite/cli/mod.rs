@@ -6,6 +6,7 @@ pub(crate) mod commit_full;
 pub(crate) mod commit_half;
 pub(crate) mod commit_kept;
 pub(crate) mod commit_kill;
+pub(crate) mod commit_next;
 pub(crate) mod commit_refused;
 pub(crate) mod commit_sums;
 pub(crate) mod filter;
