@@ -54,6 +54,7 @@ mod writer;
 pub use address::{GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
 pub use builder::{Layout, LayoutError, Packer, RefcountWriter};
+pub(crate) use check::check_apart;
 pub use check::{CheckLimits, ClusterCounts, Finding, Progress, Report, Severity, check};
 pub use codec::{Codec, Deflater, Inflater};
 pub use entry::CompressedCluster;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::checked_file::CheckedFile;
 use super::error::{Error, Result};
 use super::format::{Evidence, Start};
 use super::in_place;
@@ -20,7 +21,7 @@ use crate::qcow2::{
     self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Severity,
     Snapshot,
 };
-use crate::storage::{self, Storage, WritableStorage};
+use crate::storage::{self, FileStorage, Storage, WritableStorage};
 
 /// An image that was checked.
 #[derive(Debug)]
@@ -105,9 +106,9 @@ pub(super) fn formats(chain: &[Source]) -> Result<Vec<Format>> {
     layers::decide(&evidence)
 }
 
-/// A repair looks at the tables before, meanwhile and after.
+/// A repair looks at the tables before, meanwhile and after, and compares them with their checksums first.
 fn walks(repair: Option<Repair>) -> u64 {
-    if repair.is_some() { 3 } else { 1 }
+    if repair.is_some() { 4 } else { 1 }
 }
 
 fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer: &dyn Observer) -> Result<Checked> {
@@ -125,6 +126,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
     Header::read(&*storage).map_err(image_error)?;
     let (before, report) = match repair {
         Some(what) => {
+            check_sums(path, &storage, observer)?;
             let renewed = Arc::new(Renewed::whole(path, &storage));
             let writable: Arc<dyn WritableStorage> = renewed.clone();
             let repaired = observed(observer, |each| qcow2::repair(&writable, what, each)).map_err(image_error)?;
@@ -140,6 +142,18 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
     let bitmaps = image.as_ref().map(|image| if_sound(image.bitmaps())).transpose().map_err(image_error)?;
     let (snapshots, bitmaps) = (snapshots.flatten().unwrap_or_default(), bitmaps.flatten().unwrap_or_default());
     Ok(Checked::Qcow2(Box::new(CheckedImage { header, report, before, snapshots, bitmaps, length })))
+}
+
+/// Whether header and tables are what their checksums say, where there are some that can be used. New refcounts are made
+/// from them, and free what damaged ones do not lead to; the old refcounts may be damaged.
+fn check_sums(path: &Path, storage: &Arc<FileStorage>, observer: &dyn Observer) -> Result<()> {
+    let Some(sums) = Checksums::open(path).ok().flatten() else {
+        observer.advance(storage.length());
+        return Ok(());
+    };
+    let checked = CheckedFile::new(storage.clone(), Some(sums), false);
+    let report = observed(observer, |each| qcow2::check_apart(&checked, &**storage, each));
+    report.map(drop).map_err(|source| image_error(path, source))
 }
 
 /// What is damaged is none, and has findings in its report.

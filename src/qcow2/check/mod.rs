@@ -78,7 +78,19 @@ impl Default for CheckLimits {
 /// # Errors
 /// What is wrong with the header, [`Error::Cancelled`], [`Error::Memory`], [`Error::Io`].
 pub fn check(storage: &dyn Storage, observer: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Report> {
-    check_header(storage, &Header::read(storage)?, CheckLimits::default(), observer)
+    check_apart(storage, storage, observer)
+}
+
+/// Checks an image of which refcounts are read from another storage than all else, which may be stricter.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_apart(
+    storage: &dyn Storage,
+    refcounts: &dyn Storage,
+    observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Report> {
+    check_header(storage, refcounts, &Header::read(storage)?, CheckLimits::default(), observer)
 }
 
 impl Image {
@@ -88,7 +100,7 @@ impl Image {
     /// # Errors
     /// As [`check`].
     pub fn check(&self, limits: CheckLimits, observer: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Report> {
-        check_header(self.storage(), self.header(), limits, observer)
+        check_header(self.storage(), self.storage(), self.header(), limits, observer)
     }
 }
 
@@ -111,6 +123,7 @@ impl Image {
 
 fn check_header(
     storage: &dyn Storage,
+    refcounts: &dyn Storage,
     header: &Header,
     limits: CheckLimits,
     observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -120,7 +133,7 @@ fn check_header(
     let mut report = Report { dirty: header.is_dirty(), marked_corrupt: header.is_corrupt(), ..Report::default() };
     report.clusters.total = geometry.clusters(header.size);
     let roots = Roots::read(storage, header, &mut report)?;
-    let stored = Stored::read(storage, header, &mut report)?;
+    let stored = Stored::read(refcounts, header, &mut report)?;
     let clusters = geometry.clusters(storage.length());
     let spans = Spans::of(&roots, geometry);
     let mut lookup = Lookup::new(&stored);

@@ -16,6 +16,7 @@ pub(crate) mod manifest;
 pub(crate) mod merge;
 pub(crate) mod qmprebase;
 pub(crate) mod rebase;
+pub(crate) mod repair_sums;
 pub(crate) mod salvage;
 pub(crate) mod signals;
 pub(crate) mod snapshotrebase;
