@@ -21,7 +21,7 @@ use crate::qcow2::{
     self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Severity,
     Snapshot,
 };
-use crate::storage::{self, FileStorage, Storage, WritableStorage};
+use crate::storage::{self, FileStorage, Storage};
 
 /// An image that was checked.
 #[derive(Debug)]
@@ -128,9 +128,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
         Some(what) => {
             check_sums(path, &storage, observer)?;
             let renewed = Arc::new(Renewed::whole(path, &storage));
-            let writable: Arc<dyn WritableStorage> = renewed.clone();
-            let repaired = observed(observer, |each| qcow2::repair(&writable, what, each)).map_err(image_error)?;
-            renewed.finish(observer)?;
+            let repaired = renewed.repair(what, observer)?;
             (Some(repaired.before), repaired.after)
         }
         None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?),

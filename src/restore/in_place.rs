@@ -20,7 +20,7 @@ use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
 use crate::chain::{Checksums, FolderLock, FormatHint, Image, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
-use crate::storage::{self, FileStorage, WritableStorage};
+use crate::storage::{self, FileStorage};
 
 /// A FULL and INCs above it, locked.
 #[derive(Debug)]
@@ -174,9 +174,7 @@ impl InPlace {
         let full = Arc::new(self.renewed_full()?);
         let failed = |source| check::image_error(&full.path, source);
         if self.full().is_some_and(|full| full.header().is_dirty()) {
-            let storage: Arc<dyn WritableStorage> = full.clone();
-            check::observed(observer, |each| qcow2::repair(&storage, Repair::All, each)).map_err(failed)?;
-            full.finish(observer)?;
+            full.repair(Repair::All, observer)?;
         }
         let writer = Writer::open(full.clone()).map_err(failed)?;
         Ok((writer, full))

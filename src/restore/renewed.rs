@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::check;
 use super::error::{Error, Result};
 use super::observer::{Observer, Warning};
 use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal};
-use crate::qcow2::Geometry;
+use crate::qcow2::{self, Geometry, Repair, Repaired};
 use crate::storage::{FileStorage, Storage, Touched, WritableStorage};
 
 /// A file whose checksums are unsettled from before the first write on, until [`Renewed::finish`].
@@ -20,6 +22,10 @@ pub(super) struct Renewed {
     blocks: Range<u64>,
     file: Arc<FileStorage>,
     touched: Touched,
+    /// Bytes of the file before it changed.
+    length: u64,
+    /// Whether anything below that may have changed.
+    changed: AtomicBool,
     renewal: Mutex<Option<Renewal>>,
 }
 
@@ -36,7 +42,15 @@ impl Renewed {
 
     fn of(path: &Path, file: &Arc<FileStorage>, blocks: Range<u64>) -> Self {
         let touched = Touched::new(Arc::clone(file), BLOCK);
-        Self { path: path.to_owned(), blocks, file: Arc::clone(file), touched, renewal: Mutex::default() }
+        Self {
+            path: path.to_owned(),
+            blocks,
+            file: Arc::clone(file),
+            touched,
+            length: file.length(),
+            changed: AtomicBool::new(false),
+            renewal: Mutex::default(),
+        }
     }
 
     /// Says that the image is about to change. The first write says it by itself, but copies in the kernel do not.
@@ -52,6 +66,7 @@ impl Renewed {
             none => none.insert(Renewal::begin(&self.path, self.blocks.clone())?),
         };
         if !bytes.is_empty() {
+            self.changed.fetch_or(bytes.start < self.length, Ordering::Relaxed);
             // nobody else writes to a part of these blocks before they were looked at
             renewal.before_write(&bytes, &self.touched);
             self.touched.written(bytes);
@@ -71,6 +86,29 @@ impl Renewed {
             observer.warning(Warning::WasDamaged { path: self.path.clone(), blocks });
         }
         Ok(())
+    }
+
+    /// Repairs the image. Where that fails and has changed nothing, its checksums say what they said before.
+    pub(super) fn repair(self: &Arc<Self>, what: Repair, observer: &dyn Observer) -> Result<Repaired> {
+        let storage: Arc<dyn WritableStorage> = Arc::<Self>::clone(self);
+        let repaired = check::observed(observer, |each| qcow2::repair(&storage, what, each)).map_err(|source| {
+            // what is wrong is told; blocks that stay unsettled are settled by the next run
+            let _ = self.abandon();
+            check::image_error(&self.path, source)
+        })?;
+        self.finish(observer)?;
+        Ok(repaired)
+    }
+
+    /// Makes the checksums what they were, where the image has nothing new but behind its old end, which goes.
+    fn abandon(&self) -> io::Result<()> {
+        let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(renewal) = renewal.filter(|_| !self.changed.load(Ordering::Relaxed)) else { return Ok(()) };
+        if self.file.length() != self.length {
+            self.file.set_length(self.length)?;
+        }
+        self.file.sync()?;
+        renewal.abandon()
     }
 
     fn error(&self, source: io::Error) -> Error {

@@ -106,6 +106,14 @@ impl Renewal {
         }
     }
 
+    /// Takes back that the image is about to change, where it has not, or is again what it was.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub fn abandon(self) -> io::Result<()> {
+        self.sums.map_or(Ok(()), |sums| sums.header.overwrite(sums.file.file()))
+    }
+
     /// Sums what was written to, when all of it is on stable storage. How many blocks did not fit before comes back.
     ///
     /// # Errors

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use qmpbackup::chain::{BLOCK, Checksums, create_checksums};
 use qmpbackup::storage::FileStorage;
 
-use crate::support::program::Ended;
+use crate::support::program::{Ended, is_root};
+use crate::support::small_disk::Small;
 use crate::support::sums::wrong;
 use crate::support::tools;
 
@@ -76,4 +77,22 @@ fn damaged_refcounts_are_repaired_and_other_damage_is_found_as_before() {
     // nothing leads to the old refcounts any more
     assert_eq!(wrong(&image), [places.refcounts / BLOCK, places.data / BLOCK]);
     tools::run(tools::qemu_img().args(["check", "-q", "-f", "qcow2"]).arg(&image));
+}
+
+#[test]
+fn a_repair_that_has_no_room_leaves_checksums_as_they_were() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let small = Small::mount(&folder.path().join("small"), "16m");
+    let (image, places) = known(&folder.path().join("small"));
+    flip(&image, places.data + 99);
+    let before = bytes(&image);
+    small.fill(0);
+    repair(&image).with(7);
+    assert!(bytes(&image) == before, "something was changed");
+    small.free();
+    repair(&image).with(0);
+    assert_eq!(wrong(&image), [places.data / BLOCK]);
 }
