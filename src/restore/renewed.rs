@@ -88,27 +88,31 @@ impl Renewed {
         Ok(())
     }
 
-    /// Repairs the image. Where that fails and has changed nothing, its checksums say what they said before.
+    /// Repairs the image. Where that fails, its checksums still tell what was damaged before.
     pub(super) fn repair(self: &Arc<Self>, what: Repair, observer: &dyn Observer) -> Result<Repaired> {
         let storage: Arc<dyn WritableStorage> = Arc::<Self>::clone(self);
         let repaired = check::observed(observer, |each| qcow2::repair(&storage, what, each)).map_err(|source| {
             // what is wrong is told; blocks that stay unsettled are settled by the next run
-            let _ = self.abandon();
+            let _ = self.give_up(observer);
             check::image_error(&self.path, source)
         })?;
         self.finish(observer)?;
         Ok(repaired)
     }
 
-    /// Makes the checksums what they were, where the image has nothing new but behind its old end, which goes.
-    fn abandon(&self) -> io::Result<()> {
-        let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(renewal) = renewal.filter(|_| !self.changed.load(Ordering::Relaxed)) else { return Ok(()) };
-        if self.file.length() != self.length {
-            self.file.set_length(self.length)?;
+    /// Makes the checksums right after work that failed: what they were, where the image has nothing new but behind its old
+    /// end, which goes.
+    fn give_up(&self, observer: &dyn Observer) -> Result<()> {
+        let changed = self.changed.load(Ordering::Relaxed);
+        if !changed && self.file.length() != self.length {
+            self.file.set_length(self.length).map_err(|source| self.error(source))?;
         }
-        self.file.sync()?;
-        renewal.abandon()
+        self.file.sync().map_err(|source| self.error(source))?;
+        if changed {
+            return self.finish(observer);
+        }
+        let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        renewal.map_or(Ok(()), Renewal::abandon).map_err(|source| self.error(source))
     }
 
     fn error(&self, source: io::Error) -> Error {

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use qmpbackup::chain::{BLOCK, Checksums, create_checksums};
+use qmpbackup::qcow2::Repair;
+use qmpbackup::restore::{self, Error, Observer, Source};
 use qmpbackup::storage::FileStorage;
 
 use crate::support::program::{Ended, is_root};
@@ -77,6 +79,36 @@ fn damaged_refcounts_are_repaired_and_other_damage_is_found_as_before() {
     // nothing leads to the old refcounts any more
     assert_eq!(wrong(&image), [places.refcounts / BLOCK, places.data / BLOCK]);
     tools::run(tools::qemu_img().args(["check", "-q", "-f", "qcow2"]).arg(&image));
+}
+
+/// Gives up when its question is answered with yes.
+struct Impatient<F>(F);
+
+impl<F: Fn() -> bool + Sync> Observer for Impatient<F> {
+    fn is_cancelled(&self) -> bool {
+        (self.0)()
+    }
+}
+
+#[test]
+fn a_repair_that_is_cancelled_leaves_nothing_unsettled() {
+    for is_late in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, places) = known(folder.path());
+        flip(&image, places.data + 99);
+        let before = bytes(&image);
+        // when there is something behind the end, or when the header leads to it
+        let has_changed = || {
+            let (old, now) = (&before[0], fs::read(&image).unwrap());
+            if is_late { !now.starts_with(old) } else { now.len() > old.len() }
+        };
+        let sources = [vec![Source::new(image.clone())]];
+        let ended = restore::check(&sources, Some(Repair::All), &Impatient(has_changed));
+        assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+        assert_eq!(bytes(&image) == before, !is_late);
+        assert_eq!(Checksums::open(&image).unwrap().unwrap().unsettled(), 0..0);
+        assert_eq!(wrong(&image), [places.data / BLOCK]);
+    }
 }
 
 #[test]
