@@ -28,7 +28,7 @@
 //! let inventory = discover(backup.path())?;
 //! let point = inventory.disk(None)?.select_in_place(&When::Latest, &Clock::system(), false)?;
 //! let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
-//! let commit = Commit::plan(&point, options, &Silent)?;
+//! let mut commit = Commit::plan(&point, options, &Silent)?;
 //! commit.check(&Silent)?;
 //! commit.run(&Silent)?;
 //! # assert_eq!(discover(backup.path())?.disk(None)?.points().len(), 1);
