@@ -137,7 +137,7 @@ impl Prepared {
             let image = place.image(level, time, request.timestamp);
             let timeless = !request.timestamp && level != Level::Inc;
             if timeless {
-                check_free(&image, &live, folder)?;
+                check_free(&image, &live, place, folder)?;
                 history.allows_timeless(&image, level)?;
             }
             let partial = files::partial(&image);
@@ -285,7 +285,7 @@ impl Prepared {
 
 /// An image without a time comes in the place of a backup that nobody has open: neither this machine nor another. A file of
 /// no run, in a folder that none has been in, may be the disk of a machine that is off.
-fn check_free(image: &Path, live: &Live, folder: &Path) -> Result<(), Error> {
+fn check_free(image: &Path, live: &Live, place: &Place, folder: &Path) -> Result<(), Error> {
     let in_use = || Error::InUse { path: image.to_owned() };
     if live.has_open(image) {
         return Err(in_use());
@@ -297,7 +297,10 @@ fn check_free(image: &Path, live: &Live, folder: &Path) -> Result<(), Error> {
     }
     // of a link, the file that it leads to stays
     let is_file = image.symlink_metadata().is_ok_and(|there| there.is_file());
-    if is_file && !Manifest::path(image).exists() && target::chain(folder)?.is_none() {
+    // the Python tool makes no `uuid` for a COPY, but settings and a link
+    let has_link = [Level::Full, Level::Copy].into_iter().any(|level| place.link(level).is_symlink());
+    let is_backup = Manifest::path(image).exists() || place.config.exists() || has_link;
+    if is_file && !is_backup && target::chain(folder)?.is_none() {
         return Err(Error::NoBackup { path: image.to_owned() });
     }
     Ok(())

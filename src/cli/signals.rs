@@ -1,6 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first one asks the work to stop, and if it is told again and again, the program ends at
 //! once.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -71,7 +72,8 @@ async fn serve(mut signal: Signal, exit: Exit, warning: Option<&'static str>) {
             // the first signal decides, whatever its kind
             let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
         } else if let Some(warning) = warning.take() {
-            eprintln!("{warning}");
+            // the terminal may be gone
+            let _ = writeln!(std::io::stderr(), "{warning}");
         } else {
             std::process::exit(exit.code().into());
         }
