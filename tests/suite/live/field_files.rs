@@ -214,6 +214,9 @@ fn the_disk_of_a_machine_that_is_off_is_not_replaced() {
     for level in ["auto", "full", "copy"] {
         field.backup(&format!("{words} {level}"), 1).says("disk0: is there, and may be no backup");
     }
+    // but a COPY of the Python tool is, which leaves no `uuid`
+    std::os::unix::fs::symlink("disk0", field.target.join("COPY-disk0")).unwrap();
+    field.makes(&format!("{words} copy"), 0, "disk0 COPY");
     std::fs::remove_file(other).unwrap();
     field.makes(&format!("{words} full"), 0, "disk0 FULL");
     field.makes(&format!("{words} full"), 0, "disk0 FULL");
