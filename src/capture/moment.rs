@@ -123,11 +123,10 @@ async fn send(
     let mut stopped = None;
     let mut since = None;
     let mut result = Ok(());
-    let mut looked = false;
-    for command in &plan.moment {
-        if result.is_ok() && !looked && command.name() != "stop" {
+    let begins = plan.moment.iter().position(|command| command.name() != "stop");
+    for (at, command) in plan.moment.iter().enumerate() {
+        if result.is_ok() && Some(at) == begins {
             // as late as can be: a guest may take its time to freeze, and somebody a snapshot meanwhile
-            looked = true;
             result = prepared.same_nodes(machine).await;
         }
         let ends = command.name() == "cont";

@@ -33,15 +33,12 @@ pub(super) fn watch(warning: Option<&'static str>) -> Result<(), Failure> {
 fn start(warning: Option<&'static str>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     // from here on, signals no longer end the process by themselves
-    let (hangup, interrupt, terminate) = {
+    let (hangup, interrupt, terminate, too_large) = {
         let _entered = runtime.enter();
         let hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
-        (hangup, signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    // a file that may not grow as far as it has to: that is an error of the write then
-    let too_large = {
-        let _entered = runtime.enter();
-        signal(SignalKind::from_raw(libc::SIGXFSZ))?
+        // a file that may not grow as far as it has to: that is an error of the write then
+        let too_large = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
+        (hangup, signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, too_large)
     };
     let serve = move || {
         let _too_large = too_large;

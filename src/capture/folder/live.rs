@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::capture::machine::file_name::FileName;
 use crate::capture::machine::nodes::Node;
@@ -27,13 +27,11 @@ impl Live {
     pub(crate) fn of(nodes: &[Node], cwd: Option<&Path>) -> Self {
         let mut live = Self::default();
         for node in nodes {
-            let Some(path) = FileName::parse(&node.file).path.map(PathBuf::from) else { continue };
-            let path = match cwd {
-                None if path.is_relative() => {
-                    live.names.extend(path.file_name().map(OsStr::to_owned));
-                    continue;
-                }
-                cwd => cwd.unwrap_or(Path::new("")).join(path),
+            let name = FileName::parse(&node.file);
+            let Some(path) = name.absolute(cwd) else {
+                let name = name.path.as_deref().and_then(|path| Path::new(path).file_name());
+                live.names.extend(name.map(OsStr::to_owned));
+                continue;
             };
             let Some(file) = number(&path) else { continue };
             live.open.insert(file);

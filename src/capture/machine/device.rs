@@ -51,8 +51,7 @@ impl Device {
     /// The path of the disk's file, where it is local; a relative one is resolved in QEMU's working directory.
     #[must_use]
     pub fn absolute(&self, cwd: Option<&Path>) -> Option<PathBuf> {
-        let path = PathBuf::from(FileName::parse(&self.file).path?);
-        if path.is_absolute() { Some(path) } else { cwd.map(|cwd| cwd.join(path)) }
+        FileName::parse(&self.file).absolute(cwd)
     }
 
     /// What images of the disk may bear: the last part of its file's name, and of those below, which were the disk's own

@@ -1,5 +1,7 @@
 //! What QEMU's file names mean: paths, `protocol:` names, URLs, and `json:` with options. Nothing is opened.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Map, Value};
 
 /// A file name in a folder of backups has at most 255 bytes; level, time and `.partial` want some.
@@ -58,6 +60,14 @@ impl FileName {
     #[must_use]
     pub fn parse(name: &str) -> Self {
         parse(name, MAX_NESTING)
+    }
+
+    /// The path, where the file is local; a relative one starts in QEMU's working directory, and is none where that is not
+    /// known.
+    #[must_use]
+    pub(crate) fn absolute(&self, cwd: Option<&Path>) -> Option<PathBuf> {
+        let path = PathBuf::from(self.path.as_ref()?);
+        if path.is_absolute() { Some(path) } else { cwd.map(|cwd| cwd.join(path)) }
     }
 
     /// The path, where the file is local, else the name as QEMU prints it. Read again, it means the same.
@@ -312,7 +322,7 @@ mod tests {
             let name = format!("{start}{text}");
             let meaning = FileName::parse(&name);
             if let Some(base) = &meaning.base {
-                let count = std::path::Path::new(base).components().count();
+                let count = Path::new(base).components().count();
                 prop_assert!(count == 1 && base.len() <= MAX_BYTES && !base.contains(['/', '\0']), "{base:?}");
             }
             prop_assert_eq!(FileName::parse(&meaning.short(&name)), meaning);

@@ -21,8 +21,8 @@ pub(crate) struct Teardown {
 }
 
 impl Teardown {
-    /// Decides what to send. The nodes [`names::LOCK`] and [`frozen::NODE`](crate::capture::order::frozen::NODE) stay: they go last, when
-    /// files, bitmaps and the guest are in order too.
+    /// Decides what to send. The nodes [`names::LOCK`] and [`frozen::NODE`](crate::capture::order::frozen::NODE) stay: they
+    /// go last, when files, bitmaps and the guest are in order too.
     #[must_use]
     pub(crate) fn new(observed: &Observed) -> Self {
         let marked = observed.node(names::MOMENT);
