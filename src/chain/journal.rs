@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::json_file::{self, invalid};
 use super::manifest::{seal, seal_fits};
-use super::{BOOKKEEPING, Image, ImageName, Level, MAX_CONFIG_BYTES};
+use super::{BOOKKEEPING, Image, ImageId, ImageName, Level, MAX_CONFIG_BYTES};
 
 /// The version of the file. The first had no `crc32`, which is that of a manifest.
 const VERSION: u64 = 2;
@@ -30,6 +30,8 @@ pub struct Unfinished {
     pub full: String,
     /// The file names of all INCs that it takes, oldest first; some may be gone already.
     pub incs: Vec<String>,
+    /// The id that the FULL had before, where it had one: it becomes another image.
+    pub full_id: Option<ImageId>,
 }
 
 /// What is done in a FULL.
@@ -152,7 +154,8 @@ impl Unfinished {
     /// The names of the INCs that the work takes.
     pub(super) fn taken(&self) -> Taken<'_> {
         let is_needed = self.work == Work::Commit && self.phase == Phase::Writing;
-        Taken { names: self.incs.iter().map(String::as_str).collect(), may_be_gone: !is_needed }
+        let names = self.incs.iter().map(String::as_str).collect();
+        Taken { names, may_be_gone: !is_needed, full_id: self.full_id }
     }
 
     /// Says what is wrong where it is not the journal of this FULL, or may not be acted upon: the names are of files
@@ -178,6 +181,7 @@ impl Unfinished {
             "phase": self.phase.as_str(),
             "full": self.full,
             "incs": self.incs,
+            "full-id": self.full_id.map(|id| id.to_string()),
         });
         if let Some(keys) = value.as_object_mut() {
             seal(keys);
@@ -201,6 +205,7 @@ impl Unfinished {
             phase: Phase::ALL.into_iter().find(|known| known.as_str() == phase).ok_or(format!("phase is {phase:?}"))?,
             full: text("full")?.to_owned(),
             incs: incs.map(|inc| inc.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or("incs are no names")?,
+            full_id: value.get("full-id").and_then(Value::as_str).and_then(ImageId::parse),
         })
     }
 }
@@ -210,6 +215,7 @@ impl Unfinished {
 pub(super) struct Taken<'a> {
     names: BTreeSet<&'a str>,
     may_be_gone: bool,
+    full_id: Option<ImageId>,
 }
 
 impl Taken<'_> {
@@ -220,6 +226,11 @@ impl Taken<'_> {
     /// Whether one of them has this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.names.contains(name)
+    }
+
+    /// Whether the FULL had this id before it.
+    pub(super) fn was_full(&self, id: ImageId) -> bool {
+        self.full_id == Some(id)
     }
 
     /// Whether it is one of them, and the FULL may hold all of it already.
@@ -247,6 +258,7 @@ mod tests {
             phase: Phase::Writing,
             full: FULL.to_owned(),
             incs: vec!["INC-200-d".to_owned(), "INC-300-d".to_owned()],
+            full_id: ImageId::parse("0123456789abcdef0123456789abcdef"),
         }
     }
 

@@ -102,8 +102,11 @@ impl Lineage {
         let parent = known.parent.clone()?;
         if last.name() == parent.as_str() {
             let ids = known.parent_id.zip(last.known().and_then(|last| last.id));
+            // made before the work began that gives the FULL another id
+            let is_older =
+                |id| before.len() == 1 && taken.is_some_and(|taken| taken.contains(inc) && taken.was_full(id));
             return ids
-                .is_some_and(|(parent, last)| parent != last)
+                .is_some_and(|(parent, last)| parent != last && !is_older(parent))
                 .then(|| Self::Exchanged { image: Arc::clone(inc), before: Arc::clone(last) });
         }
         let may_change = |taken: &Taken<'_>| before.len() == 1 || taken.contains(last);

@@ -191,6 +191,12 @@ impl Header {
     pub fn refcount_bits(&self) -> u32 {
         1 << self.refcount_order
     }
+
+    /// The longest file in bytes whose clusters all can have a refcount.
+    pub(crate) fn most_counted(&self) -> u64 {
+        let counted = (self.geometry.cluster_size() * 8) >> self.refcount_order;
+        (wire::REFCOUNT_TABLE_BYTES_MAX / 8).saturating_mul(counted).saturating_mul(self.geometry.cluster_size())
+    }
 }
 
 fn read(storage: &dyn Storage, buffer: &mut [u8]) -> Result<()> {

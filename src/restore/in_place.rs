@@ -18,7 +18,7 @@ use super::observer::Observer;
 use super::rebase;
 use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
-use crate::chain::{Checksums, FolderLock, FormatHint, Image, Level, Manifest, RestorePoint, Work};
+use crate::chain::{Checksums, FolderLock, FormatHint, Image, ImageId, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage};
 
@@ -320,7 +320,6 @@ pub(super) fn relative_name(name: &str) -> String {
 /// What is known of a FULL that now holds the moment of an INC.
 pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
     let (old, inc) = (read_manifest(full)?, read_manifest(&held.path)?);
-    // it is the same image still, and its checksums are those of before where it was not written to
     let id = old.as_ref().and_then(|old| old.id);
     // that of the FULL goes back to an older moment
     let bitmap = inc.as_ref().and_then(|inc| inc.bitmap.clone());
@@ -340,6 +339,20 @@ pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
         qemu,
     };
     write_manifest(full, &manifest)
+}
+
+/// The id of an image, where its manifest tells one.
+pub(super) fn id(image: &Path) -> Result<Option<ImageId>> {
+    Ok(read_manifest(image)?.and_then(|manifest| manifest.id))
+}
+
+/// Gives an image a new id where it still has this one.
+pub(super) fn give_id(image: &Path, former: Option<ImageId>) -> Result<()> {
+    let Some(manifest) = read_manifest(image)?.filter(|manifest| manifest.id.is_some() && manifest.id == former) else {
+        return Ok(());
+    };
+    let id = ImageId::random().map_err(|source| Error::Write { path: Manifest::path(image), source })?;
+    write_manifest(image, &Manifest { id: Some(id), ..manifest })
 }
 
 fn read_manifest(image: &Path) -> Result<Option<Manifest>> {

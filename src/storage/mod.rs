@@ -12,6 +12,7 @@ mod lock;
 mod memory;
 mod offload;
 mod publish;
+mod removable;
 mod touched;
 mod writeback;
 
@@ -30,6 +31,7 @@ pub use memory::MemoryStorage;
 pub(crate) use offload::{offload_min, shares_blocks};
 pub use publish::{NewFile, Undurable};
 pub(crate) use publish::{parent, sync as sync_folder, write_whole};
+pub(crate) use removable::why_unremovable;
 pub(crate) use touched::Touched;
 pub(crate) use writeback::{forget, start_writeback};
 

@@ -25,7 +25,7 @@ fn name(image: &Path) -> String {
 /// Says that work in the FULL was begun, which takes all INCs.
 fn begin(backup: &Backup, work: Work, phase: Phase) {
     let incs = backup.images[1..].iter().map(|image| name(image)).collect();
-    let unfinished = Unfinished { work, phase, full: name(&backup.images[0]), incs };
+    let unfinished = Unfinished { work, phase, full: name(&backup.images[0]), incs, full_id: None };
     unfinished.write(&backup.images[0]).unwrap();
 }
 
@@ -150,7 +150,7 @@ fn work_that_was_begun_is_not_refused_for_the_snapshots_that_it_has_made() {
     fs::rename(&narrow, full).unwrap();
     run(&backup, &["snapshotrebase", "--until", &name(&backup.images[2])]).with(0);
     let incs = vec![name(&backup.images[3])];
-    let begun = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full: name(full), incs };
+    let begun = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full: name(full), incs, full_id: None };
     begun.write(full).unwrap();
     run(&backup, &["snapshotrebase"]).with(0);
     assert_eq!(snapshots(&backup).len(), 4);

@@ -548,7 +548,9 @@ fn what_was_interrupted_or_is_newer_is_no_damage() {
     let backup = kept();
     let (work, phase) = (chain::Work::Commit, chain::Phase::Writing);
     let incs = names(&backup.images[1..]);
-    chain::Unfinished { work, phase, full: name(&backup.images[0]), incs }.write(&backup.images[0]).unwrap();
+    chain::Unfinished { work, phase, full: name(&backup.images[0]), incs, full_id: None }
+        .write(&backup.images[0])
+        .unwrap();
     cli(&backup, &[]).with(3).says("was begun and not finished").says_not("DAMAGED");
     // it may have resized the FULL already, and not written that down
     fs::remove_file(Checksums::path(&backup.images[0])).unwrap();

@@ -190,6 +190,7 @@ mod tests {
             phase: Phase::Removing,
             full: "FULL-5-disk".to_owned(),
             incs: vec!["INC-9-disk".to_owned()],
+            full_id: None,
         };
         unfinished.write(&full).unwrap();
         let fault = || History::read(folder.path(), "disk", &Live::default()).unwrap().newest.unwrap().fault.unwrap();

@@ -245,6 +245,7 @@ mod tests {
             phase: Phase::Removing,
             full: "disk".to_owned(),
             incs: vec!["INC-9-disk".to_owned()],
+            full_id: None,
         };
         unfinished.write(&image).unwrap();
         std::fs::write(&image, "old").unwrap();

@@ -46,8 +46,8 @@ use header::Header;
 pub(crate) use known::KnownSums;
 pub use renew::Renewal;
 
-use super::ImageId;
 use super::manifest::{Manifest, beside};
+use super::{ImageId, Unfinished};
 use crate::storage::{FileStorage, Storage, open_unlinked, to_usize};
 
 /// Bytes of a block.
@@ -178,7 +178,9 @@ impl Checksums {
         let sums = Self { path, file, header };
         sums.check_list()?;
         match sums.id().zip(id_of(image)) {
-            Some((id, expected)) if id != expected => Err(ChecksumsError::Foreign { path: sums.path, id, expected }),
+            Some((id, expected)) if id != expected && !was(image, id) => {
+                Err(ChecksumsError::Foreign { path: sums.path, id, expected })
+            }
             _ => Ok(Some(sums)),
         }
     }
@@ -253,6 +255,11 @@ impl Checksums {
             damaged("the CRC-32 of the list", self.header.list_at(), sum.into(), self.header.list.into())
         }
     }
+}
+
+/// Whether an image had this id before the work that was begun in it, which has given it another one.
+fn was(image: &Path, id: ImageId) -> bool {
+    Unfinished::read(image).is_ok_and(|begun| begun.is_some_and(|begun| begun.full_id == Some(id)))
 }
 
 /// The id of an image, where it has a manifest that tells it.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::compute::{READ, sums_of, write};
 use super::header::Header;
-use super::{BLOCK, Checksums, ChecksumsError};
+use super::{BLOCK, Checksums, ChecksumsError, id_of};
 use crate::storage::{BlockSet, FileStorage, Storage, Touched, to_usize};
 
 /// Checksums of an image that is about to change.
@@ -46,7 +46,10 @@ impl Renewal {
             Err(ChecksumsError::Damaged { .. } | ChecksumsError::Foreign { .. }) => None,
         };
         let mut unsettled = blocks;
-        if let Some(sums) = &sums {
+        let mut sums = sums;
+        if let Some(sums) = &mut sums {
+            // it may have become another image
+            sums.header.id = sums.header.id.and_then(|id| id_of(image).or(Some(id)));
             let before = sums.header.unsettled;
             if before.1 > 0 {
                 unsettled = unsettled.start.min(before.0)..unsettled.end.max(before.0.saturating_add(before.1));

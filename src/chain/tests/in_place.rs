@@ -37,6 +37,7 @@ impl Tree {
             phase,
             full: text(full.file_name().unwrap()),
             incs: incs.iter().map(|inc| (*inc).to_owned()).collect(),
+            full_id: None,
         };
         unfinished.write(&full).unwrap();
     }

@@ -208,7 +208,7 @@ fn a_manifest_that_cannot_be_read_is_told_and_says_nothing() {
 fn unfinished(tree: &Tree, incs: &[&str], until: &str) -> Result<Vec<String>, String> {
     let incs = incs.iter().map(|inc| (*inc).to_owned()).collect();
     let full = CHAIN[0].to_owned();
-    let unfinished = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full, incs };
+    let unfinished = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full, incs, full_id: None };
     unfinished.write(&tree.path(CHAIN[0])).unwrap();
     let point = tree.disk().select_in_place(&until.parse().unwrap(), &clock(), false);
     point.map(|point| paths(&point)).map_err(|error| error.to_string())

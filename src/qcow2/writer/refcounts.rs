@@ -299,12 +299,14 @@ impl Refcounts {
     fn append(&mut self, storage: &dyn Storage, count: u64) -> Result<u64> {
         let first = self.first_unused(storage)?;
         let (mut table_clusters, mut table_length, mut blocks) = (0, self.table.len() as u64, 0);
+        let most = REFCOUNT_TABLE_BYTES_MAX;
         // each round needs a fraction of what the round before did
         let absent = loop {
             let end = first + count + table_clusters + blocks;
             let last = (end - 1) / self.entries();
             if last >= table_length {
-                table_length = (last + last / 2 + 1).next_multiple_of(self.geometry.cluster_size() / 8);
+                let longer = (last + last / 2 + 1).next_multiple_of(self.geometry.cluster_size() / 8);
+                table_length = longer.min(most / 8).max(last + 1);
                 table_clusters = self.geometry.clusters(table_length * 8);
                 continue;
             }
@@ -315,7 +317,6 @@ impl Refcounts {
             }
             blocks = absent.len() as u64;
         };
-        let most = REFCOUNT_TABLE_BYTES_MAX;
         if table_length * 8 > most {
             return Err(Error::TableTooLarge { what: "the refcount table", bytes: table_length * 8, most });
         }

@@ -5,6 +5,8 @@
 //!                   └─ its checksums are unsettled ────────┘
 //! ```
 //!
+//! The FULL becomes another image, with an id of its own: one that is put back from before does not fit the next INC.
+//!
 //! While the journal says `writing`, the FULL is a mixture, and the chain has no restore point but for this work: done again
 //! from its beginning, it ends with the same disk, since each INC is still there. While it says `removing`, the FULL
 //! holds all of them, and what is left of them only has to go.
@@ -48,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::apply::apply_layers;
-use crate::chain::{self, Image, RestorePoint, Unfinished};
+use crate::chain::{self, Image, ImageId, RestorePoint, Unfinished};
 use crate::qcow2::Writer;
 use crate::restore::check;
 use crate::restore::copier::Work;
@@ -184,11 +186,13 @@ impl Commit {
         refuse::mixture(point, options.work, image, &incs)?;
         chain.check_followers(options.work)?;
         if !incs.is_empty() {
-            let journal = journal(options.work, chain::Phase::Writing, full, &incs);
+            let journal = journal(options.work, chain::Phase::Writing, full, &incs, in_place::id(&full.path)?);
             journal.check_writable(&full.path).map_err(|source| journal_error(&full.path, source))?;
         }
+        refuse::unremovable(&[&*rest, &*incs].concat(), [Some(full), chain.next()])?;
         // what was begun can only be ended, and what it wrote before needs no room again
         if point.unfinished.is_none() {
+            refuse::refcounts(image, &full.path, needs.growth)?;
             space::check(&full.path, image, needs.growth, incs.len())?;
         }
         Ok(Self { options, chain, rest, incs, resumed: point.unfinished.clone(), summary, checked: false, pool })
@@ -259,7 +263,9 @@ impl Commit {
         if !self.incs.is_empty() {
             self.chain.restrict()?;
             let (mut writer, image) = self.chain.writer(observer)?;
-            self.journal(chain::Phase::Writing)?;
+            let full_id = self.former_id()?;
+            self.journal(chain::Phase::Writing, full_id)?;
+            in_place::give_id(full, full_id)?;
             image.begin()?;
             observer.phase(Phase::Copying { bytes: self.summary.bytes });
             match self.options.work {
@@ -269,7 +275,7 @@ impl Commit {
                     finish(full, writer)?;
                     image.finish(observer)?;
                     self.renew(self.incs.len() - 1, observer)?;
-                    self.journal(chain::Phase::Removing)?;
+                    self.journal(chain::Phase::Removing, full_id)?;
                 }
                 chain::Work::SnapshotRebase => {
                     self.write_snapshots(writer, observer)?;
@@ -324,9 +330,18 @@ impl Commit {
         next.map_or(Ok(()), |next| self.chain.follow(next, observer))
     }
 
-    fn journal(&self, phase: chain::Phase) -> Result<()> {
+    /// The id of the FULL before it becomes another image, which an earlier run may have begun.
+    fn former_id(&self) -> Result<Option<ImageId>> {
+        let begun = self.resumed.as_ref().filter(|begun| begun.phase == chain::Phase::Writing);
+        match begun.and_then(|begun| begun.full_id) {
+            None => in_place::id(&self.summary.full),
+            former => Ok(former),
+        }
+    }
+
+    fn journal(&self, phase: chain::Phase, full_id: Option<ImageId>) -> Result<()> {
         let Some(full) = self.chain.image() else { return Err(Error::Empty) };
-        let written = journal(self.options.work, phase, full, &self.incs).write(&full.path);
+        let written = journal(self.options.work, phase, full, &self.incs, full_id).write(&full.path);
         written.map_err(|source| journal_error(&full.path, source))
     }
 
@@ -342,8 +357,15 @@ impl Commit {
 }
 
 /// What is written down while INCs go into a FULL.
-fn journal(work: chain::Work, phase: chain::Phase, full: &Image, incs: &[Arc<Image>]) -> Unfinished {
-    Unfinished { work, phase, full: full.display_name(), incs: incs.iter().map(|image| image.display_name()).collect() }
+fn journal(
+    work: chain::Work,
+    phase: chain::Phase,
+    full: &Image,
+    incs: &[Arc<Image>],
+    full_id: Option<ImageId>,
+) -> Unfinished {
+    let incs = incs.iter().map(|image| image.display_name()).collect();
+    Unfinished { work, phase, full: full.display_name(), incs, full_id }
 }
 
 fn journal_error(full: &Path, source: std::io::Error) -> Error {

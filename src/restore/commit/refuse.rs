@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::FULL_SNAPSHOT;
-use crate::chain::{self, Image, ImageName, RestorePoint};
+use crate::chain::{self, Checksums, Image, ImageName, Manifest, RestorePoint};
 use crate::qcow2;
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place::{self, InPlace};
 use crate::restore::resolve::Mapped;
+use crate::storage;
 
 /// What would be refused when a part of the work is done. `names` are those of the snapshots that it makes.
 pub(super) fn impossible<'a>(
@@ -56,6 +57,28 @@ pub(super) fn impossible<'a>(
         if highest.saturating_mul(made + 1) > u64::MAX >> (64 - header.refcount_bits()) {
             return refuse("its refcounts are too narrow for so many snapshots");
         }
+    }
+    Ok(())
+}
+
+/// Whether what goes, and what is replaced beside the images, can be removed.
+pub(super) fn unremovable(incs: &[Arc<Image>], kept: [Option<&Arc<Image>>; 2]) -> Result<()> {
+    let beside = |image: &Arc<Image>| [Manifest::path(&image.path), Checksums::path(&image.path)];
+    let all = incs.iter().chain(kept.into_iter().flatten()).flat_map(beside);
+    for path in incs.iter().map(|inc| inc.path.clone()).chain(all) {
+        let why = storage::why_unremovable(&path).map_err(|source| Error::Open { path: path.clone(), source })?;
+        why.map_or(Ok(()), |reason| Err(in_place::refused(&path, reason)))?;
+    }
+    Ok(())
+}
+
+/// Refuses a file whose refcounts could not tell of all its clusters when it has grown by as many bytes as it may.
+pub(super) fn refcounts(full: &qcow2::Image, path: &Path, growth: u64) -> Result<()> {
+    if full.storage().length().saturating_add(growth) > full.header().most_counted() {
+        return Err(in_place::refused(
+            path,
+            "may become larger than its refcounts can tell: a merge makes a new image, with larger clusters (--cluster-size)",
+        ));
     }
     Ok(())
 }

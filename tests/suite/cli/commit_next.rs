@@ -105,3 +105,26 @@ fn an_inc_that_builds_on_the_full_already_is_refused() {
         backup.refuses(&[command, "--until=INC-1793674800"], 1, "builds on the FULL, not on the INC before it");
     }
 }
+
+#[test]
+fn a_full_of_before_that_was_put_back_is_noticed() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    for command in COMMANDS {
+        let copy = backup.copied();
+        let full = copy.images[0].clone();
+        let files = [&[full.clone()], &books(&full)[..]].concat();
+        let away: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+        copy.does(&[command, "--until=INC-1793761200"]).with(0);
+        copy.does(&["verify"]).with(0);
+        // all of it, or but for the manifest
+        fs::write(&files[0], &away[0]).unwrap();
+        fs::write(&files[2], &away[2]).unwrap();
+        copy.does(&["verify"]).fails(4).says("has the checksums of image");
+        copy.merged(["--verify", "--out=no"]).fails(4).says("has the checksums of image");
+        fs::write(&files[1], &away[1]).unwrap();
+        copy.does(&["list"]).with(3).says("builds on another image of the name");
+        copy.does(&["verify"]).fails(4).says("builds on another image of the name");
+        copy.merged(["--out=no"]).with(4).says("builds on another image of the name");
+    }
+}

@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
+use qmpbackup::chain::{Checksums, Manifest};
 use qmpbackup::qcow2::Image;
 use qmpbackup::storage::MemoryStorage;
 
@@ -345,4 +347,40 @@ fn a_compressed_cluster_that_cannot_be_inflated_is_found_before() {
     let expected = backup.expected(1);
     backup.does(&["commit", "--until=INC-1793674800"]).with(0);
     backup.assert_holds(1, &expected);
+}
+
+/// What cannot be removed at the end, or replaced. An image that must not change is not even opened.
+#[test]
+fn what_cannot_be_removed_is_found_before() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    let fixed = [
+        (backup.images[1].clone(), "i", "INC-1793674800-disk.qcow2: cannot be opened"),
+        (Manifest::path(&backup.images[2]), "i", "INC-1793761200-disk.qcow2.json: must not change"),
+        (Checksums::path(&backup.images[0]), "i", "FULL-1793588400-disk.qcow2.crc32"),
+        (backup.dir.clone(), "i", "is in a folder that must not change"),
+    ];
+    for (path, flag, says) in fixed {
+        let Some(_fixed) = Fixed::new(&path, flag) else {
+            eprintln!("skipped: files cannot be made immutable here");
+            return;
+        };
+        assert_refused(&backup, &[], 1, says);
+    }
+}
+
+/// A file that must not change until this goes.
+struct Fixed<'a>(&'a Path, &'static str);
+
+impl<'a> Fixed<'a> {
+    fn new(path: &'a Path, flag: &'static str) -> Option<Self> {
+        let set = Command::new("chattr").arg(format!("+{flag}")).arg(path).status();
+        set.is_ok_and(|set| set.success()).then_some(Self(path, flag))
+    }
+}
+
+impl Drop for Fixed<'_> {
+    fn drop(&mut self) {
+        tools::run(Command::new("chattr").arg(format!("-{}", self.1)).arg(self.0));
+    }
 }

@@ -283,6 +283,7 @@ fn a_snapshotrebase_whose_last_inc_was_gone_when_it_was_killed_settles_the_full(
         phase: Phase::Writing,
         full: backup.name(0).to_owned(),
         incs: vec![backup.name(1).to_owned()],
+        full_id: None,
     };
     backup.does(&["snapshotrebase", "--until=INC-1793674800"]).with(0);
     unfinished.write(&backup.images[0]).unwrap();

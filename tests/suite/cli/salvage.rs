@@ -390,7 +390,7 @@ fn what_may_be_wrong_anywhere_is_said_where_it_cannot_be_listed() {
     let incs = backup.images[1..3].iter().map(|inc| name(inc)).collect();
     let (work, phase) = (Work::Commit, Phase::Writing);
     std::fs::create_dir(backup.dir.join(".qmpbackup")).unwrap();
-    Unfinished { work, phase, full: name(full), incs }.write(full).unwrap();
+    Unfinished { work, phase, full: name(full), incs, full_id: None }.write(full).unwrap();
     judge(&backup, "damaged", "may be wrong anywhere: a commit up to");
 
     let backup = Backup::new();

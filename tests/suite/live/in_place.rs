@@ -139,6 +139,7 @@ fn while_a_full_is_written_to_nothing_is_built_on_it_or_restored() {
             phase: Phase::Writing,
             full: name(&paths[0]),
             incs: paths[1..3].iter().map(|path| name(path)).collect(),
+            full_id: None,
         };
         work.write(&paths[0]).unwrap();
         let last = name(&paths[2]);
@@ -173,7 +174,7 @@ fn a_new_full_under_the_name_of_one_that_was_written_to_is_whole() {
         let incs = field.points[1..].iter().map(|point| name(&point.images[0].path)).collect();
         field.commit(3);
         let full = field.points[0].images[0].path.clone();
-        let work = Unfinished { work: Work::Commit, phase: Phase::Removing, full: name(&full), incs };
+        let work = Unfinished { work: Work::Commit, phase: Phase::Removing, full: name(&full), incs, full_id: None };
         work.write(&full).unwrap();
         field.backup("--level inc --no-timestamp", 4).says("was begun and not finished");
         field.points.clear();
