@@ -1,7 +1,8 @@
 //! Makes refcounts and COPIED flags right again. What refers to what is not guessed at: damaged tables stay damaged.
 //!
 //! The old refcounts stay where they are until the header leads to the new ones, and everything new goes behind the end of
-//! the file, so that a crash, or a disk that is full, leaves the image as it was.
+//! the file, so that a crash, or a disk that is full, leaves the image as it was. Then they become zeroes: what was damaged
+//! there is no damage of the image any more.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use super::error::{Error, Result};
 use super::features::Features;
 use super::header::Header;
 use super::l1::l1_entries;
-use super::writer::{Head, Next, Rebuild, Room, share, sync};
-use crate::storage::{Storage as _, WritableStorage};
+use super::writer::{Head, Next, Rebuild, Room, clusters_of, share, sync, write};
+use crate::storage::{Storage as _, WritableStorage, to_usize};
 
 /// What to repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +66,14 @@ pub fn repair(
         let room = Room::behind(storage, head.header());
         let rebuild = Rebuild { storage, room, takes_damage: true, limits: CheckLimits::default() };
         let next = next(storage, head.header())?;
+        let old = refcount_clusters(storage, head.header())?;
         match rebuild.run(&mut head, next, &mut share(length, 1, 3, &mut *observer)) {
             Err(Error::RefcountOverflow { .. } | Error::TableTooLarge { .. }) => {
                 return Ok(Repaired { after: before.clone(), before });
             }
             result => result?,
         }
+        erase_free(storage, head.header(), &old)?;
     } else if before.dirty {
         clear(storage, &mut head, Features::DIRTY)?;
     }
@@ -94,6 +97,34 @@ fn is_wrong(storage: &Arc<dyn WritableStorage>, header: &Header, report: &Report
     });
     let damaged = refcount_table.structure_errors > 0 || table.end > storage.length();
     Ok(report.leaks > 0 || report.refcount_errors > 0 || damaged || overlaps)
+}
+
+/// The clusters of the refcount structure, as far as they are in the file.
+fn refcount_clusters(storage: &Arc<dyn WritableStorage>, header: &Header) -> Result<Vec<u64>> {
+    let bits = header.geometry.cluster_bits();
+    let blocks = Stored::read(storage, header, &mut Report::default())?.references;
+    let clusters =
+        clusters_of(header.refcount_table, header.geometry).chain(blocks.iter().map(|block| block.0 >> bits));
+    let in_file = storage.length() >> bits;
+    Ok(clusters.filter(|cluster| *cluster < in_file).collect())
+}
+
+/// Writes zeroes to those of these clusters that nothing leads to.
+fn erase_free(storage: &Arc<dyn WritableStorage>, header: &Header, clusters: &[u64]) -> Result<()> {
+    let size = header.geometry.cluster_size();
+    let stored = Stored::read(storage, header, &mut Report::default())?;
+    for cluster in clusters {
+        let mut is_free = false;
+        stored.runs(*cluster..cluster + 1, &mut |_, count| {
+            is_free = count == Some(0);
+            Ok(())
+        })?;
+        // the image is right whether it could be written or not
+        if is_free && write(&**storage, "a refcount block", cluster * size, &vec![0; to_usize(size)]).is_err() {
+            break;
+        }
+    }
+    sync(&**storage)
 }
 
 /// The image as it is.

@@ -69,6 +69,7 @@ use self::bitmaps::Bitmaps;
 pub(super) use self::head::Head;
 pub(super) use self::rebuild::{Next, Rebuild, share};
 use self::refcounts::Refcounts;
+pub(super) use self::refcounts::{clusters_of, write};
 pub(super) use self::room::Room;
 use self::tables::Tables;
 use super::address::{GuestOffset, HostOffset};
@@ -128,7 +129,7 @@ impl Writer {
         Image::open(Arc::new(Arc::clone(&storage)))?;
         let tables = Tables::read(&storage, head.header())?;
         let mut refcounts = Refcounts::read(&storage, head.header())?;
-        refcounts.guard("the L1 table", refcounts::clusters_of(tables.l1_table(), head.header().geometry))?;
+        refcounts.guard("the L1 table", clusters_of(tables.l1_table(), head.header().geometry))?;
         refcounts.guard("an L2 table", tables.hosts())?;
         if refcounts.get(&storage, 0)? == 0 {
             return Err(Error::InUse { cluster: HostOffset(0) });
@@ -178,7 +179,7 @@ impl Writer {
         for Place { guest, host } in places {
             let part = crate::storage::to_usize(guest.start - offset.0)..crate::storage::to_usize(guest.end - offset.0);
             let bytes = bytes.get(part).unwrap_or_default();
-            self.guarded(|writer| refcounts::write(&*writer.storage, "guest data", host.0, bytes))?;
+            self.guarded(|writer| write(&*writer.storage, "guest data", host.0, bytes))?;
         }
         Ok(())
     }

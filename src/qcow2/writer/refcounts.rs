@@ -366,12 +366,17 @@ impl Refcounts {
 }
 
 /// The clusters of a table.
-pub(super) fn clusters_of(table: Table, geometry: Geometry) -> Range<u64> {
+pub(in crate::qcow2) fn clusters_of(table: Table, geometry: Geometry) -> Range<u64> {
     let first = table.offset.0 >> geometry.cluster_bits();
     first..first + geometry.clusters(table.bytes())
 }
 
-pub(super) fn write(storage: &dyn WritableStorage, what: &'static str, offset: u64, bytes: &[u8]) -> Result<()> {
+pub(in crate::qcow2) fn write(
+    storage: &dyn WritableStorage,
+    what: &'static str,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<()> {
     let offset = HostOffset(offset);
     storage.write_all_at(bytes, offset.0).map_err(|source| Error::Write { what, offset, source })
 }

@@ -115,3 +115,23 @@ proptest! {
         }
     }
 }
+
+/// Refcounts of a file that is 25 GiB long, nearly all of it a hole, and of which the table can lead to 32 GiB.
+#[test]
+fn a_table_becomes_no_longer_than_it_may_while_that_is_enough() {
+    let memory = empty(6);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, memory.to_vec()).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let storage = crate::storage::FileStorage::new(file).unwrap();
+    storage.set_length(25 << 30).unwrap();
+    let header = Header::read(&storage).unwrap();
+    assert_eq!(header.most_counted(), 32 << 30);
+    let mut refcounts = Refcounts::read(&storage, &header).unwrap();
+    assert_eq!(refcounts.take_run(&storage, 2).unwrap(), (25 << 30) / 512);
+    assert_eq!(refcounts.table().bytes(), REFCOUNT_TABLE_BYTES_MAX);
+    storage.set_length(header.most_counted()).unwrap();
+    let error = Refcounts::read(&storage, &header).unwrap().take_run(&storage, 2).unwrap_err();
+    assert!(matches!(error, Error::TableTooLarge { .. }), "{error}");
+}
