@@ -113,7 +113,7 @@ fn a_full_of_before_that_was_put_back_is_noticed() {
     for command in COMMANDS {
         let copy = backup.copied();
         let full = copy.images[0].clone();
-        let files = [&[full.clone()], &books(&full)[..]].concat();
+        let files = [std::slice::from_ref(&full), &books(&full)[..]].concat();
         let away: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
         copy.does(&[command, "--until=INC-1793761200"]).with(0);
         copy.does(&["verify"]).with(0);
