@@ -228,14 +228,14 @@ impl Image {
         Ok(entry)
     }
 
-    /// The first `length` bytes of a cluster must be in the file, but for the rest of its last sector.
+    /// The first `length` bytes of a cluster must be in the file.
     fn check_data(&self, host: HostOffset, length: u64) -> Result<(), Allowed> {
         let cluster_size = self.header().geometry.cluster_size();
         if host.0 < cluster_size && !self.header().has_data_file() {
             return Err(Allowed::BehindHeader(cluster_size));
         }
         let end = self.data().length();
-        if host.0 + length > end.next_multiple_of(512) { Err(Allowed::BeforeEnd(end)) } else { Ok(()) }
+        if host.0 + length > end { Err(Allowed::BeforeEnd(end)) } else { Ok(()) }
     }
 
     /// Compressed bytes must start in the file; their last sector may end behind it.

@@ -149,6 +149,7 @@ fn check_sums(path: &Path, storage: &Arc<FileStorage>, observer: &dyn Observer) 
         observer.advance(storage.length());
         return Ok(());
     };
+    layers::check_length(path, storage.length())?;
     let checked = CheckedFile::new(storage.clone(), Some(sums), false);
     let report = observed(observer, |each| qcow2::check_apart(&checked, &**storage, each));
     report.map(drop).map_err(|source| image_error(path, source))

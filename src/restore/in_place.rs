@@ -20,7 +20,7 @@ use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
 use crate::chain::{Checksums, FolderLock, FormatHint, Image, ImageId, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
-use crate::storage::{self, FileStorage};
+use crate::storage::{self, FileStorage, Storage as _};
 
 /// A FULL and INCs above it, locked.
 #[derive(Debug)]
@@ -49,6 +49,11 @@ impl InPlace {
         images.iter().chain(point.next.as_ref()).try_for_each(|image| check_renewable(&image.path))?;
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&**image)).collect();
         let storages: Vec<_> = sources.iter().map(open).collect::<Result<_>>()?;
+        // new checksums would not tell any more that an image is not as long as it was
+        sources
+            .iter()
+            .zip(&storages)
+            .try_for_each(|(source, file)| layers::check_length(&source.path, file.length()))?;
         let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;
         let formats = layers::decide(&evidence)?;
         if let Some((source, _)) = sources.iter().zip(formats).find(|(_, format)| *format != Format::Qcow2) {
@@ -233,6 +238,7 @@ impl Next {
             return Ok(None);
         };
         let based = if image.missing { None } else { open_based(image)? };
+        based.as_ref().map_or(Ok(()), |based| layers::check_length(&image.path, based.length()))?;
         let failed = |source| Error::Image { path: image.path.clone(), source };
         let header = based.as_ref().map(|based| qcow2::Header::read(&**based)).transpose().map_err(failed)?;
         let backing = header.and_then(|header| header.backing);

@@ -125,10 +125,6 @@ impl Layers {
         let layers = Self::open_as(sources, |source, file, format| {
             let (sums, reason) = checked_file::own_sums(&source.path)?;
             unchecked.extend(reason.map(|reason| Unchecked { path: source.path.clone(), reason }));
-            let lengths = sums.as_ref().map(|sums| (file.length(), sums.length()));
-            if let Some((length, expected)) = lengths.filter(|(length, expected)| length != expected) {
-                return Err(Error::Length { path: source.path.clone(), length, expected });
-            }
             let verified = Arc::new(CheckedFile::new(file.clone(), sums, false));
             // what became a hole of a raw image is no data that is read
             let holes = if format == Format::Raw { verified.check_holes() } else { Ok(()) };
@@ -146,6 +142,7 @@ impl Layers {
         let evidence: Vec<_> = sources.iter().zip(&files).map(evidence).collect::<Result<_>>()?;
         let formats = decide(&evidence)?;
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
+        sources.iter().zip(&files).try_for_each(|(source, file)| check_length(&source.path, file.length()))?;
         let images = sources.iter().zip(&files).zip(formats);
         let layers: Vec<_> = images
             .map(|((source, file), format)| {
@@ -471,6 +468,14 @@ pub(super) fn check_size(source: &Source, layer: &Layer) -> Result<()> {
     let size = layer.size();
     match source.size.filter(|expected| *expected != size) {
         Some(expected) => Err(Error::DiskSize { path: source.path.clone(), size, expected }),
+        None => Ok(()),
+    }
+}
+
+/// An image must be as long as when its checksums were made.
+pub(super) fn check_length(path: &Path, length: u64) -> Result<()> {
+    match Checksums::length_of(path).filter(|expected| *expected != length) {
+        Some(expected) => Err(Error::Length { path: path.to_owned(), length, expected }),
         None => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ use super::layer::{Format, Layer};
 use super::layers::{self, Source};
 use super::resolve::Mapped;
 use crate::qcow2::{Content, MapBuffer};
+use crate::storage::Storage as _;
 
 /// What an image says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,9 @@ fn start(source: &Source) -> Result<Start> {
 }
 
 fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts> {
-    let layer = Layer::new(source.path.clone(), layers::open(source)?, format)?;
+    let file = layers::open(source)?;
+    layers::check_length(&source.path, file.length())?;
+    let layer = Layer::new(source.path.clone(), file, format)?;
     layers::check_backing(before, &layer)?;
     let mut allocated = 0;
     let mut buffer = MapBuffer::default();

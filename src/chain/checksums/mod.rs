@@ -185,6 +185,17 @@ impl Checksums {
         }
     }
 
+    /// How long the image was when its checksums were made; nothing where it has none that can be used, and where all of it
+    /// is unsettled. Only their header is read.
+    #[must_use]
+    pub fn length_of(image: &Path) -> Option<u64> {
+        let path = Self::path(image);
+        let header = Header::read(&FileStorage::open(&path).ok()?, &path).ok()?;
+        let is_foreign = header.id.zip(id_of(image)).is_some_and(|(id, expected)| id != expected);
+        let is_settled = header.unsettled().is_empty() || header.unsettled().end < header.blocks();
+        (is_settled && !is_foreign).then_some(header.length)
+    }
+
     /// The id of the image, where it had one when they were made.
     #[must_use]
     pub fn id(&self) -> Option<ImageId> {

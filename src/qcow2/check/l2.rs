@@ -100,7 +100,7 @@ impl Walk<'_, '_> {
         if !self.claim_inside("a data cluster", host, self.cluster_size(), place.references, Owner::Data) {
             return Ok(());
         }
-        if host + used > file_length.next_multiple_of(512) {
+        if host + used > file_length {
             let offset = HostOffset(host);
             self.find(Finding::BeyondEnd { what: "a data cluster", offset, length: used, file_length });
         }

@@ -321,3 +321,34 @@ fn what_cannot_be_read_beside_an_image_is_found_before_it_is_changed() {
         }
     }
 }
+
+/// New checksums would say that it is right: so nothing is changed, also without a check.
+#[test]
+fn an_image_of_another_length_stays_as_it_is() {
+    for (number, by) in [(0, -100), (0, 100), (0, 1 << 16), (2, -100), (2, 1 << 16)] {
+        let backup = known();
+        let image = &backup.images[number];
+        let length = fs::metadata(image).unwrap().len();
+        fs::File::options().write(true).open(image).unwrap().set_len((length as i64 + by) as u64).unwrap();
+        let says = format!("{}: has {} bytes, but {length} when", backup.name(number), length as i64 + by);
+        for words in [&["commit"][..], &["commit", "--skip-check"], &["snapshotrebase", "--skip-check"], &["rebase"]] {
+            backup.refuses(words, 4, &says);
+        }
+        backup.does(&["list"]).with(3).says("bytes, but");
+        backup.merged(["--out=no"]).with(4).says(&says);
+        Ended::run(["check", "--repair=all", image.to_str().unwrap()]).with(4).says("when its checksums were made");
+        backup.does(&["verify"]).fails(4).says(backup.name(number));
+    }
+}
+
+#[test]
+fn an_image_with_the_content_of_another_is_noticed_by_its_length() {
+    let backup = known();
+    let away = backup.path("away");
+    fs::rename(&backup.images[1], &away).unwrap();
+    fs::rename(&backup.images[2], &backup.images[1]).unwrap();
+    fs::rename(&away, &backup.images[2]).unwrap();
+    backup.does(&["list"]).with(3).says("when its checksums were made");
+    backup.merged(["--out=no"]).with(4).says("when its checksums were made");
+    backup.refuses(&["snapshotrebase", "--skip-check"], 4, "when its checksums were made");
+}
