@@ -128,6 +128,8 @@ fn check_extension(header: &Header, extension: &BitmapsExtension) -> Result<(), 
     let most = wire::BITMAPS_MAX;
     let counts = Allowed::Range(1, u64::from(most));
     check("nb_bitmaps", 0, u64::from(count), (1..=most).contains(&count), counts)?;
+    let reserved = u64::from(extension.reserved);
+    check("the reserved field of the bitmaps extension", 4, reserved, reserved == 0, Allowed::Exactly(0))?;
     let most = wire::BITMAP_DIRECTORY_BYTES_MAX;
     check("bitmap_directory_size", 8, size, (1..=most).contains(&size), Allowed::Range(1, most))?;
     check("bitmap_directory_offset", 16, offset, offset % unit == 0, Allowed::MultipleOf(unit))

@@ -31,6 +31,8 @@ pub struct BitmapsExtension {
     pub offset: HostOffset,
     /// The number of bitmaps.
     pub nb_bitmaps: u32,
+    /// Zero: QEMU does not open an image where it is something else.
+    pub reserved: u32,
     /// Bytes in the directory.
     pub directory_size: u64,
     /// Where the directory starts.
@@ -114,6 +116,7 @@ fn bitmaps(data: &[u8], offset: u64) -> Result<BitmapsExtension> {
     Ok(BitmapsExtension {
         offset: HostOffset(offset),
         nb_bitmaps: raw.nb_bitmaps.get(),
+        reserved: raw.reserved.get(),
         directory_size: raw.directory_size.get(),
         directory_offset: HostOffset(raw.directory_offset.get()),
     })

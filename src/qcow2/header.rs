@@ -88,11 +88,16 @@ impl Header {
 
     /// Reads the header of an image of which parts may be damaged, and tells what is wrong with it, if anything is. What cannot
     /// be read behind the first page is zeroes. Where the size of the disk is known from elsewhere, that is taken; and where a
-    /// field is wrong that no read needs, it is as if the image had nothing of that kind.
+    /// field is wrong that no read needs, it is as if the image had nothing of that kind. Where it is certain that some bit
+    /// of it is wrong, the image is none of another format or version, of features that nobody knows, or encrypted.
     ///
     /// # Errors
     /// As [`Header::read`], about what no read can do without.
-    pub(crate) fn read_damaged(storage: &dyn Storage, size: Option<u64>) -> Result<(Self, Option<String>)> {
+    pub(crate) fn read_damaged(
+        storage: &dyn Storage,
+        size: Option<u64>,
+        is_damaged: bool,
+    ) -> Result<(Self, Option<String>)> {
         let mut cluster = first_cluster(storage)?;
         let wrong = match (Self::parse(&cluster), size) {
             (Ok(header), Some(size)) if header.size != size => {
@@ -103,6 +108,9 @@ impl Header {
         };
         if let Some(size) = size {
             put(&mut cluster, 24, &size.to_be_bytes());
+        }
+        if is_damaged {
+            take_for_known(&mut cluster);
         }
         let header = Self::parse(&cluster).or_else(|_| {
             leave_out(&mut cluster, size);
@@ -223,6 +231,24 @@ fn first_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
 fn put(cluster: &mut [u8], offset: usize, bytes: &[u8]) {
     if let Some(place) = cluster.get_mut(offset..offset + bytes.len()) {
         place.copy_from_slice(bytes);
+    }
+}
+
+/// Makes a header one of an image that can be read, as far as magic, version, features and encryption go.
+fn take_for_known(cluster: &mut [u8]) {
+    let Ok(raw) = whole(cluster) else { return };
+    put(cluster, 0, &wire::MAGIC.to_be_bytes());
+    let is_known = (2..=3).contains(&raw.version.get());
+    // the first version has other things there
+    let version =
+        if is_known { raw.version.get() } else { 2 + u32::from([104, 112].contains(&raw.header_length.get())) };
+    put(cluster, 4, &version.to_be_bytes());
+    if version > 2 {
+        put(cluster, 72, &(raw.incompatible_features.get() & Features::KNOWN).to_be_bytes());
+    }
+    let extensions = Extensions::parse(cluster, raw.header_length.get().into(), raw.backing_file_offset.get());
+    if !matches!(extensions, Err(Error::Encrypted { .. })) {
+        put(cluster, 32, &[0; 4]);
     }
 }
 

@@ -76,7 +76,12 @@ impl Image {
     /// # Errors
     /// What is wrong with the other fields of the header; [`Error::DataFile`].
     pub fn open_damaged(storage: Arc<dyn Storage>, size: Option<u64>) -> Result<Self> {
-        let (header, damage) = Header::read_damaged(&*storage, size)?;
+        Self::open_damaged_as(storage, size, false)
+    }
+
+    /// As [`open_damaged`](Self::open_damaged), and where it is certain that the header is damaged, other fields of it, too.
+    pub(crate) fn open_damaged_as(storage: Arc<dyn Storage>, size: Option<u64>, is_damaged: bool) -> Result<Self> {
+        let (header, damage) = Header::read_damaged(&*storage, size, is_damaged)?;
         let data_file = data_file(&header, &ClosedGate)?;
         let needed = header.geometry.l1_entries(header.size);
         let l1 = L1Table::read_damaged(&*storage, header.l1_table, needed, header.geometry);
@@ -169,6 +174,15 @@ impl Image {
             }
         }
         ranges
+    }
+
+    /// The parts of a guest range whose L2 tables are those of other ranges, too; only where the image was
+    /// [opened all the same](Image::open_damaged).
+    pub(crate) fn with_shared_tables(&self, guest: &Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let (coverage, start, end) = (self.header.geometry.l2_coverage(), guest.start, guest.end.min(self.size()));
+        self.l1
+            .shared(start / coverage..end.div_ceil(coverage))
+            .map(move |indices| start.max(indices.start * coverage)..end.min(indices.end.saturating_mul(coverage)))
     }
 
     /// The parts of a guest range whose entries, in L1 or L2 table, lie where `wrong` says that the file is not right. Asked

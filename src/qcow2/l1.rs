@@ -15,6 +15,9 @@ use crate::storage::{Storage, to_usize};
 /// Entries that are lost together where they cannot be read: those of a page.
 const PIECE: u64 = 512;
 
+/// Entries for tables that other entries lead to, too, which are used all the same.
+const SHARED: usize = 1 << 10;
+
 /// The L2 tables of a disk, by L1 index.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct L1Table {
@@ -23,6 +26,8 @@ pub(crate) struct L1Table {
     entries: Vec<(u64, HostOffset)>,
     /// The indices of entries that cannot be used, in order, and why; only where that was allowed.
     damaged: Vec<(Range<u64>, Reason)>,
+    /// The indices of entries that lead where others do, too, in order; only where that was allowed.
+    shared: Vec<Range<u64>>,
 }
 
 /// Why entries cannot be used.
@@ -54,11 +59,11 @@ impl L1Table {
             Ok(())
         })?;
         refuse_shared(&entries)?;
-        Ok(Self { offset: table.offset, entries, damaged: Vec::new() })
+        Ok(Self { offset: table.offset, entries, ..Self::default() })
     }
 
     /// As [`read`](Self::read), but what is wrong with an entry, or with a part of the table, costs only that. Of several
-    /// entries for one table nobody knows which is right: none is used.
+    /// entries for one table nobody knows which is right: all are used and [told](Self::shared), or none where they are many.
     pub(crate) fn read_damaged(storage: &dyn Storage, table: Table, needed: u64, geometry: Geometry) -> Self {
         let mut read = Self { offset: table.offset, ..Self::default() };
         for start in (0..needed.min(table.entries)).step_by(to_usize(PIECE)) {
@@ -77,7 +82,7 @@ impl L1Table {
         if table.entries < needed {
             read.lose(table.entries..needed, Reason::Short(table.entries));
         }
-        read.drop_shared();
+        read.judge_shared();
         read
     }
 
@@ -99,7 +104,7 @@ impl L1Table {
         push_joined(&mut self.damaged, indices, reason);
     }
 
-    fn drop_shared(&mut self) {
+    fn judge_shared(&mut self) {
         let mut tables: Vec<HostOffset> = self.entries.iter().map(|(_, table)| *table).collect();
         tables.sort_unstable();
         let mut shared: Vec<HostOffset> = Vec::new();
@@ -110,16 +115,27 @@ impl L1Table {
                 }
             }
         }
+        let is_shared = |(_, table): &(u64, HostOffset)| shared.binary_search(table).is_ok();
+        let all: Vec<(u64, HostOffset)> = self.entries.iter().copied().filter(is_shared).collect();
+        if all.len() <= SHARED {
+            let mut joined = Vec::new();
+            all.iter().for_each(|(index, _)| push_joined(&mut joined, *index..*index + 1, ()));
+            self.shared = joined.into_iter().map(|(indices, ())| indices).collect();
+            return;
+        }
+        self.entries.retain(|entry| !is_shared(entry));
         let mut lost = Vec::new();
-        self.entries.retain(|(index, table)| {
-            let is_kept = shared.binary_search(table).is_err();
-            if !is_kept {
-                push_joined(&mut lost, *index..*index + 1, Reason::Shared(*table));
-            }
-            is_kept
-        });
+        all.iter().for_each(|(index, table)| push_joined(&mut lost, *index..*index + 1, Reason::Shared(*table)));
         self.damaged.append(&mut lost);
         self.damaged.sort_by_key(|(indices, _)| indices.start);
+    }
+
+    /// The indices in a range of entries that lead where others do, too.
+    pub(crate) fn shared(&self, indices: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let start = self.shared.partition_point(|shared| shared.end <= indices.start);
+        let behind = self.shared.get(start..).unwrap_or_default().iter();
+        let within = behind.take_while(move |shared| shared.start < indices.end);
+        within.map(move |shared| shared.start.max(indices.start)..shared.end.min(indices.end))
     }
 
     /// Why the entry cannot be used, if it cannot, nor those that follow it up to another one.
@@ -159,10 +175,10 @@ impl L1Table {
     }
 }
 
-fn push_joined(damaged: &mut Vec<(Range<u64>, Reason)>, indices: Range<u64>, reason: Reason) {
-    match damaged.last_mut() {
+fn push_joined<T>(all: &mut Vec<(Range<u64>, T)>, indices: Range<u64>, why: T) {
+    match all.last_mut() {
         Some((last, _)) if last.end == indices.start => last.end = indices.end,
-        _ => damaged.push((indices, reason)),
+        _ => all.push((indices, why)),
     }
 }
 

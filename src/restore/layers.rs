@@ -393,6 +393,10 @@ fn gap_before(before: Option<&Layer>, layer: &Layer) -> Option<Layer> {
     if before.is_some_and(|before| before.is_absent() && Some(before.path()) == layer.path().parent()) {
         return None;
     }
+    // nor is a name believed that may be damaged
+    if layer.tolerance().is_some_and(Tolerance::header_is_damaged) {
+        return None;
+    }
     let Err(Error::Backing { backing, .. }) = check_backing(before.map(Layer::path), layer) else { return None };
     let path = layer.path().with_file_name(Path::new(&backing).file_name().unwrap_or_default());
     Some(Layer::absent(path, None, Tolerance::absent(Cause::Missing)))

@@ -6,7 +6,8 @@ use super::finding::Finding;
 use super::report::Report;
 use super::stored::inside;
 use crate::qcow2::address::HostOffset;
-use crate::qcow2::error::{Error, Result};
+use crate::qcow2::error::{Allowed, Error, Invalid, Result};
+use crate::qcow2::features::Features;
 use crate::qcow2::header::{Header, Table};
 use crate::qcow2::{bitmap, snapshot};
 use crate::storage::Storage;
@@ -70,6 +71,11 @@ impl Roots {
     pub(in crate::qcow2) fn read(storage: &dyn Storage, header: &Header, report: &mut Report) -> Result<Self> {
         let mut roots = Self::default();
         roots.metadata.push(0..header.geometry.cluster_size());
+        let autoclear = header.features.autoclear;
+        if autoclear & Features::DATA_FILE_RAW != 0 && !header.has_data_file() {
+            let allowed = Allowed::Because("but bit 1 is for images with an external data file");
+            report.add(Invalid { field: "autoclear_features", offset: HostOffset(88), value: autoclear, allowed });
+        }
         let table = within(storage, header.refcount_table, REFCOUNT_TABLE, report);
         roots.metadata.push(range(table));
         let mut claimed = Vec::new();

@@ -155,9 +155,8 @@ impl Layer {
             tolerance.map(image, range, scratch, &mut |extent| extents.push(extent), &mut |range, why| {
                 note(range, Note::Missing(why.cause()));
             });
-            for (range, ()) in tolerance.shared().within(guest) {
-                note(range, Note::Doubtful(Cause::Shared));
-            }
+            let shared = tolerance.shared().within(guest).into_iter().map(|(range, ())| range);
+            shared.chain(image.with_shared_tables(guest)).for_each(|range| note(range, Note::Doubtful(Cause::Shared)));
         } else {
             self.map(guest.clone(), scratch, &mut |extent| extents.push(extent))?;
             let behind = self.data().length().clamp(guest.start, guest.end)..guest.end;

@@ -24,6 +24,7 @@ pub(super) use rescue::reason;
 use super::checked_file::CheckedFile;
 use super::layers::Source;
 use super::ranges::Ranges;
+use crate::storage::Storage as _;
 
 /// An image of a restore point, or the place of one that is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,14 @@ impl Tolerance {
 
     fn shared(&self) -> MutexGuard<'_, Ranges<()>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the first block, where the header is, does not fit its checksum.
+    pub(super) fn header_is_damaged(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| {
+            // to read any of it is to check all of it
+            file.read_exact_at(&mut [0], 0).is_ok() && !file.misfits(0..1).is_empty()
+        })
     }
 
     /// Why what is read later is not checked, though there are checksums.
