@@ -119,13 +119,17 @@ impl L1Table {
         let all: Vec<(u64, HostOffset)> = self.entries.iter().copied().filter(is_shared).collect();
         if all.len() <= SHARED {
             let mut joined = Vec::new();
-            all.iter().for_each(|(index, _)| push_joined(&mut joined, *index..*index + 1, ()));
+            for (index, _) in &all {
+                push_joined(&mut joined, *index..*index + 1, ());
+            }
             self.shared = joined.into_iter().map(|(indices, ())| indices).collect();
             return;
         }
         self.entries.retain(|entry| !is_shared(entry));
         let mut lost = Vec::new();
-        all.iter().for_each(|(index, table)| push_joined(&mut lost, *index..*index + 1, Reason::Shared(*table)));
+        for (index, table) in &all {
+            push_joined(&mut lost, *index..*index + 1, Reason::Shared(*table));
+        }
         self.damaged.append(&mut lost);
         self.damaged.sort_by_key(|(indices, _)| indices.start);
     }

@@ -329,8 +329,9 @@ fn an_image_of_another_length_stays_as_it_is() {
         let backup = known();
         let image = &backup.images[number];
         let length = fs::metadata(image).unwrap().len();
-        fs::File::options().write(true).open(image).unwrap().set_len((length as i64 + by) as u64).unwrap();
-        let says = format!("{}: has {} bytes, but {length} when", backup.name(number), length as i64 + by);
+        let wrong = length.checked_add_signed(by).unwrap();
+        fs::File::options().write(true).open(image).unwrap().set_len(wrong).unwrap();
+        let says = format!("{}: has {wrong} bytes, but {length} when", backup.name(number));
         for words in [&["commit"][..], &["commit", "--skip-check"], &["snapshotrebase", "--skip-check"], &["rebase"]] {
             backup.refuses(words, 4, &says);
         }

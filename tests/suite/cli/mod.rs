@@ -18,6 +18,7 @@ pub(crate) mod qmprebase;
 pub(crate) mod rebase;
 pub(crate) mod repair_sums;
 pub(crate) mod salvage;
+mod salvage_known;
 pub(crate) mod signals;
 pub(crate) mod snapshotrebase;
 pub(crate) mod stdout;

@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use qmpbackup::chain::create_checksums;
+use qmpbackup::storage::FileStorage;
+
 use crate::support::program::{Backup, Ended, SIZE};
 
 const HALF: usize = SIZE as usize / 2;
@@ -42,14 +45,13 @@ fn a_header_with_a_wrong_bit_is_that_of_an_image_that_can_be_read() {
     let bits = |start: u64, end: u64| start * 8..end * 8;
     // without the last ones: version 2 is another format, and features that are known say how to read
     let all = [bits(0, 4), 4 * 8..8 * 8 - 1, bits(32, 36), 72 * 8..80 * 8 - 5];
-    for image in &backup.images[..2] {
-        for bit in all.iter().cloned().flatten() {
-            let [byte] = read(image, bit / 8);
-            write(image, bit / 8, &[byte ^ 0x80 >> (bit % 8)]);
-            let (ended, salvaged) = salvaged(&backup);
-            assert!(salvaged == right, "bit {bit} of {}: {ended:#?}", image.display());
-            write(image, bit / 8, &[byte]);
-        }
+    for bit in all.into_iter().flatten() {
+        let image = &backup.images[usize::from(bit % 3 == 0)];
+        let [byte] = read(image, bit / 8);
+        write(image, bit / 8, &[byte ^ 0x80 >> (bit % 8)]);
+        let (ended, salvaged) = salvaged(&backup);
+        assert!(salvaged == right, "bit {bit} of {}: {ended:#?}", image.display());
+        write(image, bit / 8, &[byte]);
     }
 }
 
@@ -95,16 +97,15 @@ fn a_backing_name_that_may_be_damaged_names_nothing_that_is_missing() {
 #[test]
 fn what_is_cut_off_within_a_sector_is_no_zeroes() {
     for with_sums in [true, false] {
-        let backup = if with_sums { known() } else { Backup::new() };
+        let backup = Backup::new();
         let full = &backup.images[0];
         // plain data at the end
         let data = fs::metadata(full).unwrap().len().next_multiple_of(1 << 14);
         let l2 = u64::from_be_bytes(read(full, u64::from_be_bytes(read(full, 40)))) & 0x00ff_ffff_ffff_fe00;
         write(full, data, &vec![7; 1 << 14]);
         write(full, l2, &(data | 1 << 63).to_be_bytes());
-        fs::remove_dir_all(backup.dir.join(".qmpbackup")).unwrap_or_default();
         if with_sums {
-            backup.does(&["manifest", "--skip-check"]).with(0);
+            create_checksums(full, &FileStorage::open(full).unwrap()).unwrap();
         }
         let until = format!("--until={}", backup.name(0));
         backup.merged(["--skip-check", &until, "--format=raw", "--out=whole"]).with(0);
