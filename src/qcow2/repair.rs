@@ -62,18 +62,18 @@ pub fn repair(
     if head.header().has_data_file() {
         return Err(Error::NotWritable { reason: "its data lies in another file" });
     }
+    let mut old = Vec::new();
     if rebuilds {
         let room = Room::behind(storage, head.header());
         let rebuild = Rebuild { storage, room, takes_damage: true, limits: CheckLimits::default() };
         let next = next(storage, head.header())?;
-        let old = refcount_clusters(storage, head.header())?;
+        old = refcount_clusters(storage, head.header())?;
         match rebuild.run(&mut head, next, &mut share(length, 1, 3, &mut *observer)) {
             Err(Error::RefcountOverflow { .. } | Error::TableTooLarge { .. }) => {
                 return Ok(Repaired { after: before.clone(), before });
             }
             result => result?,
         }
-        erase_free(storage, head.header(), &old)?;
     } else if before.dirty {
         clear(storage, &mut head, Features::DIRTY)?;
     }
@@ -81,6 +81,10 @@ pub fn repair(
     if after.marked_corrupt && after.corruptions() == 0 {
         clear(storage, &mut head, Features::CORRUPT)?;
         after.marked_corrupt = false;
+    }
+    // what damaged tables lead to may be there
+    if after.corruptions() == 0 && !old.is_empty() {
+        erase_free(storage, head.header(), &old)?;
     }
     Ok(Repaired { before, after })
 }

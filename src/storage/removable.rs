@@ -24,9 +24,9 @@ pub(crate) fn why_unremovable(path: &Path) -> io::Result<Option<&'static str>> {
     let above = folder.metadata()?;
     let user = rustix::process::geteuid();
     let is_owner = user.is_root() || [there.uid(), above.uid()].contains(&user.as_raw());
-    let refused = if is_fixed(path, AtFlags::SYMLINK_NOFOLLOW)? {
+    let refused = if is_fixed(path, AtFlags::SYMLINK_NOFOLLOW) {
         Some("must not change (chattr -i -a), and would have to be removed")
-    } else if is_fixed(folder, AtFlags::empty())? {
+    } else if is_fixed(folder, AtFlags::empty()) {
         Some("is in a folder that must not change (chattr -i -a), and would have to be removed")
     } else if above.mode() & 0o1000 != 0 && !is_owner {
         Some("is another user's in a sticky folder, and would have to be removed")
@@ -38,10 +38,10 @@ pub(crate) fn why_unremovable(path: &Path) -> io::Result<Option<&'static str>> {
     Ok(refused)
 }
 
-/// Whether somebody has said that a file must not change; not every file system knows that.
-fn is_fixed(path: &Path, how: AtFlags) -> io::Result<bool> {
-    let there = statx(CWD, path, how, StatxFlags::empty())?;
-    Ok(there.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND))
+/// Whether somebody has said that a file must not change; not every system and file system tells.
+fn is_fixed(path: &Path, how: AtFlags) -> bool {
+    let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+    statx(CWD, path, how, StatxFlags::empty()).is_ok_and(|there| there.stx_attributes.intersects(fixed))
 }
 
 #[cfg(test)]
