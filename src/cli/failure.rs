@@ -151,7 +151,7 @@ impl Failure {
             Self::Refused(error) => match (error, error.kind()) {
                 (restore::Error::Unfinished { .. }, _) | (_, restore::ErrorKind::Usage) => None,
                 (_, restore::ErrorKind::Locked) => Some("nothing was changed; run again when it is closed there"),
-                (restore::Error::Checksum { .. } | restore::Error::Length { .. }, _) => Some(
+                (restore::Error::Checksum { .. }, _) => Some(
                     "nothing was changed; if it is certain that another program has changed the image as it should, remove \
                      its .crc32 file and run `qmprestore manifest`",
                 ),

@@ -89,14 +89,14 @@ impl Header {
     /// Reads the header of an image of which parts may be damaged, and tells what is wrong with it, if anything is. What cannot
     /// be read behind the first page is zeroes. Where the size of the disk is known from elsewhere, that is taken; and where a
     /// field is wrong that no read needs, it is as if the image had nothing of that kind. Where it is certain that some bit
-    /// of it is wrong, the image is none of another format or version, of features that nobody knows, or encrypted.
+    /// of it is wrong, the image is none of another format or version, or of features that nobody knows.
     ///
     /// # Errors
     /// As [`Header::read`], about what no read can do without.
     pub(crate) fn read_damaged(
         storage: &dyn Storage,
         size: Option<u64>,
-        is_damaged: bool,
+        known: Option<KnownDamage>,
     ) -> Result<(Self, Option<String>)> {
         let mut cluster = first_cluster(storage)?;
         let wrong = match (Self::parse(&cluster), size) {
@@ -109,8 +109,8 @@ impl Header {
         if let Some(size) = size {
             put(&mut cluster, 24, &size.to_be_bytes());
         }
-        if is_damaged {
-            take_for_known(&mut cluster);
+        if let Some(known) = known {
+            take_for_known(&mut cluster, known);
         }
         let header = Self::parse(&cluster).or_else(|_| {
             leave_out(&mut cluster, size);
@@ -234,8 +234,18 @@ fn put(cluster: &mut [u8], offset: usize, bytes: &[u8]) {
     }
 }
 
+/// What is certain of a header of which some bit is wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KnownDamage {
+    /// The image is not encrypted, whatever [the field](CRYPT_METHOD) says.
+    pub(crate) is_plain: bool,
+}
+
+/// Where a header says whether the image is encrypted: not, where it is zero.
+pub(crate) const CRYPT_METHOD: std::ops::Range<u64> = 32..36;
+
 /// Makes a header one of an image that can be read, as far as magic, version, features and encryption go.
-fn take_for_known(cluster: &mut [u8]) {
+fn take_for_known(cluster: &mut [u8], known: KnownDamage) {
     let Ok(raw) = whole(cluster) else { return };
     put(cluster, 0, &wire::MAGIC.to_be_bytes());
     let is_known = (2..=3).contains(&raw.version.get());
@@ -246,9 +256,8 @@ fn take_for_known(cluster: &mut [u8]) {
     if version > 2 {
         put(cluster, 72, &(raw.incompatible_features.get() & Features::KNOWN).to_be_bytes());
     }
-    let extensions = Extensions::parse(cluster, raw.header_length.get().into(), raw.backing_file_offset.get());
-    if !matches!(extensions, Err(Error::Encrypted { .. })) {
-        put(cluster, 32, &[0; 4]);
+    if known.is_plain || raw.crypt_method.get() > 2 {
+        put(cluster, to_usize(CRYPT_METHOD.start), &[0; 4]);
     }
 }
 

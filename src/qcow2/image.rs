@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::address::HostOffset;
 use super::entry::EntryRules;
 use super::error::{Error, Result};
-use super::header::{Header, Table};
+use super::header::{Header, KnownDamage, Table};
 use super::l1::{L1Table, read_table};
 use crate::storage::{LastHole, Storage};
 
@@ -76,12 +76,16 @@ impl Image {
     /// # Errors
     /// What is wrong with the other fields of the header; [`Error::DataFile`].
     pub fn open_damaged(storage: Arc<dyn Storage>, size: Option<u64>) -> Result<Self> {
-        Self::open_damaged_as(storage, size, false)
+        Self::open_damaged_as(storage, size, None)
     }
 
     /// As [`open_damaged`](Self::open_damaged), and where it is certain that the header is damaged, other fields of it, too.
-    pub(crate) fn open_damaged_as(storage: Arc<dyn Storage>, size: Option<u64>, is_damaged: bool) -> Result<Self> {
-        let (header, damage) = Header::read_damaged(&*storage, size, is_damaged)?;
+    pub(crate) fn open_damaged_as(
+        storage: Arc<dyn Storage>,
+        size: Option<u64>,
+        known: Option<KnownDamage>,
+    ) -> Result<Self> {
+        let (header, damage) = Header::read_damaged(&*storage, size, known)?;
         let data_file = data_file(&header, &ClosedGate)?;
         let needed = header.geometry.l1_entries(header.size);
         let l1 = L1Table::read_damaged(&*storage, header.l1_table, needed, header.geometry);

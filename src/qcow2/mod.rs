@@ -63,6 +63,7 @@ pub use extensions::{BitmapsExtension, Extensions};
 pub use features::{FeatureName, Features};
 pub use geometry::Geometry;
 pub use header::{Backing, Header, Table};
+pub(crate) use header::{CRYPT_METHOD, KnownDamage};
 pub use image::{ClosedGate, Gate, Image};
 pub use locate::{Meaning, Part, locate};
 pub(crate) use map::Unmapped;

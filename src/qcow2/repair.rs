@@ -4,6 +4,7 @@
 //! the file, so that a crash, or a disk that is full, leaves the image as it was. Then they become zeroes: what was damaged
 //! there is no damage of the image any more.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::features::Features;
 use super::header::Header;
 use super::l1::l1_entries;
 use super::writer::{Head, Next, Rebuild, Room, clusters_of, share, sync, write};
-use crate::storage::{Storage as _, WritableStorage, to_usize};
+use crate::storage::{LastHole, Storage as _, WritableStorage, to_usize};
 
 /// What to repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +85,8 @@ pub fn repair(
     }
     // what damaged tables lead to may be there
     if after.corruptions() == 0 && !old.is_empty() {
-        erase_free(storage, head.header(), &old)?;
+        // the image is right whether they could be written or not
+        let _ = erase_free(storage, head.header(), &old);
     }
     Ok(Repaired { before, after })
 }
@@ -110,22 +112,27 @@ fn refcount_clusters(storage: &Arc<dyn WritableStorage>, header: &Header) -> Res
     let clusters =
         clusters_of(header.refcount_table, header.geometry).chain(blocks.iter().map(|block| block.0 >> bits));
     let in_file = storage.length() >> bits;
-    Ok(clusters.filter(|cluster| *cluster < in_file).collect())
+    let clusters: BTreeSet<u64> = clusters.filter(|cluster| *cluster < in_file).collect();
+    Ok(clusters.into_iter().collect())
 }
 
 /// Writes zeroes to those of these clusters that nothing leads to.
 fn erase_free(storage: &Arc<dyn WritableStorage>, header: &Header, clusters: &[u64]) -> Result<()> {
     let size = header.geometry.cluster_size();
     let stored = Stored::read(storage, header, &mut Report::default())?;
+    let mut hole = LastHole::default();
     for cluster in clusters {
+        let bytes = cluster * size..(cluster + 1) * size;
+        if hole.next_data_within(&**storage, bytes).is_ok_and(|data| data.is_none()) {
+            continue;
+        }
         let mut is_free = false;
         stored.runs(*cluster..cluster + 1, &mut |_, count| {
             is_free = count == Some(0);
             Ok(())
         })?;
-        // the image is right whether it could be written or not
-        if is_free && write(&**storage, "a refcount block", cluster * size, &vec![0; to_usize(size)]).is_err() {
-            break;
+        if is_free {
+            write(&**storage, "a refcount block", cluster * size, &vec![0; to_usize(size)])?;
         }
     }
     sync(&**storage)

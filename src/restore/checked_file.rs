@@ -68,6 +68,15 @@ impl CheckedFile {
         self.unchecked.get().map(String::as_str)
     }
 
+    /// Whether the first block would fit its checksum with zeroes in this range.
+    pub(super) fn starts_with_but_zeroes(&self, range: Range<u64>) -> bool {
+        let Some(sums) = &self.sums else { return false };
+        let mut block = vec![0; to_usize(sums.length().min(BLOCK))];
+        let read = self.file.read_exact_at(&mut block, 0);
+        block.get_mut(to_usize(range.start)..to_usize(range.end)).unwrap_or_default().fill(0);
+        read.is_ok() && sums.read(0..1).is_ok_and(|sum| sum == [crc32fast::hash(&block)])
+    }
+
     /// Whether all that was read is what it was when the image was made.
     pub(super) fn is_as_made(&self) -> bool {
         let Some(sums) = &self.sums else { return false };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::checked_file::Misfit;
-use crate::chain::{self, ChecksumsError, Manifest, ManifestError, Work};
+use crate::chain::{self, Checksums, ChecksumsError, Manifest, ManifestError, Work};
 use crate::qcow2::{self, Finding, LayoutError};
 
 /// The result of everything in this layer.
@@ -53,7 +53,12 @@ pub enum Error {
         guest: Option<Range<u64>>,
     },
     /// An image is longer or shorter than when its checksums were made.
-    #[error("{}: has {length} bytes, but {expected} when its checksums were made", .path.display())]
+    #[error(
+        "{}: has {length} bytes, but {expected} when its checksums were made; where another program has changed it on purpose, \
+         remove {} and run `qmprestore manifest`",
+        .path.display(),
+        Checksums::path(.path).display()
+    )]
     Length {
         /// The image.
         path: PathBuf,

@@ -242,10 +242,13 @@ impl Next {
         let failed = |source| Error::Image { path: image.path.clone(), source };
         let header = based.as_ref().map(|based| qcow2::Header::read(&**based)).transpose().map_err(failed)?;
         let backing = header.and_then(|header| header.backing);
+        // the FULL may have got another id since it was named
+        let is_begun = |parent: &Image| point.unfinished.is_some() && parent.path == full.path;
         let follows = |parents: &[&Arc<Image>]| {
             let is_named =
                 |backing: &Backing| parents.iter().any(|parent| layers::leads_to(&backing.name, parent.name()));
-            parents.iter().any(|parent| builds_on(image, parent)) && backing.as_ref().is_none_or(is_named)
+            let is_after = |parent: &&Arc<Image>| builds_on(image, parent, !is_begun(parent));
+            parents.iter().any(is_after) && backing.as_ref().is_none_or(is_named)
         };
         // an earlier run may have ended between naming the FULL and removing the INC before
         let parents = if point.unfinished.is_some() { vec![last, full] } else { vec![last] };
@@ -260,10 +263,11 @@ impl Next {
     }
 }
 
-/// Whether the manifest of an INC says, if it says anything, that it was made after this image.
-fn builds_on(inc: &Image, parent: &Image) -> bool {
+/// Whether the manifest of an INC says, if it says anything, that it was made after this image: one of its name, and of its
+/// id where that counts.
+fn builds_on(inc: &Image, parent: &Image, id_counts: bool) -> bool {
     let Some(known) = inc.known() else { return true };
-    let ids = known.parent_id.zip(parent.known().and_then(|parent| parent.id));
+    let ids = known.parent_id.zip(parent.known().and_then(|parent| parent.id)).filter(|_| id_counts);
     known.parent.as_ref().is_none_or(|name| parent.name() == name.as_str()) && ids.is_none_or(|(known, id)| known == id)
 }
 

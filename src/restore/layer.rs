@@ -62,7 +62,7 @@ impl Layer {
     ) -> Result<Self> {
         let body = match format {
             Format::Raw => Body::Raw(Self::raw(&path, storage)?),
-            Format::Qcow2 => match Image::open_damaged_as(storage, size, tolerance.header_is_damaged()) {
+            Format::Qcow2 => match Image::open_damaged_as(storage, size, tolerance.header_damage()) {
                 Ok(image) => Body::Qcow2(Box::new(image)),
                 Err(source) => return Err(Error::image(&path, source)),
             },

@@ -478,7 +478,7 @@ pub(super) fn check_size(source: &Source, layer: &Layer) -> Result<()> {
 
 /// An image must be as long as when its checksums were made.
 pub(super) fn check_length(path: &Path, length: u64) -> Result<()> {
-    match Checksums::length_of(path).filter(|expected| *expected != length) {
+    match Checksums::other_length(path, length) {
         Some(expected) => Err(Error::Length { path: path.to_owned(), length, expected }),
         None => Ok(()),
     }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
+use rustix::io::Errno;
 
 use super::parent;
 
@@ -30,12 +31,18 @@ pub(crate) fn why_unremovable(path: &Path) -> io::Result<Option<&'static str>> {
         Some("is in a folder that must not change (chattr -i -a), and would have to be removed")
     } else if above.mode() & 0o1000 != 0 && !is_owner {
         Some("is another user's in a sticky folder, and would have to be removed")
-    } else if accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
+    } else if is_closed(folder) {
         Some("is in a folder that cannot be written to, and would have to be removed")
     } else {
         None
     };
     Ok(refused)
+}
+
+/// Whether the system says that nothing can be changed in a folder; not every one can be asked.
+fn is_closed(folder: &Path) -> bool {
+    let open = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+    matches!(open, Err(Errno::ACCESS | Errno::ROFS))
 }
 
 /// Whether somebody has said that a file must not change; not every system and file system tells.

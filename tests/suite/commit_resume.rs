@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use qmpbackup::chain::{Clock, Phase, RestorePoint, Unfinished, When, Work, discover};
+use qmpbackup::chain::{Clock, ImageId, Manifest, Phase, RestorePoint, Unfinished, When, Work, discover};
 use qmpbackup::qcow2::Writer;
 use qmpbackup::restore::{self, Commit, CommitOptions, Silent};
 use qmpbackup::storage::FileStorage;
@@ -155,4 +155,44 @@ fn work_that_was_begun_is_not_refused_for_the_snapshots_that_it_has_made() {
     run(&backup, &["snapshotrebase"]).with(0);
     assert_eq!(snapshots(&backup).len(), 4);
     assert_full_is(&backup, &expected);
+}
+
+/// INCs are about to go that are written into another FULL.
+#[test]
+fn a_full_of_before_that_was_put_back_meanwhile_is_refused() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    let full = &backup.images[0];
+    let incs = backup.images[1..].iter().map(|inc| name(inc)).collect();
+    let full_id = Manifest::read(full).unwrap().unwrap().id;
+    let begun = Unfinished { work: Work::Commit, phase: Phase::Removing, full: name(full), incs, full_id };
+    begun.write(full).unwrap();
+    backup.does(&["commit"]).with(1).says("is the one from before the INCs were written into it");
+    assert!(backup.images.iter().all(|image| image.exists()));
+}
+
+/// A run that was killed after it had given the FULL its new id, or before.
+#[test]
+fn a_full_gets_one_other_id_however_often_it_is_begun() {
+    for has_new_id in [false, true] {
+        let backup = Backup::new();
+        backup.does(&["manifest"]).with(0);
+        let full = &backup.images[0];
+        let expected = backup.expected(3);
+        let incs = backup.images[1..3].iter().map(|inc| name(inc)).collect();
+        let manifest = Manifest::read(full).unwrap().unwrap();
+        let full_id = manifest.id;
+        Unfinished { work: Work::Commit, phase: Phase::Writing, full: name(full), incs, full_id }.write(full).unwrap();
+        if has_new_id {
+            let id = ImageId::parse("0123456789abcdef0123456789abcdef");
+            Manifest { id, ..manifest }.write(full).unwrap();
+        }
+        backup.does(&["commit", "--until=INC-1793761200"]).with(0);
+        let id = Manifest::read(full).unwrap().unwrap().id;
+        assert_ne!(id, full_id);
+        assert_eq!(id == ImageId::parse("0123456789abcdef0123456789abcdef"), has_new_id);
+        backup.does(&["verify"]).with(0);
+        backup.merged(["--verify", "--format=raw", "--out=merged"]).with(0);
+        sparse::assert_same(&backup.path("merged"), &expected, "merged");
+    }
 }

@@ -185,15 +185,18 @@ impl Checksums {
         }
     }
 
-    /// How long the image was when its checksums were made; nothing where it has none that can be used, and where all of it
-    /// is unsettled. Only their header is read.
+    /// How long an image was when its checksums were made, where that is not what it is now. Nothing where it has none that
+    /// can be used, or where all of it is unsettled. Where it is, only their header is read.
     #[must_use]
-    pub fn length_of(image: &Path) -> Option<u64> {
+    pub fn other_length(image: &Path, length: u64) -> Option<u64> {
         let path = Self::path(image);
         let header = Header::read(&FileStorage::open(&path).ok()?, &path).ok()?;
-        let is_foreign = header.id.zip(id_of(image)).is_some_and(|(id, expected)| id != expected);
-        let is_settled = header.unsettled().is_empty() || header.unsettled().end < header.blocks();
-        (is_settled && !is_foreign).then_some(header.length)
+        if header.length == length {
+            return None;
+        }
+        let sums = Self::open(image).ok()??;
+        let is_settled = sums.unsettled().is_empty() || sums.unsettled().end < sums.blocks();
+        (is_settled && sums.length() != length).then_some(sums.length())
     }
 
     /// The id of the image, where it had one when they were made.

@@ -9,6 +9,7 @@ use crate::chain::{self, Checksums, Image, ImageName, Manifest, RestorePoint};
 use crate::qcow2;
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place::{self, InPlace};
+use crate::restore::rebase;
 use crate::restore::resolve::Mapped;
 use crate::storage;
 
@@ -65,7 +66,12 @@ pub(super) fn impossible<'a>(
 pub(super) fn unremovable(incs: &[Arc<Image>], kept: [Option<&Arc<Image>>; 2]) -> Result<()> {
     let beside = |image: &Arc<Image>| [Manifest::path(&image.path), Checksums::path(&image.path)];
     let all = incs.iter().chain(kept.into_iter().flatten()).flat_map(beside);
-    for path in incs.iter().map(|inc| inc.path.clone()).chain(all) {
+    let link = kept.into_iter().flatten().take(1).map(|full| full.path.with_file_name(rebase::LINK));
+    let link = link.filter(|link| {
+        let leads_to = link.read_link().ok();
+        incs.iter().any(|inc| leads_to.as_ref().and_then(|leads_to| leads_to.file_name()) == Some(inc.name()))
+    });
+    for path in incs.iter().map(|inc| inc.path.clone()).chain(all).chain(link) {
         let why = storage::why_unremovable(&path).map_err(|source| Error::Open { path: path.clone(), source })?;
         why.map_or(Ok(()), |reason| Err(in_place::refused(&path, reason)))?;
     }
@@ -77,7 +83,8 @@ pub(super) fn refcounts(full: &qcow2::Image, path: &Path, growth: u64) -> Result
     if full.storage().length().saturating_add(growth) > full.header().most_counted() {
         return Err(in_place::refused(
             path,
-            "may become larger than its refcounts can tell: a merge makes a new image, with larger clusters (--cluster-size)",
+            "may become larger than its refcounts can tell: take fewer INCs (--until), or make a new image with larger clusters \
+             (merge --cluster-size)",
         ));
     }
     Ok(())
@@ -104,7 +111,16 @@ pub(super) fn mixture(
         };
     };
     if unfinished.phase == chain::Phase::Removing {
-        return Ok(());
+        let id = in_place::id(&full.path)?;
+        return if id.is_some() && id == unfinished.full_id {
+            Err(in_place::refused(
+                &full.path,
+                "is the one from before the INCs were written into it, put back: they are in the other one; to begin anew \
+                 with this one, remove its .in-place.json",
+            ))
+        } else {
+            Ok(())
+        };
     }
     // each INC that went into the FULL is needed, but for those that a snapshot holds
     let is_there = |name: &&String| incs.iter().any(|image| image.display_name() == **name);

@@ -24,6 +24,7 @@ pub(super) use rescue::reason;
 use super::checked_file::CheckedFile;
 use super::layers::Source;
 use super::ranges::Ranges;
+use crate::qcow2::{CRYPT_METHOD, KnownDamage};
 use crate::storage::Storage as _;
 
 /// An image of a restore point, or the place of one that is not there.
@@ -86,6 +87,12 @@ impl Tolerance {
             // to read any of it is to check all of it
             file.read_exact_at(&mut [0], 0).is_ok() && !file.misfits(0..1).is_empty()
         })
+    }
+
+    /// What is certain of a header that is damaged.
+    pub(super) fn header_damage(&self) -> Option<KnownDamage> {
+        let file = self.file.as_ref().filter(|_| self.header_is_damaged())?;
+        Some(KnownDamage { is_plain: file.starts_with_but_zeroes(CRYPT_METHOD) })
     }
 
     /// Why what is read later is not checked, though there are checksums.
