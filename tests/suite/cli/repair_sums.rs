@@ -128,3 +128,19 @@ fn a_repair_that_has_no_room_leaves_checksums_as_they_were() {
     repair(&image).with(0);
     assert_eq!(wrong(&image), [places.data / BLOCK]);
 }
+
+/// Checksums that cannot be used say nothing of how long the image is that a repair has made longer.
+#[test]
+fn a_repaired_image_with_damaged_checksums_can_be_read_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, _) = known(folder.path());
+    let sums = Checksums::path(&image);
+    flip(&sums, fs::metadata(&sums).unwrap().len() - 1);
+    let length = fs::metadata(&image).unwrap().len();
+    repair(&image).with(0);
+    assert!(fs::metadata(&image).unwrap().len() > length);
+    let words = |command: &'static str| [command, "--dir", folder.path().to_str().unwrap()].map(str::to_owned);
+    let out = folder.path().join("merged").to_str().unwrap().to_owned();
+    Ended::run(words("list")).with(0);
+    Ended::run(words("merge").into_iter().chain(["--out".to_owned(), out])).with(0);
+}
