@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::capture::error::Error;
 use crate::capture::folder::live::Live;
 use crate::capture::names;
-use crate::chain::{self, Image, Level, discover};
+use crate::chain::{self, Checksums, Image, Level, discover};
 use crate::qcow2;
 use crate::storage::FileStorage;
 
@@ -113,6 +113,8 @@ impl History {
         let bitmap = newest.known().and_then(|manifest| manifest.bitmap.clone()).filter(is_of);
         let size = size(newest);
         let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
+        let full = images.iter().rposition(|image| image.level == Level::Full).unwrap_or_default();
+        let fault = fault.or_else(|| images.iter().skip(full).find_map(|image| other_length(image)));
         Ok(Self {
             newest: Some(Newest { path: newest.path.clone(), time: newest.time, bitmap, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
@@ -121,6 +123,13 @@ impl History {
             chained,
         })
     }
+}
+
+/// What speaks against an image that was cut short, or has become longer.
+fn other_length(image: &Image) -> Option<String> {
+    let length = image.path.metadata().ok()?.len();
+    let expected = Checksums::other_length(&image.path, length)?;
+    Some(format!("{} has {length} bytes, but {expected} when its checksums were made", image.display_name()))
 }
 
 /// The size of the disk in an image.
@@ -138,7 +147,7 @@ fn size(image: &Image) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::capture::ErrorKind;
-    use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work};
+    use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work, create_checksums};
 
     fn manifest() -> Manifest {
         Manifest {
@@ -178,6 +187,34 @@ mod tests {
         // what a failed run has left between them is in neither
         std::fs::write(folder.path().join("INC-7-disk.partial"), "").unwrap();
         assert!(History::read(folder.path(), "disk", &Live::default()).unwrap().partial.is_some());
+    }
+
+    #[test]
+    fn nothing_is_built_on_a_chain_with_an_image_of_another_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let fault = || History::read(folder.path(), "disk", &Live::default()).unwrap().newest.unwrap().fault;
+        let images = ["FULL-5-disk", "INC-6-disk", "INC-7-disk"].map(|name| folder.path().join(name));
+        for image in &images {
+            std::fs::copy(
+                concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/INC-1793674800-disk.qcow2"),
+                image,
+            )
+            .unwrap();
+            create_checksums(image, &FileStorage::open(image).unwrap()).unwrap();
+        }
+        assert_eq!(fault(), None);
+        for image in &images {
+            let length = image.metadata().unwrap().len();
+            let file = std::fs::File::options().write(true).open(image).unwrap();
+            file.set_len(length + 1).unwrap();
+            let name = image.file_name().unwrap().to_str().unwrap();
+            assert!(fault().unwrap().starts_with(&format!("{name} has {} bytes, but {length} when", length + 1)));
+            file.set_len(length).unwrap();
+        }
+        // those of a chain before do not matter
+        std::fs::copy(&images[0], folder.path().join("FULL-9-disk")).unwrap();
+        std::fs::write(&images[1], "").unwrap();
+        assert_eq!(fault(), None);
     }
 
     #[test]
