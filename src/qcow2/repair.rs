@@ -123,7 +123,7 @@ fn erase_free(storage: &Arc<dyn WritableStorage>, header: &Header, clusters: &[u
     let mut hole = LastHole::default();
     for cluster in clusters {
         let bytes = cluster * size..(cluster + 1) * size;
-        if hole.next_data_within(&**storage, bytes).is_ok_and(|data| data.is_none()) {
+        if hole.next_data_within(storage, bytes).is_ok_and(|data| data.is_none()) {
             continue;
         }
         let mut is_free = false;
