@@ -63,7 +63,7 @@ pub fn repair(
     if head.header().has_data_file() {
         return Err(Error::NotWritable { reason: "its data lies in another file" });
     }
-    let mut old = Vec::new();
+    let mut old = BTreeSet::new();
     if rebuilds {
         let room = Room::behind(storage, head.header());
         let rebuild = Rebuild { storage, room, takes_damage: true, limits: CheckLimits::default() };
@@ -106,18 +106,17 @@ fn is_wrong(storage: &Arc<dyn WritableStorage>, header: &Header, report: &Report
 }
 
 /// The clusters of the refcount structure, as far as they are in the file.
-fn refcount_clusters(storage: &Arc<dyn WritableStorage>, header: &Header) -> Result<Vec<u64>> {
+fn refcount_clusters(storage: &Arc<dyn WritableStorage>, header: &Header) -> Result<BTreeSet<u64>> {
     let bits = header.geometry.cluster_bits();
     let blocks = Stored::read(storage, header, &mut Report::default())?.references;
     let clusters =
         clusters_of(header.refcount_table, header.geometry).chain(blocks.iter().map(|block| block.0 >> bits));
     let in_file = storage.length() >> bits;
-    let clusters: BTreeSet<u64> = clusters.filter(|cluster| *cluster < in_file).collect();
-    Ok(clusters.into_iter().collect())
+    Ok(clusters.filter(|cluster| *cluster < in_file).collect())
 }
 
 /// Writes zeroes to those of these clusters that nothing leads to.
-fn erase_free(storage: &Arc<dyn WritableStorage>, header: &Header, clusters: &[u64]) -> Result<()> {
+fn erase_free(storage: &Arc<dyn WritableStorage>, header: &Header, clusters: &BTreeSet<u64>) -> Result<()> {
     let size = header.geometry.cluster_size();
     let stored = Stored::read(storage, header, &mut Report::default())?;
     let mut hole = LastHole::default();

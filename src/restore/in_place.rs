@@ -3,7 +3,7 @@
 use std::fs::{Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -378,19 +378,22 @@ pub(super) fn seconds(time: Option<i64>) -> Option<Duration> {
     time.and_then(|time| u64::try_from(time).ok()).map(Duration::from_secs)
 }
 
-/// Lets the link `image` that a rebase has left lead to the FULL, where it leads to one of these images.
-pub(super) fn point_link(full: &Path, images: &[Arc<Image>]) -> Result<()> {
+/// The link `image` that a rebase has left beside the FULL, where it leads to one of these images.
+pub(super) fn link_to(full: &Path, images: &[Arc<Image>]) -> Result<Option<PathBuf>> {
     let link = full.with_file_name(rebase::LINK);
     let leads_to = match std::fs::read_link(&link) {
         Ok(leads_to) => leads_to,
         // there is none, or it is none
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(None),
         Err(source) => return Err(Error::Open { path: link, source }),
     };
-    let leads_to = leads_to.file_name();
-    if leads_to.is_none() || !images.iter().any(|image| Some(image.name()) == leads_to) {
-        return Ok(());
-    }
+    let is_one = leads_to.file_name().is_some_and(|name| images.iter().any(|image| image.name() == name));
+    Ok(is_one.then_some(link))
+}
+
+/// Lets that link lead to the FULL.
+pub(super) fn point_link(full: &Path, images: &[Arc<Image>]) -> Result<()> {
+    let Some(link) = link_to(full, images)? else { return Ok(()) };
     let name = full.file_name().unwrap_or_default();
     storage::set_link(&link, Path::new(name)).map_err(|source| Error::Write { path: link, source })
 }

@@ -39,17 +39,16 @@ impl Renewal {
     /// # Errors
     /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.
     pub fn begin(image: &Path, blocks: Range<u64>) -> io::Result<Self> {
-        let sums = match Checksums::open_writable(image) {
+        let mut sums = match Checksums::open_writable(image) {
             Ok(sums) => sums,
             Err(ChecksumsError::Io { source, .. }) => return Err(source),
             Err(error @ ChecksumsError::Version { .. }) => return Err(io::Error::other(error)),
             Err(ChecksumsError::Damaged { .. } | ChecksumsError::Foreign { .. }) => None,
         };
         let mut unsettled = blocks;
-        let mut sums = sums;
         if let Some(sums) = &mut sums {
             // it may have become another image
-            sums.header.id = sums.header.id.and_then(|id| id_of(image).or(Some(id)));
+            sums.header.id = sums.header.id.map(|id| id_of(image).unwrap_or(id));
             let before = sums.header.unsettled;
             if before.1 > 0 {
                 unsettled = unsettled.start.min(before.0)..unsettled.end.max(before.0.saturating_add(before.1));

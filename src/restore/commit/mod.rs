@@ -189,7 +189,7 @@ impl Commit {
             let journal = journal(options.work, chain::Phase::Writing, full, &incs, in_place::id(&full.path)?);
             journal.check_writable(&full.path).map_err(|source| journal_error(&full.path, source))?;
         }
-        refuse::unremovable(&[&*rest, &*incs].concat(), [Some(full), chain.next()])?;
+        refuse::unremovable(&[&*rest, &*incs].concat(), full, chain.next())?;
         // what was begun can only be ended, and what it wrote before needs no room again
         if point.unfinished.is_none() {
             refuse::refcounts(image, &full.path, needs.growth)?;

@@ -9,7 +9,6 @@ use crate::chain::{self, Checksums, Image, ImageName, Manifest, RestorePoint};
 use crate::qcow2;
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place::{self, InPlace};
-use crate::restore::rebase;
 use crate::restore::resolve::Mapped;
 use crate::storage;
 
@@ -62,15 +61,11 @@ pub(super) fn impossible<'a>(
     Ok(())
 }
 
-/// Whether what goes, and what is replaced beside the images, can be removed.
-pub(super) fn unremovable(incs: &[Arc<Image>], kept: [Option<&Arc<Image>>; 2]) -> Result<()> {
+/// Whether what goes, and what is replaced beside the FULL and the INC that will follow it, can be removed.
+pub(super) fn unremovable(incs: &[Arc<Image>], full: &Arc<Image>, next: Option<&Arc<Image>>) -> Result<()> {
     let beside = |image: &Arc<Image>| [Manifest::path(&image.path), Checksums::path(&image.path)];
-    let all = incs.iter().chain(kept.into_iter().flatten()).flat_map(beside);
-    let link = kept.into_iter().flatten().take(1).map(|full| full.path.with_file_name(rebase::LINK));
-    let link = link.filter(|link| {
-        let leads_to = link.read_link().ok();
-        incs.iter().any(|inc| leads_to.as_ref().and_then(|leads_to| leads_to.file_name()) == Some(inc.name()))
-    });
+    let all = incs.iter().chain([full]).chain(next).flat_map(beside);
+    let link = in_place::link_to(&full.path, incs)?;
     for path in incs.iter().map(|inc| inc.path.clone()).chain(all).chain(link) {
         let why = storage::why_unremovable(&path).map_err(|source| Error::Open { path: path.clone(), source })?;
         why.map_or(Ok(()), |reason| Err(in_place::refused(&path, reason)))?;
