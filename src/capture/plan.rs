@@ -75,7 +75,7 @@ pub struct Settings {
     pub direct: bool,
     /// How QEMU writes the images.
     pub aio: Aio,
-    /// Let jobs go when they end, see [`Observed::ask`](crate::capture::machine::observe::Observed::ask).
+    /// Let jobs go when they end, see [`is_fragile`](crate::capture::machine::observe::is_fragile).
     pub auto_dismiss: bool,
 }
 

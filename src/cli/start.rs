@@ -58,8 +58,10 @@ pub(super) fn read<T>(words: &[OsString], parse: impl Fn(&[OsString]) -> Result<
                 [("message", message.into()), ("advice", Value::Null), ("exit_code", Exit::Usage.code().into())];
             let line = text::event("error", &fields) + "\n";
             // where the disk is to come to stdout, nothing else does
-            let after_out = words.iter().skip_while(|word| *word != "--out").nth(1);
-            if after_out.is_some_and(|path| path == "-") || words.iter().any(|word| word == "--out=-") {
+            let is_out = |word: &OsString| word == "--out" || word == "--targetfile";
+            let after_out = words.iter().skip_while(|word| !is_out(word)).nth(1);
+            let joined = |word: &OsString| word == "--out=-" || word == "--targetfile=-";
+            if after_out.is_some_and(|path| path == "-") || words.iter().any(joined) {
                 let _ = std::io::stderr().write_all(line.as_bytes());
             } else {
                 let _ = std::io::stdout().write_all(line.as_bytes());

@@ -273,7 +273,7 @@ fn leave_out(cluster: &mut [u8], size: Option<u64>) {
         let features = raw.incompatible_features.get();
         let length = if features & Features::COMPRESSION_TYPE == 0 { 104_u32 } else { 112 };
         put(cluster, 96, &[4, length].map(u32::to_be_bytes).concat());
-        behind = size_of::<RawHeader>().max(112);
+        behind = to_usize(length.into());
     }
     cluster.get_mut(behind..).unwrap_or_default().fill(0);
     let extended = raw.version.get() > 2 && raw.incompatible_features.get() & Features::EXTENDED_L2 != 0;

@@ -4,9 +4,10 @@ use super::address::{GuestOffset, HostOffset};
 use super::codec::Inflater;
 use super::entry::CompressedCluster;
 use super::error::{Error, Result};
+use super::header::Header;
 use super::image::{Image, read_to_end};
 use super::map::{Content, MapBuffer};
-use crate::storage::to_usize;
+use crate::storage::{Storage, to_usize};
 
 /// Inflates compressed clusters into buffers of its own; one for each thread.
 #[derive(Debug, Default)]
@@ -22,13 +23,24 @@ impl ClusterReader {
     /// # Errors
     /// [`Error::Compressed`] where the stream is damaged or ends with the file before it is whole, [`Error::Io`].
     pub fn read(&mut self, image: &Image, guest: GuestOffset, data: CompressedCluster) -> Result<&[u8]> {
+        self.read_from(image.storage(), image.header(), guest, data)
+    }
+
+    /// The same of an image that is being changed.
+    pub(super) fn read_from(
+        &mut self,
+        storage: &dyn Storage,
+        header: &Header,
+        guest: GuestOffset,
+        data: CompressedCluster,
+    ) -> Result<&[u8]> {
         self.input.resize(to_usize(data.length), 0);
-        read_to_end(image.storage(), &mut self.input, data.host, "a compressed cluster")?;
-        self.cluster.resize(to_usize(image.header().geometry.cluster_size()), 0);
+        read_to_end(storage, &mut self.input, data.host, "a compressed cluster")?;
+        self.cluster.resize(to_usize(header.geometry.cluster_size()), 0);
         // zeroes behind the end would be a part of the stream
-        let there = image.storage().length().saturating_sub(data.host.0).min(data.length);
+        let there = storage.length().saturating_sub(data.host.0).min(data.length);
         let stream = self.input.get(..to_usize(there)).unwrap_or_default();
-        self.inflater.inflate(image.header().codec, stream, &mut self.cluster).map_err(|mut reason| {
+        self.inflater.inflate(header.codec, stream, &mut self.cluster).map_err(|mut reason| {
             if there < data.length {
                 reason += ", and the file ends there";
             }

@@ -10,12 +10,12 @@ use super::error::{Error, Result};
 use super::format::{Evidence, Start};
 use super::in_place;
 use super::layer::{Format, Layer};
-use super::layers::{self, Source};
 use super::observer::{Observer, Phase};
 use super::pool;
 use super::renewed::Renewed;
 use super::resolve::Mapped;
 use super::slices::Slices;
+use super::source::{self, Source};
 use crate::chain::{Checksums, FolderLock};
 use crate::qcow2::{
     self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Severity,
@@ -92,7 +92,7 @@ fn lock_checksums(images: &[&Source]) -> Result<Vec<FolderLock>> {
 /// # Errors
 /// [`Error::EitherFormat`].
 pub(super) fn formats(chain: &[Source]) -> Result<Vec<Format>> {
-    let start = |source: &Source| layers::open(source).and_then(|storage| layers::start(source, &*storage));
+    let start = |source: &Source| source::open(source).and_then(|storage| source::start(source, &*storage));
     let evidence: Vec<Evidence<'_>> = chain
         .iter()
         .map(|source| Evidence {
@@ -103,7 +103,7 @@ pub(super) fn formats(chain: &[Source]) -> Result<Vec<Format>> {
             start: start(source).unwrap_or(Start::Damaged),
         })
         .collect();
-    layers::decide(&evidence)
+    source::decide(&evidence)
 }
 
 /// A repair looks at the tables before, meanwhile and after, and compares them with their checksums first.
@@ -115,7 +115,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
     let path = source.path.as_path();
     let storage = match repair {
         Some(_) if format == Format::Qcow2 => in_place::open(source)?,
-        _ => layers::open(source)?,
+        _ => source::open_locked(source)?,
     };
     if format == Format::Raw {
         let length = storage.length();
@@ -149,7 +149,7 @@ fn check_sums(path: &Path, storage: &Arc<FileStorage>, observer: &dyn Observer) 
         observer.advance(storage.length());
         return Ok(());
     };
-    layers::check_length(path, storage.length())?;
+    source::check_length(path, storage.length())?;
     let checked = CheckedFile::new(storage.clone(), Some(sums), false);
     let report = observed(observer, |each| qcow2::check_apart(&checked, &**storage, each));
     report.map(drop).map_err(|source| image_error(path, source))

@@ -13,11 +13,12 @@ use super::check;
 use super::checked_file::CheckedFile;
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
-use super::layers::{self, Source};
+use super::layers;
 use super::observer::Observer;
 use super::rebase;
 use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
+use super::source::{self, Source};
 use crate::chain::{Checksums, FolderLock, FormatHint, Image, ImageId, Level, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage, Storage as _};
@@ -53,9 +54,9 @@ impl InPlace {
         sources
             .iter()
             .zip(&storages)
-            .try_for_each(|(source, file)| layers::check_length(&source.path, file.length()))?;
-        let evidence: Vec<_> = sources.iter().zip(&storages).map(layers::evidence).collect::<Result<_>>()?;
-        let formats = layers::decide(&evidence)?;
+            .try_for_each(|(source, file)| source::check_length(&source.path, file.length()))?;
+        let evidence: Vec<_> = sources.iter().zip(&storages).map(source::evidence).collect::<Result<_>>()?;
+        let formats = source::decide(&evidence)?;
         if let Some((source, _)) = sources.iter().zip(formats).find(|(_, format)| *format != Format::Qcow2) {
             return Err(refused(
                 &source.path,
@@ -68,14 +69,14 @@ impl InPlace {
             .collect::<Result<_>>()?;
         // work that was broken off may have resized the FULL before its manifest
         if point.unfinished.is_none() {
-            sources.iter().zip(&layers).try_for_each(|(source, layer)| layers::check_size(source, layer))?;
+            sources.iter().zip(&layers).try_for_each(|(source, layer)| source::check_size(source, layer))?;
         }
         let before = std::iter::once(None).chain(layers.iter().map(|layer| Some(layer.path())));
         // an earlier run may have ended between naming the FULL in an INC and removing the one before it
         let named = point.unfinished.is_some().then_some(full.path.as_path());
         layers.iter().zip(before).try_for_each(|(layer, before)| {
-            let checked = layers::check_backing(before, layer);
-            checked.or_else(|error| if named.is_some() { layers::check_backing(named, layer) } else { Err(error) })
+            let checked = source::check_backing(before, layer);
+            checked.or_else(|error| if named.is_some() { source::check_backing(named, layer) } else { Err(error) })
         })?;
         if let Some(layer) = layers.iter().find(|layer| layer.is_marked_corrupt()) {
             return Err(Error::MarkedCorrupt { path: layer.path().to_owned() });
@@ -238,7 +239,7 @@ impl Next {
             return Ok(None);
         };
         let based = if image.missing { None } else { open_based(image)? };
-        based.as_ref().map_or(Ok(()), |based| layers::check_length(&image.path, based.length()))?;
+        based.as_ref().map_or(Ok(()), |based| source::check_length(&image.path, based.length()))?;
         let failed = |source| Error::Image { path: image.path.clone(), source };
         let header = based.as_ref().map(|based| qcow2::Header::read(&**based)).transpose().map_err(failed)?;
         let backing = header.and_then(|header| header.backing);
@@ -246,7 +247,7 @@ impl Next {
         let is_begun = |parent: &Image| point.unfinished.is_some() && parent.path == full.path;
         let follows = |parents: &[&Arc<Image>]| {
             let is_named =
-                |backing: &Backing| parents.iter().any(|parent| layers::leads_to(&backing.name, parent.name()));
+                |backing: &Backing| parents.iter().any(|parent| source::leads_to(&backing.name, parent.name()));
             let is_after = |parent: &&Arc<Image>| builds_on(image, parent, !is_begun(parent));
             parents.iter().any(is_after) && backing.as_ref().is_none_or(is_named)
         };
@@ -279,7 +280,7 @@ fn backing(full: &Image) -> Backing {
 /// Opens an INC that names another image; any other one needs no change.
 fn open_based(inc: &Image) -> Result<Option<Arc<FileStorage>>> {
     let source = Source::from(inc);
-    match qcow2::Header::read(&*layers::open(&source)?) {
+    match qcow2::Header::read(&*source::open(&source)?) {
         Ok(header) if header.backing.is_some() => open(&source).map(Some),
         Err(error) if check::is_unread(&error) => Err(check::image_error(&inc.path, error)),
         // raw, damaged, or based on nothing
@@ -294,12 +295,12 @@ pub(super) fn lock(image: &Path) -> Result<Vec<FolderLock>> {
 
 /// Opens an image that is one file under one name, here, and locks it.
 pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
-    let open_error = |error| layers::open_error(source, error);
+    let open_error = |error| source::open_error(source, error);
     let metadata = source.path.symlink_metadata().map_err(open_error)?;
     if metadata.is_symlink() {
         return Err(refused(&source.path, "is a link: what it leads to is not changed from here"));
     }
-    let storage = layers::open_writable(&source.path)?;
+    let storage = source::open_writable(&source.path)?;
     let file = storage.file().metadata().map_err(open_error)?;
     if number(&file) != number(&metadata) {
         return Err(Error::Changed);

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use super::check;
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
-use super::layers::{Layers, Source};
+use super::layers::Layers;
 use super::observer::{Observer, Phase};
 use super::pool;
 use super::resolve::Mapped;
+use super::source::Source;
 use crate::chain::{
     self, Chain, Checksums, FormatHint, Image, ImageId, KnownSums, Level, Manifest, UUID, chain_id,
     create_checksums_watched,
@@ -206,7 +207,8 @@ fn id_of(image: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Keeps others from the folders of chains.
+/// Keeps others from the folders of chains. Before that, they may have changed them: [discover](chain::discover) the chains
+/// again when this returns.
 ///
 /// # Errors
 /// [`Error::Folder`].

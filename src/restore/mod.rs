@@ -76,6 +76,7 @@ mod renewed;
 mod resolve;
 mod salvage;
 mod slices;
+mod source;
 mod survey;
 mod verify;
 
@@ -84,13 +85,14 @@ pub use checked_file::Unverified;
 pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT, apply_layers};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{Format, Layer};
-pub use layers::{Layers, Source, check_current, open_writable};
+pub use layers::{Layers, check_current};
 pub use manifests::{Describe, Described, lock_folders};
 pub use merge::{Merge, MergeOptions, Merged, Output, OutputFormat};
 pub use observer::{Done, Observer, Phase, Silent, Warning};
 pub use plan::Plan;
 pub use rebase::{Based, PointLink, Rebase};
 pub use salvage::{Cause, Loss, LossKind, Losses, Slot};
+pub use source::{Source, open_writable};
 pub use survey::{Facts, survey};
 pub use verify::{
     Due, Flaw, FlawSeverity, Flawed, Share, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,

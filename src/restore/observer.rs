@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::checked_file::Unverified;
 
-/// Follows a merge. Calls come from many threads.
+/// Follows work. Calls come from many threads.
 pub trait Observer: Sync {
     /// A new phase begins.
     fn phase(&self, _phase: Phase) {}
@@ -34,7 +34,7 @@ impl Observer for Silent {}
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// The images are checked; each one's bytes count when it is done.
+    /// The images are checked.
     Checking {
         /// The length of all files together.
         bytes: u64,

@@ -14,9 +14,10 @@ use super::check;
 use super::error::{Error, Result};
 use super::in_place::{self, OTHER_NAMES, number, refused, relative_name};
 use super::layer::Layer;
-use super::layers::{self, Layers};
+use super::layers::Layers;
 use super::observer::Observer;
 use super::renewed::{Renewed, check_renewable, is_unsettled};
+use super::source;
 use crate::qcow2::{self, Backing};
 use crate::storage::{self, FileStorage};
 
@@ -198,7 +199,7 @@ impl Based {
     }
 
     fn open(&self) -> Result<Arc<FileStorage>> {
-        let storage = layers::open_writable(&self.path)?;
+        let storage = source::open_writable(&self.path)?;
         let file = storage.file().metadata().map_err(|source| Error::Open { path: self.path.clone(), source })?;
         if self.file == Some(number(&file)) { Ok(storage) } else { Err(Error::Changed) }
     }

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
-use super::layers::{self, Source};
 use super::resolve::Mapped;
+use super::source::{self, Source};
 use crate::qcow2::{Content, MapBuffer};
 use crate::storage::Storage as _;
 
@@ -51,14 +51,14 @@ pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
 }
 
 fn start(source: &Source) -> Result<Start> {
-    layers::start(source, &*layers::open(source)?)
+    source::start(source, &*source::open(source)?)
 }
 
 fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts> {
-    let file = layers::open(source)?;
-    layers::check_length(&source.path, file.length())?;
+    let file = source::open(source)?;
+    source::check_length(&source.path, file.length())?;
     let layer = Layer::new(source.path.clone(), file, format)?;
-    layers::check_backing(before, &layer)?;
+    source::check_backing(before, &layer)?;
     let mut allocated = 0;
     let mut buffer = MapBuffer::default();
     for range in layer.occupied() {
@@ -67,7 +67,7 @@ fn look(source: &Source, before: Option<&Path>, format: Format) -> Result<Facts>
             Content::Unallocated | Content::Zero => {}
         })?;
     }
-    let file = layer.file().map(File::metadata).transpose().map_err(|error| layers::open_error(source, error))?;
+    let file = layer.file().map(File::metadata).transpose().map_err(|error| source::open_error(source, error))?;
     Ok(Facts {
         format,
         size: layer.size(),

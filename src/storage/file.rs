@@ -1,4 +1,4 @@
-//! Files as storage: holes, and locks as QEMU takes them.
+//! Files as storage, with their holes.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

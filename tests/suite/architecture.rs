@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: [(&str, &[&str]); 11] = [
     ("bin", &["cli"]),
     ("cli", &["capture", "restore", "chain", "qcow2", "storage", "qmp", "causes"]),
-    ("capture", &["qmp", "agent", "chain", "qcow2", "storage", "causes"]),
+    ("capture", &["qmp", "agent", "chain", "qcow2", "storage", "json", "causes"]),
     ("agent", &["qmp"]),
     ("qmp", &["json"]),
     ("restore", &["chain", "qcow2", "storage", "causes"]),

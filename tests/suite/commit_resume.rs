@@ -124,6 +124,26 @@ fn select(backup: &Backup) -> RestorePoint {
     disk.select_in_place(&When::Latest, &Clock::system(), false).unwrap()
 }
 
+/// What it builds on would be gone, and its parent would not be renamed.
+#[test]
+fn an_inc_that_comes_before_the_folder_is_locked_is_noticed() {
+    let backup = Backup::new();
+    let newest = backup.images.last().unwrap();
+    let away = newest.with_file_name("away");
+    fs::rename(newest, &away).unwrap();
+    let point = select(&backup);
+    fs::rename(&away, newest).unwrap();
+    assert!(point.is_current().unwrap());
+    let again = || {
+        let inventory = discover(&backup.dir)?;
+        inventory.disk(None)?.select_in_place(&"INC-1793761200".parse().unwrap(), &Clock::system(), false)
+    };
+    let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
+    assert!(matches!(Commit::plan(&point, again, options, &Silent), Err(restore::Error::Changed)));
+    Commit::plan(&again().unwrap(), again, options, &Silent).unwrap().run(&Silent).unwrap();
+    assert_eq!(discover(&backup.dir).unwrap().disk(None).unwrap().points().len(), 2);
+}
+
 #[test]
 fn a_restore_point_that_was_chosen_before_other_work_began_is_not_worked_on() {
     let backup = Backup::new();
@@ -131,9 +151,10 @@ fn a_restore_point_that_was_chosen_before_other_work_began_is_not_worked_on() {
     let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
     begin(&backup, Work::Commit, Phase::Writing);
     assert!(!point.is_current().unwrap());
-    assert!(matches!(Commit::plan(&point, options, &Silent), Err(restore::Error::Changed)));
+    let again = || Ok(select(&backup));
+    assert!(matches!(Commit::plan(&point, again, options, &Silent), Err(restore::Error::Changed)));
     assert!(select(&backup).is_current().unwrap());
-    Commit::plan(&select(&backup), options, &Silent).unwrap().run(&Silent).unwrap();
+    Commit::plan(&select(&backup), again, options, &Silent).unwrap().run(&Silent).unwrap();
     assert!(!point.is_current().unwrap());
     assert!(select(&backup).is_current().unwrap());
 }

@@ -2,6 +2,10 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
+
+use qmpbackup::qcow2::{GuestOffset, Writer};
+use qmpbackup::storage::MemoryStorage;
 
 use crate::support::merge::Wanted;
 use crate::support::oracle::convert;
@@ -140,10 +144,17 @@ fn a_stream_that_the_file_does_not_hold_to_its_end_is_refused() {
         for cut in [512, 1024, 4096] {
             File::options().write(true).open(&full).unwrap().set_len(end - cut).unwrap();
             let compress = format!("--compress={codec}");
-            for more in [["--format=raw", "--skip-check"], ["--cluster-size=2M", &compress]] {
+            for more in [["--format=raw", "--skip-check"], [&*compress, "--skip-check"]] {
                 merge(&more).with(4).says("the file ends there");
                 assert!(!folder.path().join("out").exists());
             }
+            merge(&[]).with(4).says("a compressed cluster");
+            let check = Ended::of(qmprestore(["check"]).arg(&full));
+            check.with(4).says(&format!("a compressed cluster at offset {host:#x}"));
+            let cut = Arc::new(MemoryStorage::new(std::fs::read(&full).unwrap()));
+            let mut writer = Writer::open(cut).unwrap();
+            let error = writer.read(&mut [0; 512], GuestOffset(0)).unwrap_err();
+            assert!(error.to_string().contains("the file ends there"), "{error}");
             merge(&["--format=raw", "--salvage"]).with(3).says("lost");
             std::fs::remove_file(folder.path().join("out")).unwrap();
         }

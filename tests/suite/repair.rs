@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use qmpbackup::qcow2::{self, Error, GuestOffset, Image, Reader, Repair, Repaired, Report, Writer, repair};
-use qmpbackup::storage::{MemoryStorage, Storage, WritableStorage};
+use qmpbackup::storage::{Access, FileStorage, MemoryStorage, Storage, WritableStorage};
 
 use crate::check::{Disk, Map, Numbers, folder, judge, number, put};
 use crate::support::program::{Ended, event};
@@ -406,8 +406,13 @@ fn check_repairs_what_it_is_told_to_and_says_what_is_left() {
     disk.io("read", 1, 512);
 
     let busy = qmpbackup::restore::open_writable(&disk.path).unwrap();
-    Ended::run(["check", &name, "--repair", "all"]).with(6).says("UNREADABLE");
+    Ended::run(["check", &name, "--repair", "all"]).with(6).says("NOT CHECKED: another process has");
+    // tables that are being written look damaged
+    Ended::run(["check", &name]).with(6).says("NOT CHECKED: another process has the image open for writing");
     drop(busy);
+    let reader = FileStorage::open(&disk.path).unwrap();
+    reader.lock(Access::Read).unwrap();
+    Ended::run(["check", &name]).with(4).says("DAMAGED");
 }
 
 /// A header without snapshots may hold anything where their table would be.

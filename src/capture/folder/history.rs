@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::capture::error::Error;
 use crate::capture::folder::live::Live;
 use crate::capture::names;
-use crate::chain::{self, Checksums, Image, Level, discover};
+use crate::chain::{self, Checksums, Image, Inventory, Level, discover};
 use crate::qcow2;
 use crate::storage::FileStorage;
 
@@ -63,16 +63,13 @@ impl History {
         }
     }
 
-    /// Looks into the folder of a disk. What the machine itself writes to is no image of it, whatever its name.
+    /// Looks into the folder of a disk.
     pub(crate) fn read(folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
-        match folder.metadata() {
-            Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Ok(Self::default()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            // what cannot be seen may be there
-            Err(source) => return Err(Error::Io { path: folder.to_owned(), source }),
-        }
-        let inventory = discover(folder)?;
+        inventory(folder)?.map_or_else(|| Ok(Self::default()), |inventory| Self::of(&inventory, folder, base, live))
+    }
+
+    /// What the [inventory] of a folder has of a disk. What the machine itself writes to is no image of it, whatever its name.
+    pub(crate) fn of(inventory: &Inventory, folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
         // those of other months, if there are folders of months here; or of other folders that have disks of the same name
         let here = |image: &&Arc<Image>| image.path.parent() == Some(folder) && !live.writes_to(&image.path);
         let is_here = |disk: &&chain::Disk| disk.images().iter().chain(disk.partials()).any(|image| here(&image));
@@ -122,6 +119,17 @@ impl History {
             foreign,
             chained,
         })
+    }
+}
+
+/// What a folder holds, where there is one.
+pub(crate) fn inventory(folder: &Path) -> Result<Option<Inventory>, Error> {
+    match folder.metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(Some(discover(folder)?)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // what cannot be seen may be there
+        Err(source) => Err(Error::Io { path: folder.to_owned(), source }),
     }
 }
 

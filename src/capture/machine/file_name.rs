@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::json;
+
 /// A file name in a folder of backups has at most 255 bytes; level, time and `.partial` want some.
 const MAX_BYTES: usize = 200;
 
@@ -116,7 +118,7 @@ fn parse(name: &str, nesting: usize) -> FileName {
     let Some(nesting) = nesting.checked_sub(1) else { return FileName::default() };
     let Some((protocol, rest)) = protocol(name) else { return FileName::local(name) };
     match protocol {
-        "json" => match serde_json::from_str(rest) {
+        "json" => match json::parse(rest.as_bytes()) {
             Ok(Value::Object(options)) => from_options(&options, nesting),
             _ => FileName::default(),
         },

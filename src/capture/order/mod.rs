@@ -5,14 +5,16 @@ pub(crate) mod frozen;
 pub(crate) mod settle;
 pub(crate) mod teardown;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
 
 use self::settle::Bitmaps;
 use self::teardown::Teardown;
 use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::folder::files;
-use crate::capture::folder::history::History;
+use crate::capture::folder::history::{self, History};
 use crate::capture::folder::journal::Journal;
 use crate::capture::folder::live::Live;
 use crate::capture::folder::lock;
@@ -22,7 +24,7 @@ use crate::capture::machine::device::{Bitmap, Device};
 use crate::capture::machine::observe::{Observed, Replies};
 use crate::capture::names;
 use crate::causes;
-use crate::chain::FolderLock;
+use crate::chain::{FolderLock, Inventory};
 use crate::qmp::Address;
 
 /// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
@@ -142,8 +144,9 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
     let Some(chain) = chain else { return Ok(()) };
     let replies = Replies::ask(&machine.monitor, &machine.features).await?;
     let live = replies.live(machine)?;
+    let mut inventories = BTreeMap::new();
     for device in replies.disks()? {
-        let newest = newest(folder, &device, &live)?;
+        let newest = newest(folder, &device, &live, &mut inventories)?;
         // what is stored in an image that nobody can write to cannot be changed, and records nothing
         let is_stored = |bitmap: &Bitmap| device.read_only && bitmap.persistent;
         let changeable: Vec<Bitmap> = device.bitmaps.iter().filter(|bitmap| !is_stored(bitmap)).cloned().collect();
@@ -155,14 +158,29 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
     Ok(())
 }
 
-/// The time of the newest image of a disk, in whatever way the folder is laid out.
-fn newest(folder: &Path, device: &Device, live: &Live) -> Result<Option<i64>, Error> {
+/// The time of the newest image of a disk, in whatever way the folder is laid out. Each folder is read once for all disks.
+fn newest(
+    folder: &Path,
+    device: &Device,
+    live: &Live,
+    inventories: &mut BTreeMap<PathBuf, Option<Inventory>>,
+) -> Result<Option<i64>, Error> {
+    let mut since = |folder: PathBuf, base: &str| {
+        let inventory = match inventories.entry(folder.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(history::inventory(&folder)?),
+        };
+        match inventory {
+            Some(inventory) => Ok(History::of(inventory, &folder, base, live)?.since()),
+            None => Ok::<_, Error>(None),
+        }
+    };
     let mut newest = None;
     for base in device.bases() {
-        newest = newest.max(History::read(folder, &base, live)?.since());
+        newest = newest.max(since(folder.to_owned(), &base)?);
         for name in &device.names {
-            newest = newest.max(History::read(&folder.join(name), &base, live)?.since());
-            newest = newest.max(History::read(folder, &format!("{name}-{base}"), live)?.since());
+            newest = newest.max(since(folder.join(name), &base)?);
+            newest = newest.max(since(folder.to_owned(), &format!("{name}-{base}"))?);
         }
     }
     Ok(newest)

@@ -167,8 +167,8 @@ pub(super) struct List {
 /// Check images as `qemu-img check` does, and repair them if that is asked for
 ///
 /// The exit code is 0 where all are clean, 3 where nothing but space is lost or a program said that an image may be
-/// wrong, 4 where an image is damaged; with --repair it says what is left. Without --repair nothing is changed, and nobody is
-/// kept from an image: of one that somebody writes to meanwhile, as `verify` and `merge` would say, the result means nothing.
+/// wrong, 4 where an image is damaged; with --repair it says what is left. Without --repair nothing is changed. An
+/// image that somebody writes to is not checked, which is exit code 6, and nobody begins to before the check ends.
 #[derive(Debug, Args)]
 #[command(
     after_help = Exit::table(),

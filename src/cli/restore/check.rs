@@ -112,6 +112,7 @@ impl Verdict {
             Self::Dirty => "dirty",
             Self::MarkedCorrupt => "marked corrupt",
             Self::Damaged => "damaged",
+            Self::Unreadable(Exit::Locked) => "in use",
             Self::Unreadable(_) => "unreadable",
         }
     }
@@ -124,6 +125,7 @@ impl Verdict {
             Self::Dirty => "good, but its refcounts are stale: it was not closed",
             Self::MarkedCorrupt => "marked as corrupt by some program, but nothing was found now",
             Self::Damaged => "DAMAGED",
+            Self::Unreadable(Exit::Locked) => "NOT CHECKED",
             Self::Unreadable(_) => "UNREADABLE",
         }
     }

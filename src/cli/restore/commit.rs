@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::progress::Reporter;
 use super::{args, by_hand, place};
-use crate::chain::{Clock, Inventory, RestorePoint, Work, discover};
+use crate::chain::{self, Clock, Inventory, RestorePoint, Work, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
@@ -42,18 +42,15 @@ pub(in crate::cli) fn run(
         dry_run: arguments.dry_run,
     };
     reporter.follow(|| {
-        let mut commit = Commit::plan(&point, options, &reporter).map_err(Failure::Refused)?;
-        // before they were locked, others may have changed the images
-        if !arguments.dry_run {
+        let again = || {
             let now = discover(&arguments.place.dir)?;
             let filter = arguments.place.filter.as_deref();
             let known = inventory.notes_of(filter)?;
             let new = now.notes_of(filter)?.into_iter().filter(|note| !known.contains(note));
             new.for_each(|note| console.warning(&note.to_string()));
-            if select(&now, arguments, &clock)? != point {
-                return Err(Failure::Refused(restore::Error::Changed));
-            }
-        }
+            select(&now, arguments, &clock)
+        };
+        let mut commit = Commit::plan(&point, again, options, &reporter).map_err(Failure::Refused)?;
         let summary = commit.summary().clone();
         let commands = by_hand::commit(&summary, &point, &arguments.place);
         plan(arguments, &point, &summary, &commands, console);
@@ -70,15 +67,15 @@ pub(in crate::cli) fn run(
 }
 
 /// The restore point that the FULL is to hold.
-fn select(inventory: &Inventory, arguments: &args::Commit, clock: &Clock) -> Result<RestorePoint, Failure> {
+fn select(inventory: &Inventory, arguments: &args::Commit, clock: &Clock) -> Result<RestorePoint, chain::Error> {
     let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;
-    Ok(disk.select_in_place(&arguments.until, clock, arguments.allow_partial)?)
+    disk.select_in_place(&arguments.until, clock, arguments.allow_partial)
 }
 
 /// What has to be said when work in place stops: whether it must be done again.
 fn unfinished(error: restore::Error, summary: &CommitSummary) -> Failure {
     let is_gone = |path: &std::path::PathBuf| matches!(path.try_exists(), Ok(false));
-    match crate::chain::Unfinished::read(&summary.full) {
+    match chain::Unfinished::read(&summary.full) {
         // the last that was to do is to forget that there was something to do
         Ok(None) if summary.incs.iter().chain(&summary.rest).all(is_gone) => Failure::Undurable(error),
         Ok(None) => Failure::Refused(error),

@@ -9,7 +9,7 @@ use super::walk::Walk;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::entry::{CompressedCluster, L2Entry};
 use crate::qcow2::error::{Allowed, Invalid, Result};
-use crate::qcow2::pieces::Pieces;
+use crate::qcow2::pieces::{Pieces, SECTOR};
 use crate::qcow2::wire::{FLAG_COMPRESSED, FLAG_COPIED, OFFSET_MASK};
 use crate::storage::to_usize;
 
@@ -119,7 +119,13 @@ impl Walk<'_, '_> {
     }
 
     fn compressed(&mut self, place: Place, data: CompressedCluster) {
-        self.claim_inside("a compressed cluster", data.host.0, data.length, place.references, Owner::Data);
+        const WHAT: &str = "a compressed cluster";
+        let (offset, length, file_length) = (data.host, data.length, self.storage.length());
+        let inside = self.claim_inside(WHAT, offset.0, length, place.references, Owner::Data);
+        // a stream has bytes in its last sector
+        if inside && offset.0 + length > file_length.next_multiple_of(SECTOR) {
+            self.find(Finding::BeyondEnd { what: WHAT, offset, length, file_length });
+        }
     }
 
     /// As QEMU, counts what an entry with wrong bits most probably means, so that one wrong bit does not make leaks.

@@ -21,7 +21,7 @@ pub struct Report {
     pub refcount_errors: u64,
     /// Damaged tables.
     pub structure_errors: u64,
-    /// The first findings, in words.
+    /// The first findings.
     pub findings: Vec<Finding>,
     /// Something that is not the refcount table ends beyond the end of the file.
     pub beyond_end: bool,

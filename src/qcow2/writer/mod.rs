@@ -73,12 +73,13 @@ pub(super) use self::refcounts::{clusters_of, write};
 pub(super) use self::room::Room;
 use self::tables::Tables;
 use super::address::{GuestOffset, HostOffset};
-use super::codec::{Deflater, Inflater};
+use super::codec::Deflater;
 use super::entry::{EntryRules, L2Entry};
 use super::error::{Error, Invalid, Result};
 use super::features::Features;
 use super::header::Header;
 use super::image::Image;
+use super::reader::ClusterReader;
 use crate::storage::WritableStorage;
 
 /// An image that is being changed.
@@ -92,7 +93,7 @@ pub struct Writer {
     bitmaps: Bitmaps,
     /// Room behind the compressed cluster that was written last.
     open: Range<u64>,
-    inflater: Inflater,
+    compressed: ClusterReader,
     deflater: Option<Deflater>,
     failed: bool,
 }
@@ -142,7 +143,7 @@ impl Writer {
             refcounts,
             bitmaps,
             open: 0..0,
-            inflater: Inflater::default(),
+            compressed: ClusterReader::default(),
             deflater: None,
             failed: false,
         })
@@ -303,7 +304,7 @@ impl Writer {
         Ok(HostOffset(cluster << self.header().geometry.cluster_bits()))
     }
 
-    /// Whether the image was made to be changed by programs of its version only.
+    /// Clears the bits of what is not kept right here, as whoever changes an image must.
     fn clear_autoclear(&mut self) -> Result<()> {
         let autoclear = self.header().features.autoclear;
         if autoclear & !Features::BITMAPS == 0 {

@@ -93,14 +93,9 @@ impl Writer {
     }
 
     /// The bytes of a compressed cluster.
-    pub(super) fn inflate(&mut self, cluster: u64, data: CompressedCluster) -> Result<Vec<u8>> {
-        let (geometry, codec) = (self.header().geometry, self.header().codec);
-        let mut input = vec![0; to_usize(data.length)];
-        read_to_end(&self.storage, &mut input, data.host, "a compressed cluster")?;
-        let mut bytes = vec![0; to_usize(geometry.cluster_size())];
-        let guest = GuestOffset(cluster << geometry.cluster_bits());
-        let damaged = |reason| Error::Compressed { host: data.host, guest, reason };
-        self.inflater.inflate(codec, &input, &mut bytes).map_err(damaged)?;
-        Ok(bytes)
+    fn inflate(&mut self, cluster: u64, data: CompressedCluster) -> Result<&[u8]> {
+        let header = self.head.header();
+        let guest = GuestOffset(cluster << header.geometry.cluster_bits());
+        self.compressed.read_from(&self.storage, header, guest, data)
     }
 }

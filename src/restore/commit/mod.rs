@@ -27,10 +27,10 @@
 //! #         std::fs::copy(file.path(), backup.path().join(file.file_name()))?;
 //! #     }
 //! # }
-//! let inventory = discover(backup.path())?;
-//! let point = inventory.disk(None)?.select_in_place(&When::Latest, &Clock::system(), false)?;
+//! let select =
+//!     || discover(backup.path())?.disk(None)?.select_in_place(&When::Latest, &Clock::system(), false);
 //! let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
-//! let mut commit = Commit::plan(&point, options, &Silent)?;
+//! let mut commit = Commit::plan(&select()?, select, options, &Silent)?;
 //! commit.check(&Silent)?;
 //! commit.run(&Silent)?;
 //! # assert_eq!(discover(backup.path())?.disk(None)?.points().len(), 1);
@@ -134,10 +134,18 @@ impl CommitSummary {
 impl Commit {
     /// Locks the images and the folder, reads all tables and decides everything. Nothing is changed yet.
     ///
+    /// `again` finds the restore point once more when the folder is locked: before that, others may have changed it, and an
+    /// INC that has come meanwhile builds on one that goes. It is not asked where nothing is locked, in a dry run.
+    ///
     /// # Errors
-    /// Who else uses the images; what is wrong with them; [`Error::NothingToCommit`]; [`Error::Unfinished`] where other work
-    /// was begun; [`Error::NoSpace`].
-    pub fn plan(point: &RestorePoint, options: CommitOptions, observer: &dyn Observer) -> Result<Self> {
+    /// Who else uses the images; what is wrong with them; [`Error::Changed`] where the restore point is another one by now;
+    /// [`Error::NothingToCommit`]; [`Error::Unfinished`] where other work was begun; [`Error::NoSpace`].
+    pub fn plan(
+        point: &RestorePoint,
+        again: impl FnOnce() -> Result<RestorePoint, chain::Error>,
+        options: CommitOptions,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         let Some(full) = point.members.first() else { return Err(Error::Empty) };
         // first: what looks as if it was not finished may be going on
         let folders = if options.dry_run { Vec::new() } else { in_place::lock(&full.path)? };
@@ -152,6 +160,9 @@ impl Commit {
         }
         let chain = InPlace::open(&members, point, folders)?;
         check_current(point)?;
+        if !options.dry_run && again()? != *point {
+            return Err(Error::Changed);
+        }
         let pool = pool::start(options.threads)?;
         observer.phase(Phase::Planning);
         let groups = groups(options.work, chain.incs());

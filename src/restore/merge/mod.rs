@@ -5,7 +5,7 @@ mod read_back;
 mod sink;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,16 @@ pub enum Output {
     File(PathBuf),
     /// Bytes in order: [`OutputFormat::Raw`] only.
     Stream(Box<dyn Write + Send>),
+}
+
+impl Output {
+    /// What messages call it.
+    fn name(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Stream(_) => Path::new("the output stream"),
+        }
+    }
 }
 
 impl fmt::Debug for Output {
@@ -109,7 +119,7 @@ impl Merge {
             Output::Stream(_) if options.format == OutputFormat::Raw => {}
             Output::Stream(_) => {
                 let reason = "can take raw bytes only: a qcow2 image needs a file";
-                return Err(Error::OutputKind { path: stream_name().to_owned(), reason });
+                return Err(Error::OutputKind { path: options.output.name().to_owned(), reason });
             }
         }
         let cluster_size = match options.format {
@@ -124,6 +134,10 @@ impl Merge {
         let (read_back, trusts_streams, detects_zeroes) = (false, false, false);
         let merge = Self { layers, options, geometry, plan, pool, read_back, trusts_streams, detects_zeroes };
         merge.layout()?;
+        if i64::try_from(merge.plan.size).is_err() {
+            let path = merge.options.output.name().to_owned();
+            return Err(Error::Write { path, source: io::ErrorKind::FileTooLarge.into() });
+        }
         Ok(merge)
     }
 
@@ -160,10 +174,7 @@ impl Merge {
     /// # Errors
     /// Where there can be no such image.
     pub fn length(&self) -> Result<u64> {
-        match self.options.format {
-            OutputFormat::Raw => Ok(self.plan.size),
-            OutputFormat::Qcow2 { .. } => Ok(self.layout()?.length()),
-        }
+        Ok(self.layout()?.map_or(self.plan.size, |layout| layout.length()))
     }
 
     /// Has [`run`](Self::run) and [`salvage`](Self::salvage) read the output again and compare it with the images before it
@@ -233,12 +244,13 @@ impl Merge {
         let work = Work { layers: layers.as_slice(), limiter, observer, leaves_holes: detects_zeroes };
         observer.phase(Phase::Copying { bytes: plan.bytes });
         let copied = |error| layers.located(error);
+        let name = output.name().to_owned();
         let (length, last) = match output {
             Output::Stream(mut stream) => {
                 if read_back {
                     observer.warning(Warning::NotReadBack);
                 }
-                let length = pool.install(|| sink::write_stream(&work, &plan, stream_name(), &mut *stream));
+                let length = pool.install(|| sink::write_stream(&work, &plan, &name, &mut *stream));
                 let length = length.map_err(copied)?;
                 (length, pool.install(|| last(&layers, observer))?)
             }
@@ -247,7 +259,8 @@ impl Merge {
                 let target = destination.target(&path);
                 let mut attempts = 1;
                 let length = loop {
-                    let write = || write_file(&work, &plan, &layout, format, trusts_streams, &destination, target);
+                    let write =
+                        || write_file(&work, &plan, layout.as_ref(), format, trusts_streams, &destination, target);
                     match pool.install(write) {
                         // a table could not be read any more, which is remembered
                         Err(Error::Changed) if layers.are_tolerant() && attempts < ATTEMPTS => attempts += 1,
@@ -270,44 +283,37 @@ impl Merge {
         Ok((Merged { size: plan.size, bytes: plan.bytes, length }, last))
     }
 
-    fn layout(&self) -> Result<Layout> {
+    fn layout(&self) -> Result<Option<Layout>> {
         lay_out(self.options.format, self.geometry, &self.layers, &self.plan)
     }
 }
 
-fn lay_out(format: OutputFormat, geometry: Geometry, layers: &Layers, plan: &Plan) -> Result<Layout> {
-    let codec = match format {
-        OutputFormat::Qcow2 { compression: Some(codec), .. } => codec,
-        _ => Codec::Deflate,
-    };
+/// The layout of a qcow2 image.
+fn lay_out(format: OutputFormat, geometry: Geometry, layers: &Layers, plan: &Plan) -> Result<Option<Layout>> {
+    let OutputFormat::Qcow2 { compression, .. } = format else { return Ok(None) };
+    let codec = compression.unwrap_or(Codec::Deflate);
     // QEMU has the last sector of a raw disk whole, and of a qcow2 image leaves out what is less than a sector
     let size =
         if layers.is_raw() { plan.size.checked_next_multiple_of(SECTOR).unwrap_or(plan.size) } else { plan.size };
-    Ok(Layout::new(geometry, size, codec, plan.l2_tables, plan.clusters)?)
-}
-
-fn stream_name() -> &'static Path {
-    Path::new("the output stream")
+    Ok(Some(Layout::new(geometry, size, codec, plan.l2_tables, plan.clusters)?))
 }
 
 fn write_file(
     work: &Work<'_>,
     plan: &Plan,
-    layout: &Layout,
+    layout: Option<&Layout>,
     format: OutputFormat,
     trusts_streams: bool,
     destination: &Destination,
     target: Target<'_>,
 ) -> Result<u64> {
     let whole = &Work { leaves_holes: false, ..*work };
-    match (destination, format) {
-        (Destination::Device(_), _) => sink::write_device(whole, plan, target),
-        (Destination::File(_), OutputFormat::Raw) => sink::write_raw(work, plan, target),
-        (Destination::File(_), OutputFormat::Qcow2 { compression: None, .. }) => {
-            sink::write_qcow2(work, plan, layout, target)
-        }
-        (Destination::File(_), OutputFormat::Qcow2 { compression: Some(_), .. }) => {
+    match (destination, layout, format) {
+        (Destination::Device(_), _, _) => sink::write_device(whole, plan, target),
+        (Destination::File(_), None, _) => sink::write_raw(work, plan, target),
+        (Destination::File(_), Some(layout), OutputFormat::Qcow2 { compression: Some(_), .. }) => {
             sink::write_compressed(whole, plan, layout, trusts_streams, target)
         }
+        (Destination::File(_), Some(layout), _) => sink::write_qcow2(work, plan, layout, target),
     }
 }

@@ -10,8 +10,9 @@ use rustix::fs::OFlags;
 
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Format;
-use crate::restore::layers::{self, Layers};
+use crate::restore::layers::Layers;
 use crate::restore::merge::OutputFormat;
+use crate::restore::source;
 use crate::storage::{Access, FileStorage, NewFile};
 
 /// What stands at the place of the output.
@@ -97,7 +98,7 @@ fn unused(path: &Path) -> Result<Option<FileStorage>> {
         }
         Err(source) => return Err(Error::Open { path: path.to_owned(), source }),
     };
-    match layers::lock(path, &storage, Access::Write) {
+    match source::lock(path, &storage, Access::Write) {
         Err(error @ Error::Locked { .. }) => return Err(error),
         // the file system has no locks
         Err(_) => return Ok(None),

@@ -22,8 +22,8 @@ pub use loss::{Cause, Loss, LossKind, Losses};
 pub(super) use rescue::reason;
 
 use super::checked_file::CheckedFile;
-use super::layers::Source;
 use super::ranges::Ranges;
+use super::source::Source;
 use crate::qcow2::{CRYPT_METHOD, KnownDamage};
 use crate::storage::Storage as _;
 

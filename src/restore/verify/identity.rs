@@ -10,9 +10,9 @@ use super::look::Subject;
 use super::read::Found;
 use crate::chain::{BLOCK, Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
 use crate::restore::error::{Error, Result};
-use crate::restore::layers;
 use crate::restore::observer::Observer;
 use crate::restore::pool;
+use crate::restore::source;
 use crate::storage::Storage;
 
 /// Blocks that are looked at, beside the bad ones, for such that are not zeroes.
@@ -96,7 +96,7 @@ impl<'c> Wanted<'c> {
 /// What a damaged image holds; `None` where it is nothing but zeroes, or cannot be read.
 fn content(subject: &Subject<'_>, found: &Found) -> Option<Content> {
     let is_damaged = !found.bad.is_empty() || found.flaws.iter().any(|flaw| matches!(flaw, Flaw::Length { .. }));
-    let storage = is_damaged.then(|| layers::open_locked(&subject.source()).ok()).flatten()?;
+    let storage = is_damaged.then(|| source::open_locked(&subject.source()).ok()).flatten()?;
     let length = storage.length();
     let sums = block_sums(&storage, 0..length.div_ceil(BLOCK).min(SEARCHED)).ok()?;
     let telling = |(_, sum): &(u64, u32)| *sum != *ZERO_BLOCK_SUM;

@@ -10,7 +10,7 @@ use crate::chain::{self, BLOCK};
 use crate::qcow2::{Image, Meaning, Part, locate};
 use crate::restore::error::Error;
 use crate::restore::layer::Format;
-use crate::restore::layers;
+use crate::restore::source;
 use crate::storage::{FileStorage, Storage};
 
 /// Ranges of bad blocks that are told of an image; the others are counted.
@@ -61,7 +61,7 @@ pub(super) fn judge(subject: &Subject<'_>, looked: &Looked, found: Found, other:
         flaws.retain(|flaw| !is_length(flaw));
         content.push((Flaw::Holds(other), Reach::All));
     } else if !runs.is_empty() {
-        let storage = layers::open_locked(&subject.source()).ok();
+        let storage = source::open_locked(&subject.source()).ok();
         more += runs.iter().skip(TOLD).map(|bad| bad.blocks.end - bad.blocks.start).sum::<u64>();
         runs.truncate(TOLD);
         content.extend(told(subject, looked, storage, runs));

@@ -10,7 +10,7 @@ use crate::chain::{BLOCK, Checksums, Disk, Image, Manifest};
 use crate::restore::check;
 use crate::restore::error::Error;
 use crate::restore::layer::Format;
-use crate::restore::layers::{self, Source};
+use crate::restore::source::{self, Source};
 use crate::storage::Storage;
 
 /// A chain of which at least one image is verified.
@@ -121,7 +121,7 @@ pub(super) fn look(subject: &Subject<'_>) -> Looked {
     let path = subject.image.path.as_path();
     let mut looked = Looked { length: 0, disk_size: None, sums: None, open: false, flaws: Vec::new() };
     // nobody changes anything of it while it is locked
-    let storage = match layers::open_locked(&subject.source()) {
+    let storage = match source::open_locked(&subject.source()) {
         Ok(storage) => storage,
         Err(error) => {
             looked.flaws.push(Flaw::Unreadable(error));

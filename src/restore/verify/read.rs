@@ -12,9 +12,9 @@ use crate::qcow2::{self, Report, Severity};
 use crate::restore::check::{image_error, observed};
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::{Format, Layer};
-use crate::restore::layers;
 use crate::restore::observer::Observer;
 use crate::restore::slices;
+use crate::restore::source;
 use crate::storage::{FileStorage, Storage, to_usize};
 
 /// Blocks that one thread takes at a time.
@@ -100,7 +100,7 @@ fn open<'a>(subject: &'a Subject<'a>, looked: &Looked, found: &'a Mutex<Found>) 
         lock(found).flaws.push(flaw);
         None
     };
-    let storage = match layers::open_locked(&subject.source()) {
+    let storage = match source::open_locked(&subject.source()) {
         Ok(storage) => storage,
         Err(error) => return flawed(Flaw::Unreadable(error)),
     };
@@ -173,8 +173,8 @@ impl Opened<'_> {
         }
         let path = self.subject.image.path.clone();
         let layer = Layer::new(path, self.storage.clone(), self.subject.format)?;
-        layers::check_size(&self.subject.source(), &layer)?;
-        layers::check_backing(self.subject.before, &layer)
+        source::check_size(&self.subject.source(), &layer)?;
+        source::check_backing(self.subject.before, &layer)
     }
 
     /// Compares blocks with their checksums.

@@ -11,8 +11,8 @@ use crate::chain::Image;
 use crate::qcow2::{Content, MapBuffer};
 use crate::restore::error::Result;
 use crate::restore::layer::Layer;
-use crate::restore::layers::{self, Source};
 use crate::restore::resolve::Mapped;
+use crate::restore::source::{self, Source};
 
 /// The flaws of an image of a chain.
 pub(super) struct Flaws<'a> {
@@ -50,7 +50,7 @@ pub(super) fn points(
         let parts: Vec<_> = active.iter_mut().filter_map(|spread| spread.visible.as_mut()).collect();
         if !parts.is_empty() && !image.missing && !untrusted(place) {
             let source = Source::from(&***image);
-            let layer = layers::open(&source).and_then(|storage| Layer::new(source.path.clone(), storage, *format));
+            let layer = source::open(&source).and_then(|storage| Layer::new(source.path.clone(), storage, *format));
             if let Ok(layer) = layer {
                 parts.into_par_iter().for_each_init(MapBuffer::default, |buffer, ranges| {
                     *ranges = shown(&layer, ranges, buffer);

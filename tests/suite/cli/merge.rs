@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::program::{Backup, Ended, SIZE, TIMES, event, is_root};
+use crate::support::program::{Backup, Ended, SIZE, TIMES, event, is_root, qmprestore};
 use crate::support::{oracle, sparse, tools};
 
 fn info(path: &Path) -> Value {
@@ -151,13 +151,39 @@ fn stdout_that_nobody_reads_is_an_error_without_a_panic() {
 #[test]
 fn stdout_that_is_the_disk_gets_no_error_of_the_arguments() {
     let backup = Backup::new();
-    for words in [&["--json", "--out", "-", "--bogus"][..], &["--json", "--out=-", "--bogus"]] {
+    let outs = [&["--out", "-"][..], &["--out=-"], &["--targetfile", "-"], &["--targetfile=-"]];
+    for out in outs {
+        let words = [out, &["--json", "--bogus"]].concat();
         let output = backup.merge(words).output().unwrap();
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]));
         assert!(String::from_utf8(output.stderr).unwrap().contains("{\"event\":\"error\""));
     }
     let output = backup.merge(["--json", "--out", "x", "--bogus"]).output().unwrap();
     assert!(output.stdout.starts_with(b"{\"event\":\"error\""));
+}
+
+/// The clusters of the FULL set no limit to what is no qcow2 image.
+#[test]
+fn a_raw_output_may_be_larger_than_an_image_with_such_clusters() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join("disk0").join(name);
+    std::fs::create_dir(root.path().join("disk0")).unwrap();
+    let create = |name: &str, options: &str, size: &str, write: &str| {
+        let options = ["create", "-q", "-f", "qcow2", "-o", options];
+        tools::run(tools::qemu_img().args(options).arg(path(name)).arg(size));
+        tools::run(tools::qemu_io().args(["-f", "qcow2", "-c", write]).arg(path(name)));
+    };
+    create("FULL-1600000000-disk", "cluster_size=512", "1M", "write -P 1 0 64k");
+    create("INC-1600000001-disk", "cluster_size=64k", "200G", "write -P 2 150G 64k");
+    let merge = |words: &[&str]| {
+        let mut merge = qmprestore(["merge", "--dir"]);
+        Ended::of(merge.arg(root.path()).arg("--out").arg(root.path().join("out")).args(words))
+    };
+    merge(&[]).with(2).says("take larger clusters");
+    merge(&["--format=raw"]).with(0);
+    let out = File::open(root.path().join("out")).unwrap();
+    assert_eq!(out.metadata().unwrap().len(), 200 << 30);
+    assert_eq!(sparse::data_extents(&out), [0..64 << 10, 150 << 30..(150 << 30) + (64 << 10)]);
 }
 
 #[test]
@@ -250,7 +276,7 @@ fn a_folder_with_several_disks_needs_a_filter() {
     }
     let merge = |more: &[&str]| {
         let arguments = ["merge", "--dir", "backup", "--out", "x", "--dry-run"];
-        let mut command = crate::support::program::qmprestore(arguments.iter().chain(more));
+        let mut command = qmprestore(arguments.iter().chain(more));
         Ended::of(command.current_dir(backup.root.path()))
     };
     merge(&[]).with(2).says("disk0, disk1").says("--filter");

@@ -55,6 +55,16 @@ fn a_header_with_a_wrong_bit_is_that_of_an_image_that_can_be_read() {
     }
 }
 
+/// Where the header ends is among what is damaged, so that the extensions cannot be found either.
+#[test]
+fn a_header_may_be_damaged_to_its_end() {
+    let backup = known();
+    let right = right(&backup);
+    write(&backup.images[0], 96, &[0xff; 16]);
+    let (ended, salvaged) = salvaged(&backup);
+    assert!(salvaged == right, "{ended:#?}");
+}
+
 #[test]
 fn an_l1_entry_that_leads_where_another_does_costs_what_it_led_to() {
     for with_sums in [true, false] {
