@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::capture::folder::files::text;
 use crate::capture::names::{self, Part};
 use crate::capture::request::Aio;
 use crate::chain::Level;
@@ -264,10 +265,6 @@ pub(super) fn transaction(actions: Vec<Value>, completion: Option<&str>) -> Opti
         Some(mode) => command.with("properties", json!({"completion-mode": mode})),
         None => command,
     })
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

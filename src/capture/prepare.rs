@@ -4,8 +4,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-
 use crate::capture::decide::{Decision, Facts};
 use crate::capture::error::Error;
 use crate::capture::event::Event;
@@ -20,31 +18,14 @@ use crate::capture::folder::target;
 use crate::capture::machine::Machine;
 use crate::capture::machine::device::{Device, config};
 use crate::capture::machine::observe::{self, Replies};
+use crate::capture::machine::state;
 use crate::capture::names;
 use crate::capture::order::settle::Bitmaps;
 use crate::capture::plan::{DiskPlan, Old, Plan, Settings, Way};
 use crate::capture::request::{Request, Wanted};
-use crate::chain::{FormatHint, ImageId, Level, Manifest};
+use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
 use crate::storage::{self, Access, FileStorage};
-
-/// States of a machine in which its disks are about to be, or already, somebody else's.
-const STATES_OUT: [&str; 7] =
-    ["inmigrate", "postmigrate", "finish-migrate", "restore-vm", "save-vm", "colo", "preconfig"];
-
-/// States of a migration that goes on.
-const MIGRATING: [&str; 10] = [
-    "setup",
-    "active",
-    "postcopy-active",
-    "postcopy-paused",
-    "postcopy-recover",
-    "postcopy-recover-setup",
-    "pre-switchover",
-    "device",
-    "wait-unplug",
-    "colo",
-];
 
 /// A disk of the run.
 #[derive(Debug, Clone)]
@@ -90,7 +71,7 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Decides. Nothing is changed, neither in the machine nor in the folder.
     pub(super) async fn new(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Self, Error> {
-        let status = introduce(machine).await?;
+        let status = state::introduce(machine).await?;
         let replies = Replies::ask(&machine.monitor, &machine.features).await?;
         let disks = replies.disks()?;
         let live = replies.live(machine)?;
@@ -105,7 +86,7 @@ impl Prepared {
             // before anything is made there
             let below = place.folder.strip_prefix(folder).unwrap_or(&place.folder);
             if folder.exists() {
-                files::check_inside(folder, &below.join(files::FOLDER))?;
+                files::check_inside(folder, &below.join(BOOKKEEPING))?;
             }
             histories.push(History::read(&place.folder, &place.base, &live)?);
         }
@@ -172,7 +153,7 @@ impl Prepared {
         }
         let running = status == "running";
         let settings = Settings {
-            lock: folder.join(files::FOLDER).join("lock"),
+            lock: folder.join(BOOKKEEPING).join("lock"),
             running,
             pause: request.pause,
             compress: request.compress,
@@ -341,63 +322,6 @@ fn cbw_timeout(wanted: u32, version: &Version) -> u32 {
     if (version.major, version.minor) < (9, 1) { wanted.min(FITS) } else { wanted }
 }
 
-/// Makes sure that nobody else has had the disks by now: a machine may be migrated away while its jobs run.
-pub(super) async fn still_here(machine: &Machine<'_>) -> Result<(), Error> {
-    check_state(&observe::status(&machine.monitor.execute(&Command::new("query-status")).await?))
-}
-
-fn check_state(status: &str) -> Result<(), Error> {
-    if STATES_OUT.contains(&status) { Err(Error::State { status: status.to_owned() }) } else { Ok(()) }
-}
-
-/// Says what machine it is, and whether it can be backed up now.
-async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
-    let name = machine.monitor.execute(&Command::new("query-name")).await?;
-    let status = observe::status(&machine.monitor.execute(&Command::new("query-status")).await?);
-    let name = name.get("name").and_then(Value::as_str).map(str::to_owned);
-    machine.tell(&Event::Machine { name, status: status.clone() });
-    check_state(&status)?;
-    let migration = observe::status(&machine.monitor.execute(&Command::new("query-migrate")).await?);
-    if MIGRATING.contains(&migration.as_str()) {
-        return Err(Error::State { status: "migrating".to_owned() });
-    }
-    let jobs = observe::jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
-    if let Some(job) = jobs.iter().find(|job| job.moves_disks()) {
-        return Err(Error::Busy { what: format!("the {} job {} of somebody else", job.kind, job.id) });
-    }
-    if machine.features.has_command("query-tpm") {
-        let tpms = machine.monitor.execute(&Command::new("query-tpm")).await?;
-        for id in emulated_tpms(&tpms) {
-            machine.tell(&Event::Tpm { id });
-        }
-    }
-    for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
-        let devices = machine.monitor.execute(&Command::new("qom-list").with("path", folder)).await?;
-        for (id, kind) in foreign_disks(&devices) {
-            machine.tell(&Event::ForeignDisk { id, kind });
-        }
-    }
-    Ok(status)
-}
-
-/// The devices whose disks another program has: QEMU knows of none of their bytes. Their ids and kinds.
-fn foreign_disks(reply: &Value) -> Vec<(String, String)> {
-    const KINDS: [&str; 3] = ["vhost-user-blk", "vhost-user-scsi", "vhost-scsi"];
-    let disk = |device: &Value| {
-        let kind = device.get("type")?.as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
-        let is_foreign = KINDS.iter().any(|known| kind.starts_with(known));
-        is_foreign.then_some((device.get("name")?.as_str()?.to_owned(), kind.to_owned()))
-    };
-    reply.as_array().into_iter().flatten().filter_map(disk).collect()
-}
-
-/// The TPMs whose state is neither on a disk nor in a chip.
-fn emulated_tpms(reply: &Value) -> Vec<String> {
-    let emulated = |tpm: &&Value| tpm.pointer("/options/type").is_some_and(|kind| kind == "emulator");
-    let name = |tpm: &Value| tpm.get("id").and_then(Value::as_str).unwrap_or("tpm").to_owned();
-    reply.as_array().into_iter().flatten().filter(emulated).map(name).collect()
-}
-
 /// The nodes of the disks that are asked for.
 fn choose(machine: &Machine<'_>, request: &Request, replies: &Replies) -> Result<Vec<String>, Error> {
     let found = replies.devices(&request.selection)?;
@@ -456,34 +380,7 @@ fn tell_foreign(machine: &Machine<'_>, device: &Device, place: &Place, chain: &s
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn only_a_tpm_that_is_emulated_has_a_state_to_lose() {
-        let tpm = |id: &str, kind: &str| json!({"id": id, "model": "tpm-crb", "options": {"type": kind, "data": {}}});
-        let reply = json!([tpm("tpm0", "emulator"), tpm("tpm1", "passthrough")]);
-        assert_eq!(emulated_tpms(&reply), ["tpm0"]);
-        assert!(emulated_tpms(&json!([])).is_empty() && emulated_tpms(&json!({"id": 5})).is_empty());
-    }
-
-    #[test]
-    fn only_disks_of_other_programs_are_foreign() {
-        let device = |name: &str, kind: &str| json!({"name": name, "type": kind});
-        let reply = json!([
-            device("type", "string"),
-            device("data", "child<vhost-user-blk-pci>"),
-            device("disk", "child<virtio-blk-pci>"),
-            device("device[0]", "child<vhost-scsi-pci>"),
-        ]);
-        let found = foreign_disks(&reply);
-        let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
-        assert_eq!(ids, ["data", "device[0]"]);
-        assert!(
-            foreign_disks(&json!({"name": 5})).is_empty() && foreign_disks(&json!([{"type": "child<"}])).is_empty()
-        );
-    }
 
     #[test]
     fn a_timeout_is_what_old_releases_can_keep() {

@@ -12,13 +12,13 @@ use crate::capture::folder::journal::Journal;
 use crate::capture::folder::lock;
 use crate::capture::folder::target;
 use crate::capture::machine::observe::{self, Job};
-use crate::capture::machine::{Machine, Watch};
+use crate::capture::machine::{Machine, Watch, state};
 use crate::capture::moment;
 use crate::capture::names;
 use crate::capture::order;
 use crate::capture::order::teardown::Teardown;
 use crate::capture::plan::{Plan, Way};
-use crate::capture::prepare::{self, Prepared, Target};
+use crate::capture::prepare::{Prepared, Target};
 use crate::capture::request::{Connection, Request};
 use crate::capture::seal::early_sums::EarlySums;
 use crate::capture::seal::early_sync::EarlySync;
@@ -222,7 +222,7 @@ async fn copy(
     let sync = EarlySync::begin(written);
     let jobs = follow(machine, &mut watch, &mut pauses, request.progress_interval, prepared).await?;
     // all that they have read is of this machine then
-    prepare::still_here(machine).await?;
+    state::still_here(machine).await?;
     let bytes = jobs.iter().fold(0, |sum: u64, job| sum.saturating_add(job.done));
     machine.tell(&Event::Copied { bytes, elapsed: start.elapsed() });
     delay(machine, request.remove_delay).await?;

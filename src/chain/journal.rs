@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::json_file::{self, invalid};
-use super::manifest::{seal, seal_fits};
+use super::manifest::{beside, seal, seal_fits};
 use super::{BOOKKEEPING, Image, ImageId, ImageName, Level, MAX_CONFIG_BYTES};
 
 /// The version of the file. The first had no `crc32`, which is that of a manifest.
@@ -84,9 +84,7 @@ impl Unfinished {
     /// Where the journal of a FULL is, if there is one.
     #[must_use]
     pub fn path(full: &Path) -> PathBuf {
-        let mut name = full.file_name().unwrap_or_default().to_owned();
-        name.push(".in-place.json");
-        full.with_file_name(BOOKKEEPING).join(name)
+        beside(full, "in-place.json")
     }
 
     /// The journal of a FULL; `None` where nothing was begun.

@@ -22,8 +22,7 @@ pub(super) fn open(path: &Path) -> Result<File, Failure> {
 
 fn open_to_append(path: &Path) -> io::Result<File> {
     // else a pipe waits for somebody to read it
-    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = File::options().append(true).create(true).mode(0o644).custom_flags(nonblock).open(path)?;
+    let file = File::options().append(true).create(true).mode(0o644).custom_flags(libc::O_NONBLOCK).open(path)?;
     if file.metadata()?.file_type().is_block_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a block device"));
     }

@@ -200,10 +200,15 @@ impl Header {
         1 << self.refcount_order
     }
 
+    /// The clusters that one refcount block counts.
+    pub(crate) fn refcounts_per_block(&self) -> u64 {
+        (self.geometry.cluster_size() * 8) >> self.refcount_order
+    }
+
     /// The longest file in bytes whose clusters all can have a refcount.
     pub(crate) fn most_counted(&self) -> u64 {
-        let counted = (self.geometry.cluster_size() * 8) >> self.refcount_order;
-        (wire::REFCOUNT_TABLE_BYTES_MAX / 8).saturating_mul(counted).saturating_mul(self.geometry.cluster_size())
+        let counted = self.refcounts_per_block().saturating_mul(self.geometry.cluster_size());
+        (wire::REFCOUNT_TABLE_BYTES_MAX / 8).saturating_mul(counted)
     }
 }
 

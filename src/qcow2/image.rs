@@ -9,7 +9,7 @@ use super::entry::EntryRules;
 use super::error::{Error, Result};
 use super::header::{Header, KnownDamage, Table};
 use super::l1::{L1Table, read_table};
-use crate::storage::{LastHole, Storage};
+use crate::storage::{LastHole, Storage, push_joined};
 
 /// An image that was opened for reading.
 pub struct Image {
@@ -168,10 +168,7 @@ impl Image {
                 let start = (table + (data - table) / PART * PART).max(done);
                 done = start.saturating_add(PART).min(end);
                 let part = guest(start)..guest(done);
-                match ranges.last_mut() {
-                    Some(last) if last.end == part.start => last.end = part.end,
-                    _ => ranges.push(part),
-                }
+                push_joined(&mut ranges, part);
                 if done == end {
                     break;
                 }

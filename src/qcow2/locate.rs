@@ -6,6 +6,7 @@ use super::address::HostOffset;
 use super::error::Result;
 use super::image::Image;
 use super::map::{Content, Extent, MapBuffer};
+use crate::storage::{joined, push_joined};
 
 /// What a range of an image's file holds of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -144,24 +145,14 @@ impl Meaning {
         if !self.parts.contains(&part) {
             self.parts.push(part);
         }
-        match self.guest.last_mut() {
-            _ if guest.is_empty() => {}
-            Some(last) if last.end == guest.start => last.end = guest.end,
-            _ => self.guest.push(guest),
+        if !guest.is_empty() {
+            push_joined(&mut self.guest, guest);
         }
     }
 
     /// Puts all in order.
     fn settle(&mut self) {
         self.parts.sort_unstable();
-        self.guest.sort_unstable_by_key(|range| (range.start, range.end));
-        let mut merged: Vec<Range<u64>> = Vec::new();
-        for range in std::mem::take(&mut self.guest) {
-            match merged.last_mut() {
-                Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
-                _ => merged.push(range),
-            }
-        }
-        self.guest = merged;
+        self.guest = joined(std::mem::take(&mut self.guest));
     }
 }

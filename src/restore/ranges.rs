@@ -73,22 +73,10 @@ pub(super) fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64
     rest
 }
 
-/// Ranges in any order as ranges in order that do not touch.
-pub(super) fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|next, last| {
-        let joins = next.start <= last.end;
-        if joins {
-            last.end = last.end.max(next.end);
-        }
-        joins
-    });
-    ranges
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::joined;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

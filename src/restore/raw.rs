@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::qcow2::{Content, Extent, HostOffset};
-use crate::storage::Storage;
+use crate::storage::{Storage, push_joined};
 
 /// A raw image and where its data is.
 ///
@@ -35,10 +35,7 @@ impl RawImage {
         let mut offset = 0;
         while let Some(range) = storage.next_data(offset)? {
             offset = range.end;
-            match data.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => data.push(range),
-            }
+            push_joined(&mut data, range);
         }
         Ok(Self { storage, data })
     }

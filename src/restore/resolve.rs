@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::qcow2::{CompressedCluster, Content, Extent, GuestOffset, HostOffset};
+use crate::storage::push_joined;
 
 /// What can say where the bytes of a guest range are.
 pub(crate) trait Mapped {
@@ -131,13 +132,6 @@ fn overlay<M: Mapped>(
         }
     }
     Ok(())
-}
-
-fn push_joined(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == next.start => last.end = next.end,
-        _ => ranges.push(next),
-    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::ranges::joined;
-use crate::storage::to_usize;
+use crate::storage::{joined, to_usize};
 
 /// Slices are at least this long: several clusters of the largest size.
 const SMALLEST: u64 = 8 << 20;

@@ -7,7 +7,6 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::{Storage, WritableStorage};
@@ -28,8 +27,7 @@ impl FileStorage {
     /// `InvalidInput` where the path is neither a regular file nor a block device (opening never waits for the
     /// other end of a FIFO), else what the system says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-        Self::new(File::options().read(true).custom_flags(nonblock).open(path)?)
+        Self::new(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
     }
 
     /// Opens a regular file for reading and writing.
@@ -37,8 +35,7 @@ impl FileStorage {
     /// # Errors
     /// `InvalidInput` where the path is no regular file, else what the system says.
     pub fn open_writable(path: &Path) -> io::Result<Self> {
-        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-        let file = File::options().read(true).write(true).custom_flags(nonblock).open(path)?;
+        let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, FileType, OFlags};
+use rustix::fs::{Dir, FileType};
 
 /// Lists a folder: names, and of what kind they are. Unlike that of the standard library, this does not panic where the
 /// folder cannot be closed.
@@ -17,7 +17,7 @@ use rustix::fs::{Dir, FileType, OFlags};
 /// What the system says, also instead of an entry; nothing comes after that.
 pub(crate) fn read_folder(path: &Path) -> io::Result<impl Iterator<Item = io::Result<(OsString, FileType)>>> {
     // what is no folder is refused at once, also where it would make us wait
-    let flags = i32::try_from((OFlags::DIRECTORY | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let flags = libc::O_DIRECTORY | libc::O_NONBLOCK;
     let entries = Dir::new(OwnedFd::from(File::options().read(true).custom_flags(flags).open(path)?))?;
     let folder: PathBuf = path.to_owned();
     let named = entries.map(move |entry| {

@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{FileType, FlockOperation, OFlags, flock};
+use rustix::fs::{FileType, FlockOperation, flock};
 
 use super::folder::read_folder;
 
@@ -53,7 +53,7 @@ fn is_of_a_moment(name: &OsStr) -> bool {
 
 /// Whether a file is one that was left. Once nobody holds it, nobody comes back to it.
 fn is_left(path: &Path, age: Duration) -> bool {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let Ok(file) = File::options().read(true).custom_flags(flags).open(path) else { return false };
     let Ok(there) = file.metadata() else { return false };
     // of a clock that is behind, nothing is known

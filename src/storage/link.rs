@@ -6,7 +6,6 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::leftover::PREFIX;
@@ -17,7 +16,7 @@ use super::publish::{parent, sync};
 /// # Errors
 /// `PermissionDenied` where it is a link, else what the system says.
 pub(crate) fn open_unlinked(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = options.custom_flags(flags).open(path);
     let file = file.map_err(|error| match Errno::from_io_error(&error) {
         Some(Errno::LOOP) => io::Error::new(io::ErrorKind::PermissionDenied, "is a link, and may lead anywhere"),

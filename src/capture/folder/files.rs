@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::capture::error::Error;
-pub(crate) use crate::chain::BOOKKEEPING as FOLDER;
 use crate::chain::{self, ImageName, json_file};
 use crate::storage;
 

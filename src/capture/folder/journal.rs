@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::capture::error::Error;
 use crate::capture::folder::files;
-use crate::chain::json_file;
+use crate::chain::{BOOKKEEPING, json_file};
 
 /// The journal's own version.
 const VERSION: u64 = 1;
@@ -45,7 +45,7 @@ pub(crate) struct Journal {
 
 impl Journal {
     fn path(target: &Path) -> PathBuf {
-        target.join(files::FOLDER).join("run.json")
+        target.join(BOOKKEEPING).join("run.json")
     }
 
     /// Reads the journal of a target; none is there where no run has died.
@@ -69,7 +69,7 @@ impl Journal {
     pub(crate) fn remove(target: &Path) -> Result<(), Error> {
         let path = Self::path(target);
         match std::fs::remove_file(&path) {
-            Ok(()) => files::sync_folder(&target.join(files::FOLDER)),
+            Ok(()) => files::sync_folder(&target.join(BOOKKEEPING)),
             // gone, perhaps with the whole target
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(Error::Io { path, source }),

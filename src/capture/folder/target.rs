@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::capture::error::Error;
 use crate::capture::folder::files;
 use crate::capture::folder::journal::Entry;
-use crate::chain::{self, Checksums, FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
+use crate::chain::{self, BOOKKEEPING, Checksums, FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
 use crate::qcow2::Header;
 use crate::storage;
 
@@ -144,7 +144,7 @@ pub(crate) fn discard(folder: &Path, entry: &Entry) -> Result<(), Error> {
 /// Whether all names of an entry are inside of the folder, whoever wrote the journal.
 fn check_entry(folder: &Path, entry: &Entry) -> Result<(), Error> {
     let names = [Some(&entry.partial), Some(&entry.image), entry.link.as_ref()];
-    let below = names.into_iter().flatten().map(|name| name.with_file_name(files::FOLDER));
+    let below = names.into_iter().flatten().map(|name| name.with_file_name(BOOKKEEPING));
     below.into_iter().try_for_each(|bookkeeping| files::check_inside(folder, &bookkeeping))
 }
 
@@ -170,7 +170,7 @@ mod tests {
             link: None,
         };
         let path = |name: &str| folder.path().join(name);
-        std::fs::create_dir(path(files::FOLDER)).unwrap();
+        std::fs::create_dir(path(BOOKKEEPING)).unwrap();
         assert!(!publish(folder.path(), &entry).unwrap());
         // the image of another run has the name
         std::fs::write(path("disk.qcow2"), "old").unwrap();
@@ -189,7 +189,7 @@ mod tests {
     fn on_the_way() -> (tempfile::TempDir, Entry) {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        std::fs::create_dir(path(files::FOLDER)).unwrap();
+        std::fs::create_dir(path(BOOKKEEPING)).unwrap();
         for (image, text) in [("disk", "old"), ("disk.partial", "new")] {
             std::fs::write(path(image), text).unwrap();
             std::fs::write(Manifest::path(&path(image)), text).unwrap();

@@ -8,6 +8,7 @@ pub(crate) mod nodes;
 pub(crate) mod observe;
 pub(crate) mod reply;
 pub(crate) mod selection;
+pub(crate) mod state;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

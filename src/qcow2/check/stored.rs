@@ -49,7 +49,7 @@ impl<'a> Stored<'a> {
             blocks: Vec::new(),
             references: Vec::new(),
             cluster_size,
-            entries: (cluster_size * 8) >> header.refcount_order,
+            entries: header.refcounts_per_block(),
             order: header.refcount_order,
             clusters: storage.length().div_ceil(cluster_size),
         };

@@ -9,7 +9,7 @@ use crate::qcow2::entry::L2Entry;
 use crate::qcow2::error::{Allowed, Error, Result};
 use crate::qcow2::geometry::SUBCLUSTERS;
 use crate::qcow2::wire::FLAG_COPIED;
-use crate::storage::{Storage, to_usize};
+use crate::storage::{Storage, push_joined, to_usize};
 
 /// Where bytes of the guest go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,10 +167,7 @@ impl Writer {
             // what is there stays there, what is not there and not touched is not copied
             if if is_allocated { own.is_none() } else { is_touched } {
                 for piece in [start..part.start.clamp(start, end), part.end.clamp(start, end)..end] {
-                    match kept.last_mut() {
-                        Some(last) if last.end == piece.start => last.end = piece.end,
-                        _ => kept.push(piece),
-                    }
+                    push_joined(&mut kept, piece);
                 }
             }
         }

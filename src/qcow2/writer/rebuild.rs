@@ -129,7 +129,7 @@ impl Rebuild<'_> {
     ) -> Result<(BTreeSet<u64>, BTreeMap<HostOffset, HostOffset>)> {
         let storage = self.storage;
         let (mut used, mut moved) = (BTreeSet::new(), BTreeMap::new());
-        let unit = entries_in_block(header);
+        let unit = header.refcounts_per_block();
         let mut observer = share(storage.length(), 0, 2, observer);
         let mut recount = Recount::read(storage, header, &[], self.limits)?;
         recount.windows(&mut observer, |window| {
@@ -181,7 +181,7 @@ impl Rebuild<'_> {
 
     /// Writes the refcount blocks, and sets the flags of the active L1 table.
     fn second_count(&self, header: &Header, places: &Places, l1: &mut [u64], observer: Observer<'_>) -> Result<()> {
-        let (storage, geometry, unit) = (self.storage, header.geometry, entries_in_block(header));
+        let (storage, geometry, unit) = (self.storage, header.geometry, header.refcounts_per_block());
         let mut observer = share(storage.length(), 1, 2, observer);
         let offsets: Vec<HostOffset> = places.blocks.values().copied().collect();
         Recount::read(storage, header, &offsets, self.limits)?.windows(&mut observer, |window| {
@@ -287,10 +287,6 @@ impl Flags<'_, '_> {
 fn check_table(used: &BTreeSet<u64>) -> Result<()> {
     let (bytes, most) = (used.last().map_or(0, |last| (last + 1) * 8), REFCOUNT_TABLE_BYTES_MAX);
     if bytes > most { Err(Error::TableTooLarge { what: "the refcount table", bytes, most }) } else { Ok(()) }
-}
-
-fn entries_in_block(header: &Header) -> u64 {
-    (header.geometry.cluster_size() * 8) >> header.refcount_order
 }
 
 /// References that a refcount can count.

@@ -41,7 +41,7 @@ impl<'a> Room<'a> {
         let geometry = header.geometry;
         Self {
             geometry,
-            unit: (geometry.cluster_size() * 8) >> header.refcount_order,
+            unit: header.refcounts_per_block(),
             stored: None,
             known: (0, Vec::new()),
             next: geometry.clusters(storage.length()),

@@ -13,7 +13,7 @@ use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::{Header, Table};
 use crate::qcow2::l1::l1_entries;
 use crate::qcow2::wire::{FLAG_COPIED, OFFSET_MASK};
-use crate::storage::{Storage, WritableStorage, to_usize};
+use crate::storage::{Storage, WritableStorage, push_joined, to_usize};
 
 /// Bytes of L2 tables in memory, beside those that must be written: twice of what gathers before a flush, so that many
 /// go at once.
@@ -246,12 +246,7 @@ impl Tables {
 
 /// Numbers that come in order as ranges.
 fn runs(numbers: impl Iterator<Item = u64>) -> Vec<std::ops::Range<u64>> {
-    let mut runs: Vec<std::ops::Range<u64>> = Vec::new();
-    for number in numbers {
-        match runs.last_mut() {
-            Some(last) if last.end == number => last.end += 1,
-            _ => runs.push(number..number + 1),
-        }
-    }
+    let mut runs = Vec::new();
+    numbers.for_each(|number| push_joined(&mut runs, number..number + 1));
     runs
 }

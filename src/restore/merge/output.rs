@@ -6,8 +6,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
-
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Format;
 use crate::restore::layers::Layers;
@@ -146,8 +144,7 @@ fn open_device(path: &Path, replace: bool, layers: &Layers) -> Result<File> {
     const START: usize = 1 << 20;
     let write_error = |source| Error::Write { path: path.to_owned(), source };
     // on a block device this means: nobody has mounted or claimed it
-    let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
-    let device = File::options().read(true).write(true).custom_flags(exclusive).open(path);
+    let device = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
     let mut device = device.map_err(write_error)?;
     if !device.metadata().map_err(write_error)?.file_type().is_block_device() {
         // it was one when it was looked at

@@ -12,9 +12,10 @@ use crate::restore::layer::Layer;
 use crate::restore::layers::Layers;
 use crate::restore::observer::{Observer, Warning};
 use crate::restore::pool;
-use crate::restore::ranges::{joined, without};
+use crate::restore::ranges::without;
 use crate::restore::resolve::Mapped;
 use crate::restore::slices::{Slices, parts};
+use crate::storage::joined;
 
 /// Losses that are listed; more are counted.
 const LISTED: usize = 10_000;
