@@ -84,7 +84,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Somebody else makes a backup of the machine.
-    #[error("another backup of this machine goes on: {what}")]
+    #[error("this machine cannot be backed up now: {what}")]
     Busy {
         /// How that is known.
         what: String,
@@ -119,7 +119,7 @@ pub enum Error {
     #[error("the machine has no disk to back up")]
     NoDisk,
     /// Names that are none of a disk.
-    #[error("no disk is called {}", names.join(", "))]
+    #[error("no disk is called {}", names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "))]
     NoSuchDisk {
         /// The names.
         names: Vec<String>,
@@ -168,6 +168,12 @@ pub enum Error {
         path: PathBuf,
         /// The name of an older image.
         before: String,
+    },
+    /// The file of the disk is called as an image with a time is.
+    #[error("{}: without a time, this image would be taken for another one by its name: leave --no-timestamp out", path.display())]
+    Ambiguous {
+        /// The image.
+        path: PathBuf,
     },
     /// A file has the name that an image has until it is whole.
     #[error("{}: is in the way. A run that failed left it, perhaps of another tool, and changes may be in it alone, which no \
@@ -293,6 +299,7 @@ impl Error {
             | Self::InUse { .. }
             | Self::NoBackup { .. }
             | Self::Timeless { .. }
+            | Self::Ambiguous { .. }
             | Self::InTheWay { .. }
             | Self::NoImage { .. }
             | Self::Job { .. }

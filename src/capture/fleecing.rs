@@ -54,6 +54,9 @@ impl<'a> Fleecing<'a> {
             Ok(Way::Plain)
         };
         let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
+        if qdev.contains('/') && !qdev.starts_with('/') {
+            return none("QEMU finds no device whose id has a slash");
+        }
         if device.shared {
             // the filter would see what one of them writes
             return none("more than one device or export writes to it");

@@ -126,7 +126,9 @@ pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan,
     let machine = connect(&request.connection, observer).await?;
     let found = machine.observe().await?;
     if found.node(names::LOCK).is_some() || !Teardown::new(&found).is_empty() {
-        return Err(Error::Busy { what: "or was killed; then `recover` puts its remains in order".to_owned() });
+        return Err(Error::Busy {
+            what: "another backup goes on, or was killed: then `recover` puts its remains in order".to_owned(),
+        });
     }
     let prepared = Prepared::new(&machine, request, &files::utf8(folder)?).await?;
     Ok(prepared.plan(&machine.features))

@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use super::config;
+use super::manifest::Manifest;
 use super::name::{ImageName, Level, is_stray, strip_partial};
 use super::scan::{Folder, Kind};
 
@@ -136,7 +137,8 @@ impl Layout {
             return true;
         }
         // above its own images, it is a disk that was restored
-        !below.contains(&name) && (has_config(path, disk) || (alone && has_extension(disk)))
+        let is_known = || Manifest::path(&path.join(disk)).is_file();
+        !below.contains(&name) && (has_config(path, disk) || is_known() || (alone && has_extension(disk)))
     }
 
     /// Whether a file with a disk's bare name and `.partial` is what a failed run left.

@@ -108,9 +108,9 @@ pub use lineage::Lineage;
 pub use links::Chain;
 pub use lock::{FolderLock, UUID};
 pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
-#[cfg(feature = "capture")]
-pub(crate) use name::partial;
 pub use name::{ImageName, Level};
+#[cfg(feature = "capture")]
+pub(crate) use name::{partial, tells_level};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use salvage::{Member, SalvagePoint};
 pub use verified::{SegmentTimes, Verifications, segments};

@@ -47,6 +47,11 @@ impl Level {
     }
 }
 
+/// Whether a file's name is that of an image with a time, or of a link that tells the level of one without.
+pub(crate) fn tells_level(name: &OsStr) -> bool {
+    ImageName::parse(name).is_some() || Level::split(name.as_bytes()).is_some()
+}
+
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())

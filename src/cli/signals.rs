@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -11,6 +12,10 @@ use super::failure::Failure;
 
 /// The exit code of the signal that came first, or zero.
 static CAUGHT: AtomicU8 = AtomicU8::new(0);
+
+/// Signals that come so soon after another one of their kind are that one: `timeout` and shells send it to the process and
+/// to its group.
+const ECHO: Duration = Duration::from_millis(100);
 
 /// How the program ends with each of them.
 const ENDS: [Exit; 3] = [Exit::HungUp, Exit::Interrupted, Exit::Terminated];
@@ -62,10 +67,13 @@ fn ignores_hangup() -> bool {
 
 async fn serve(mut signal: Signal, exit: Exit, warning: Option<&'static str>) {
     let mut warning = warning;
-    let mut first = true;
+    let mut last = None;
     while signal.recv().await.is_some() {
-        if first {
-            first = false;
+        let before = last.replace(Instant::now());
+        if before.is_some_and(|before| before.elapsed() < ECHO) {
+            continue;
+        }
+        if before.is_none() {
             // the first signal decides, whatever its kind
             let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
         } else if let Some(warning) = warning.take() {

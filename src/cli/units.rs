@@ -20,6 +20,9 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let scale = (0..fraction.len()).fold(1, |scale, _| scale * 10_u128);
     let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| wrong())?;
     let bytes = digits.checked_mul(u128::from(unit)).map(|bytes| bytes / scale);
+    if bytes == Some(0) && digits > 0 {
+        return Err(format!("{text:?} is less than a byte"));
+    }
     bytes.and_then(|bytes| u64::try_from(bytes).ok()).ok_or_else(|| format!("{text:?} is more than any disk has"))
 }
 
@@ -160,6 +163,8 @@ mod tests {
             ".5K",
             "1.",
             "1.2.3M",
+            "0.5",
+            "0.0001K",
             "-1",
             "+1",
             "1X",

@@ -51,6 +51,9 @@ impl Message {
 
     fn read(line: &[u8]) -> Result<Self, String> {
         std::str::from_utf8(line).map_err(|error| format!("no UTF-8 from byte {}", error.valid_up_to()))?;
+        if line.trim_ascii_end() == b"{" {
+            return Err("JSON over several lines, which is not read: start the monitor without pretty=on".to_owned());
+        }
         let value = json::parse(line).map_err(|error| format!("no JSON ({error})"))?;
         let Value::Object(mut object) = value else { return Err("no JSON object".to_owned()) };
         let id = object.remove("id");

@@ -10,6 +10,7 @@ use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::resolve::Mapped;
 use crate::chain::{self, Checksums, FormatHint};
+use crate::json;
 use crate::storage::{Access, FileStorage, Storage};
 
 /// An image to open, and what is known of its format.
@@ -129,8 +130,17 @@ pub(super) fn check_length(path: &Path, length: u64) -> Result<()> {
 
 /// Whether a backing name is that of an image in the same folder, as far as names tell.
 pub(super) fn leads_to(backing: &str, image: &OsStr) -> bool {
+    let told = backing.strip_prefix("json:").and_then(file_of_options);
+    let backing = told.as_deref().unwrap_or(backing);
     // the protocol that QEMU takes where none is named
     Path::new(backing.strip_prefix("file:").unwrap_or(backing)).file_name() == Some(image)
+}
+
+/// The file that options of QEMU name, be it of the image's format or of the file itself.
+fn file_of_options(options: &str) -> Option<String> {
+    let options = json::parse(options.as_bytes()).ok()?;
+    let names = [options.pointer("/file/filename"), options.get("file.filename"), options.get("filename")];
+    names.into_iter().flatten().next()?.as_str().map(str::to_owned)
 }
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it

@@ -10,7 +10,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("capture", &["qmp", "agent", "chain", "qcow2", "storage", "json", "causes"]),
     ("agent", &["qmp"]),
     ("qmp", &["json"]),
-    ("restore", &["chain", "qcow2", "storage", "causes"]),
+    ("restore", &["chain", "qcow2", "storage", "json", "causes"]),
     ("chain", &["qcow2", "storage", "json"]),
     ("qcow2", &["storage"]),
     ("storage", &[]),

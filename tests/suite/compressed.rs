@@ -143,11 +143,8 @@ fn a_stream_that_the_file_does_not_hold_to_its_end_is_refused() {
         std::fs::remove_file(folder.path().join("out")).unwrap();
         for cut in [512, 1024, 4096] {
             File::options().write(true).open(&full).unwrap().set_len(end - cut).unwrap();
-            let compress = format!("--compress={codec}");
-            for more in [["--format=raw", "--skip-check"], [&*compress, "--skip-check"]] {
-                merge(&more).with(4).says("the file ends there");
-                assert!(!folder.path().join("out").exists());
-            }
+            merge(&["--format=raw", "--skip-check"]).with(4).says("the file ends there");
+            assert!(!folder.path().join("out").exists());
             merge(&[]).with(4).says("a compressed cluster");
             let check = Ended::of(qmprestore(["check"]).arg(&full));
             check.with(4).says(&format!("a compressed cluster at offset {host:#x}"));

@@ -52,6 +52,9 @@ impl History {
     /// such a FULL stands before all images with a time.
     pub(crate) fn allows_timeless(&self, image: &Path, level: Level) -> Result<(), Error> {
         let path = image.to_owned();
+        if level != Level::Inc && image.file_name().is_some_and(chain::tells_level) {
+            return Err(Error::Ambiguous { path });
+        }
         let (own, others): (Vec<_>, Vec<_>) = self.chained.iter().partition(|chained| chained.path == image);
         let full = others.iter().find(|other| other.level == Level::Full);
         let after = full.or_else(|| others.first().filter(|_| own.is_empty()));
@@ -289,6 +292,19 @@ mod tests {
         assert_eq!(history.newest, None);
         let refused = history.allows_timeless(&folder.path().join("vm.qcow2"), Level::Full);
         assert!(matches!(refused, Err(Error::Timeless { before, .. }) if before == "FULL-5-vm.qcow2"));
+    }
+
+    #[test]
+    fn a_disk_that_is_called_like_an_image_has_none_without_a_time() {
+        let history = History::default();
+        for name in ["FULL-5-vm.qcow2", "INC-5", "COPY-5-x", "FULL-vm"] {
+            for level in [Level::Full, Level::Copy] {
+                let refused = history.allows_timeless(&Path::new("/backup").join(name), level);
+                assert!(matches!(refused, Err(Error::Ambiguous { .. })), "{name}");
+            }
+        }
+        history.allows_timeless(Path::new("/backup/INC-5-FULL-5-vm.qcow2"), Level::Inc).unwrap();
+        history.allows_timeless(Path::new("/backup/FULLY.qcow2"), Level::Full).unwrap();
     }
 
     #[test]

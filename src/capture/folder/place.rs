@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::capture::error::Error;
-use crate::capture::folder::history::History;
+use crate::capture::folder::history::{History, Newest};
 use crate::capture::folder::live::Live;
 use crate::capture::machine::device::Device;
 use crate::chain::{ImageName, Level};
@@ -32,18 +32,25 @@ impl Place {
             .map(|(_, device)| device.base.as_str())
             .collect();
         let mut taken = BTreeSet::new();
+        let mut bases: BTreeSet<String> = devices.iter().map(|device| device.base.clone()).collect();
         let mut places = Vec::new();
         for device in devices {
-            let is_other = |base: &str| devices.iter().any(|other| other != device && other.base == base);
             let (name, base) = if subdir {
                 folder(target, device, &taken, live)?
             } else {
+                // what several disks stand on is the name of the one that goes on from its newest image
+                let is_free = |base: &str, newest: &Newest| {
+                    let is_other = |other: &Device| other != device && other.bases().iter().any(|name| name == base);
+                    !bases.contains(base)
+                        && (device.has_bitmap(newest.bitmap.as_deref()) || !devices.iter().any(is_other))
+                };
                 let name = device.names.first().unwrap_or(&device.base);
-                (name.clone(), before(target, device, live, is_other)?.unwrap_or_else(|| device.base.clone()))
+                (name.clone(), before(target, device, live, is_free)?.unwrap_or_else(|| device.base.clone()))
             };
             let name = unique(&name, &mut taken);
             let is_shared = shared.contains(base.as_str());
-            let base = if is_shared && !subdir { format!("{name}-{base}") } else { base };
+            let base = if is_shared && !subdir { with_name(&name, device, &base, &mut bases) } else { base };
+            bases.insert(base.clone());
             let folder = if subdir { target.join(&name) } else { target.to_owned() };
             let configs = if is_shared && subdir { &folder } else { target };
             let config = configs.join(format!("{base}.config"));
@@ -70,7 +77,7 @@ impl Place {
 /// The first of the disk's names under which it has images, else its best name; and what the images bear.
 fn folder(target: &Path, device: &Device, taken: &BTreeSet<String>, live: &Live) -> Result<(String, String), Error> {
     for name in device.names.iter().filter(|name| !taken.contains(*name)) {
-        if let Some(base) = before(&target.join(name), device, live, |_| false)? {
+        if let Some(base) = before(&target.join(name), device, live, |_, _| true)? {
             return Ok((name.clone(), base));
         }
     }
@@ -82,14 +89,23 @@ fn before(
     folder: &Path,
     device: &Device,
     live: &Live,
-    is_other: impl Fn(&str) -> bool,
+    is_free: impl Fn(&str, &Newest) -> bool,
 ) -> Result<Option<String>, Error> {
     for base in device.bases() {
-        if (base == device.base || !is_other(&base)) && History::read(folder, &base, live)?.newest.is_some() {
+        let newest = History::read(folder, &base, live)?.newest;
+        if newest.is_some_and(|newest| base == device.base || is_free(&base, &newest)) {
             return Ok(Some(base));
         }
     }
     Ok(None)
+}
+
+/// What images bear where several disks have files of one name: one of the disk's own names with it, which is that of no
+/// other disk.
+fn with_name(name: &str, device: &Device, base: &str, bases: &mut BTreeSet<String>) -> String {
+    let names = std::iter::once(name).chain(device.names.iter().map(String::as_str));
+    let mut all = names.map(|name| format!("{name}-{base}"));
+    all.find(|name| !bases.contains(name)).unwrap_or_else(|| unique(&format!("{name}-{base}"), bases))
 }
 
 fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
@@ -107,7 +123,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::capture::machine::device::Bitmap;
     use crate::capture::machine::file_name::component;
+    use crate::capture::names;
+    use crate::chain::{FormatHint, ImageId, Manifest};
 
     fn device(name: &str) -> Device {
         Device {
@@ -129,6 +148,77 @@ mod tests {
             bitmaps: Vec::new(),
             image: Value::Null,
         }
+    }
+
+    /// A bitmap, and a FULL from which it goes on.
+    fn full(target: &Path, base: &str, bitmap: &str) {
+        let path = target.join(format!("FULL-1600000000-{base}"));
+        std::fs::write(&path, "").unwrap();
+        std::fs::create_dir_all(target.join(".qmpbackup")).unwrap();
+        let manifest = Manifest {
+            image: format!("FULL-1600000000-{base}"),
+            id: None,
+            level: Level::Full,
+            time: Some(1_600_000_000),
+            chain: None,
+            parent: None,
+            parent_id: None,
+            bitmap: Some(bitmap.to_owned()),
+            format: FormatHint::Qcow2,
+            virtual_size: 1 << 20,
+            qemu: String::new(),
+        };
+        manifest.write(&path).unwrap();
+    }
+
+    fn bases(target: &Path, devices: &[Device]) -> Vec<String> {
+        let places = Place::all(target, devices, false, &Live::default()).unwrap();
+        places.into_iter().map(|place| place.base).collect()
+    }
+
+    fn bitmap(name: &str) -> Bitmap {
+        Bitmap {
+            node: "n".to_owned(),
+            name: name.to_owned(),
+            count: 0,
+            granularity: 1 << 16,
+            recording: true,
+            busy: false,
+            persistent: true,
+            inconsistent: false,
+        }
+    }
+
+    /// Two overlays on what was a disk before.
+    #[test]
+    fn what_several_disks_stand_on_is_the_name_of_the_one_that_goes_on_from_there() {
+        let target = tempfile::tempdir().unwrap();
+        let overlay = |name: &str| Device { backing: vec!["base.qcow2".to_owned()], ..device(name) };
+        let (first, second) = (overlay("one.qcow2"), overlay("two.qcow2"));
+        let own = |device: &Device| device.base.clone();
+        let epoch = names::epoch(1_600_000_000, ImageId::random().unwrap(), "chain");
+        full(target.path(), "base.qcow2", &epoch);
+        // nobody knows whose it was
+        let both = [first.clone(), second.clone()];
+        assert_eq!(bases(target.path(), &both), [own(&first), own(&second)]);
+        assert_eq!(bases(target.path(), &both[..1]), ["base.qcow2"]);
+        let goes_on = Device { bitmaps: vec![bitmap(&epoch)], ..second };
+        assert_eq!(bases(target.path(), &[first.clone(), goes_on.clone()]), [own(&first), "base.qcow2".to_owned()]);
+        // a copy of an image has its bitmaps
+        let copied = Device { bitmaps: goes_on.bitmaps.clone(), ..first };
+        assert_eq!(bases(target.path(), &[copied, goes_on.clone()]), ["base.qcow2".to_owned(), own(&goes_on)]);
+    }
+
+    #[test]
+    fn a_name_that_is_made_for_a_disk_is_that_of_no_other() {
+        let target = tempfile::tempdir().unwrap();
+        let named = |id: &str, file: &str| {
+            let device = device(file);
+            Device { names: vec![id.to_owned(), device.base.clone()], ..device }
+        };
+        let devices = [named("v0", "disk"), named("v1", "disk"), named("v2", "v0-disk")];
+        let bases = bases(target.path(), &devices);
+        assert_eq!(bases, ["disk-disk", "v1-disk", "v0-disk"]);
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl Device {
         bases
     }
 
+    /// Whether it has a bitmap of this name.
+    pub(crate) fn has_bitmap(&self, name: Option<&str>) -> bool {
+        self.bitmaps.iter().any(|bitmap| name == Some(&*bitmap.name))
+    }
+
     /// The disk as `info --show blockdev` prints it.
     #[must_use]
     pub fn to_json(&self) -> Value {

@@ -47,7 +47,7 @@ pub(crate) async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
     }
     let jobs = observe::jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
     if let Some(job) = jobs.iter().find(|job| job.moves_disks()) {
-        return Err(Error::Busy { what: format!("the {} job {} of somebody else", job.kind, job.id) });
+        return Err(Error::Busy { what: format!("the {} job {} of somebody else goes on", job.kind, job.id) });
     }
     if machine.features.has_command("query-tpm") {
         let tpms = machine.monitor.execute(&Command::new("query-tpm")).await?;

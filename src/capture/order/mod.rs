@@ -101,7 +101,7 @@ pub(crate) async fn recover(
 /// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.
 fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<FolderLock>, Error> {
     if let Some(job) = observed.jobs.iter().find(|job| job.id.starts_with(names::PYTHON_JOB) && !job.is_concluded()) {
-        return Err(Error::Busy { what: format!("the job {} of another tool", job.id) });
+        return Err(Error::Busy { what: format!("the job {} of another tool goes on", job.id) });
     }
     let Some(node) = observed.node(names::LOCK) else { return Ok(None) };
     let path = Path::new(&node.file);

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode};
 
-use super::super::{FormatHint, Note};
+use super::super::{BOOKKEEPING, FormatHint, Manifest, Note};
 use super::*;
 
 #[test]
@@ -114,6 +114,16 @@ fn the_only_disk_image_of_a_folder_is_an_image() {
     ] {
         assert_eq!(Tree::new(other.iter().copied()).labels(), Vec::<String>::new(), "{other:?}");
     }
+}
+
+/// Also where a disk was restored beside it.
+#[test]
+fn a_name_without_time_is_an_image_if_its_manifest_says_so() {
+    let tree = Tree::new(["vm.qcow2", "restored.qcow2"]);
+    assert_eq!(tree.labels(), Vec::<String>::new());
+    fs::create_dir(tree.path(BOOKKEEPING)).unwrap();
+    fs::write(Manifest::path(&tree.path("vm.qcow2")), "whatever").unwrap();
+    assert_eq!(points(&tree.disk()), ["vm.qcow2"]);
 }
 
 #[test]

@@ -129,7 +129,7 @@ pub(super) struct Backup {
     #[arg(long)]
     pub(super) compress: bool,
     /// Bytes of each disk to copy in a second, such as 50M or 1.5GiB, of which QEMU counts holes, too; 0 is no limit
-    #[arg(long, value_name = "BYTES", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
+    #[arg(long, value_name = "BYTES", value_parser = speed, default_value = "0", hide_default_value = true)]
     pub(super) speed_limit: u64,
     /// How QEMU writes the images
     #[arg(long, value_enum, value_name = "MODE", default_value = "threads")]
@@ -225,6 +225,12 @@ pub(super) enum Show {
     Blockdev,
     /// The bitmaps of each node
     Bitmaps,
+}
+
+/// QEMU counts with a sign.
+fn speed(text: &str) -> Result<u64, String> {
+    let bytes = units::parse_size(text)?;
+    if i64::try_from(bytes).is_ok() { Ok(bytes) } else { Err(format!("{text:?} is more than QEMU can count")) }
 }
 
 fn parse_chain(text: &str) -> Result<String, &'static str> {

@@ -34,7 +34,7 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
         let folder = Path::new(".").join(path.parent().unwrap_or(Path::new("")));
         if_there(&folder, folder.canonicalize())
     };
-    let named = |image: &&Image| ImageName::parse(name).is_some() || image.disk.as_deref() == Some(name);
+    let named = |image: &&Image| image.disk.as_deref() == Some(name);
     let is_bookkeeping = |path: &Path| path.iter().any(|name| name == BOOKKEEPING);
     let found = folder(&arguments.out)?;
     if is_bookkeeping(&arguments.out) || found.as_deref().is_some_and(is_bookkeeping) {
@@ -47,6 +47,9 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
         }
     }
     let dir = if_there(&inventory.dir, inventory.dir.canonicalize())?;
+    if dir.as_ref().is_some_and(|dir| out.starts_with(dir)) && ImageName::parse(name).is_some() {
+        return Err(Failure::OutputNamedAsBackup { path: path() });
+    }
     let is_inside = dir.is_some_and(|dir| out.starts_with(&dir) || dir.parent() == Some(&out));
     let tells_of_images = name == UUID || Path::new(name).extension().is_some_and(|end| end == "config");
     let manifest = Manifest::path(&out.join(name));

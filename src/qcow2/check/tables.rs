@@ -1,7 +1,7 @@
 //! The distinct L2 tables of an image and who refers to them.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::qcow2::address::HostOffset;
 
@@ -21,7 +21,7 @@ pub(super) struct Noted {
 /// L2 tables by host cluster: no more than a limit, the lowest from some cluster on. The others are for the next
 /// pass, so that memory is bounded whatever the L1 tables say.
 pub(super) struct Tables {
-    noted: BTreeMap<u64, Noted>,
+    noted: HashMap<u64, Noted>,
     from: u64,
     below: u64,
     limit: usize,
@@ -29,7 +29,7 @@ pub(super) struct Tables {
 
 impl Tables {
     pub(super) fn new(from: u64, limit: usize) -> Self {
-        Self { noted: BTreeMap::new(), from, below: u64::MAX, limit: limit.max(1) }
+        Self { noted: HashMap::new(), from, below: u64::MAX, limit: limit.max(1) }
     }
 
     /// Notes that an entry of the L1 table `number`, one of the active one if it has an index there, leads to this cluster.
@@ -52,10 +52,17 @@ impl Tables {
             }
         }
         if self.noted.len() > self.limit {
-            if let Some((highest, _)) = self.noted.pop_last() {
-                self.below = highest;
-            }
+            self.drop_highest();
         }
+    }
+
+    /// Leaves an eighth of the tables to the next pass: so it happens seldom.
+    fn drop_highest(&mut self) {
+        let mut clusters: Vec<u64> = self.noted.keys().copied().collect();
+        let kept = (self.limit - self.limit / 8).max(1);
+        let (_, highest, _) = clusters.select_nth_unstable(kept);
+        self.below = *highest;
+        self.noted.retain(|cluster, _| *cluster < self.below);
     }
 
     /// Where the next pass starts, if there has to be one.
@@ -63,8 +70,11 @@ impl Tables {
         (self.below < u64::MAX).then_some(self.below)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Noted)> + '_ {
-        self.noted.iter().map(|(cluster, noted)| (*cluster, *noted))
+    /// The tables of this pass, in the order of the file.
+    pub(super) fn into_sorted(self) -> Vec<(u64, Noted)> {
+        let mut noted: Vec<_> = self.noted.into_iter().collect();
+        noted.sort_unstable_by_key(|(cluster, _)| *cluster);
+        noted
     }
 }
 
@@ -72,6 +82,7 @@ impl Tables {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     proptest! {
         #[test]
@@ -90,10 +101,10 @@ mod tests {
                 for (cluster, l1) in &entries {
                     tables.note(*cluster, *l1, HostOffset(0), 5, None);
                 }
-                for (cluster, noted) in tables.iter() {
+                start = tables.next();
+                for (cluster, noted) in tables.into_sorted() {
                     prop_assert_eq!(found.insert(cluster, noted.references), None);
                 }
-                start = tables.next();
             }
             prop_assert_eq!(found, expected);
         }

@@ -49,12 +49,12 @@ impl Walk<'_, '_> {
             for (number, root) in (0..).zip(&roots.tables).filter(|(_, root)| root.kind != Kind::Bitmap) {
                 self.l1(*root, number, &mut tables, from == 0)?;
             }
+            start = tables.next();
             let mut pieces = Pieces::default();
-            for (cluster, noted) in tables.iter() {
+            for (cluster, noted) in tables.into_sorted() {
                 observe.tell(cluster * self.cluster_size())?;
                 self.l2(cluster, noted, &mut pieces)?;
             }
-            start = tables.next();
         }
         Ok(())
     }

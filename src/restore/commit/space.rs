@@ -13,8 +13,8 @@ use crate::restore::layer::Layer;
 use crate::restore::observer::Observer;
 use crate::restore::plan;
 use crate::restore::pool;
-use crate::restore::resolve::{Changes, Mapped, changes};
-use crate::storage::LastHole;
+use crate::restore::resolve::{Bytes, Changes, Mapped, Piece, changes};
+use crate::storage::{HOLE_MIN, LastHole, shares_blocks};
 
 /// What a commit writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +49,8 @@ pub(super) fn needed(
     let cluster = geometry.cluster_size();
     // what a snapshot holds is never overwritten
     let shared = snapshots || header.nb_snapshots > 0;
+    // blocks that are shared with another file, or copied on every write, are not overwritten either
+    let copies = full.storage().as_file().is_some_and(|file| shares_blocks(file, file));
     let (mut bytes, mut clusters, mut most_tables, mut size) = (0, 0, 0, header.size);
     for (at, layers) in groups.iter().enumerate() {
         size = size.max(layers.last().map_or(0, Mapped::size));
@@ -62,8 +64,13 @@ pub(super) fn needed(
             let found = changes(layers, guest, buffer)?;
             let touched = touched(&found, geometry);
             let tables = tables(&found, geometry);
-            let clusters =
-                if shared { touched.len() as u64 } else { missing(full, &touched, geometry, below).map_err(failed)? };
+            let clusters = if shared {
+                touched.len() as u64
+            } else {
+                let anew = if copies { written(&found, geometry) } else { Vec::new() };
+                let rest: Vec<u64> = touched.into_iter().filter(|at| anew.binary_search(at).is_err()).collect();
+                anew.len() as u64 + missing(full, &rest, geometry, below).map_err(failed)?
+            };
             let bytes = found.data.iter().map(|piece| piece.guest.end - piece.guest.start).sum();
             Ok(Slice { bytes, clusters, tables })
         };
@@ -89,6 +96,18 @@ pub(super) fn needed(
     let length = full.storage().length() + clusters * cluster;
     clusters += refcounts(length, full) * if snapshots { 3 } else { 1 };
     Ok(Needs { bytes, growth: clusters * cluster })
+}
+
+/// The clusters that get bytes, not blocks that an INC has already.
+fn written(found: &Changes, geometry: Geometry) -> Vec<u64> {
+    let block = HOLE_MIN as u64;
+    let has_blocks = |piece: &&Piece| match piece.bytes {
+        Bytes::Plain(HostOffset(host)) => (host | piece.guest.start | piece.guest.end) % block == 0,
+        Bytes::Compressed { .. } => false,
+    };
+    let is_small = geometry.cluster_size() < block;
+    let bytes = found.data.iter().filter(|piece| is_small || !has_blocks(piece)).cloned();
+    plan::touched(&bytes.collect::<Vec<_>>(), geometry)
 }
 
 /// The clusters that change; where zeroes begin or end within one, its rest stays.
@@ -178,4 +197,27 @@ pub(super) fn check(path: &Path, image: &Image, growth: u64, incs: usize) -> Res
         return Err(Error::NoSpace { path: path.to_owned(), needed, available });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qcow2::CompressedCluster;
+
+    #[test]
+    fn only_whole_blocks_of_an_inc_need_no_others() {
+        const K: u64 = 1 << 10;
+        let plain = |guest, host| Piece { guest, layer: 0, bytes: Bytes::Plain(HostOffset(host)) };
+        let data = CompressedCluster { host: HostOffset(320 * K), length: 512 };
+        let compressed = Bytes::Compressed { cluster: GuestOffset(192 * K), data };
+        let data = vec![
+            plain(0..64 * K, 64 * K),
+            plain(64 * K..65 * K, 128 * K),
+            plain(128 * K..192 * K, 192 * K + 512),
+            Piece { guest: 192 * K..256 * K, layer: 0, bytes: compressed },
+        ];
+        let found = Changes { data, zeroes: Vec::new() };
+        assert_eq!(written(&found, Geometry::new(16, false).unwrap()), [1, 2, 3]);
+        assert_eq!(written(&found, Geometry::new(9, false).unwrap()).len(), (128 + 2) + 128 + 128);
+    }
 }

@@ -145,7 +145,10 @@ fn open_device(path: &Path, replace: bool, layers: &Layers) -> Result<File> {
     let write_error = |source| Error::Write { path: path.to_owned(), source };
     // on a block device this means: nobody has mounted or claimed it
     let device = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
-    let mut device = device.map_err(write_error)?;
+    let mut device = device.map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => Error::Locked { path: path.to_owned(), source },
+        _ => write_error(source),
+    })?;
     if !device.metadata().map_err(write_error)?.file_type().is_block_device() {
         // it was one when it was looked at
         return Err(Error::OutputKind { path: path.to_owned(), reason: "is no block device any more" });

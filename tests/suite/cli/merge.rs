@@ -1,7 +1,7 @@
 //! `qmprestore merge` from outside: options, restore points, outputs, what it refuses and with which exit code.
 
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -62,15 +62,21 @@ fn every_way_to_write_gives_the_same_disk() {
 }
 
 #[test]
-fn a_backing_file_may_be_named_with_its_protocol() {
+fn a_backing_file_may_be_named_with_its_protocol_or_as_options() {
     let backup = Backup::new();
     for number in 1..4 {
-        let below = format!("file:{}", backup.name(number - 1));
-        let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &below];
+        let name = backup.name(number - 1);
+        let nested = format!("json:{{\"driver\":\"qcow2\",\"file\":{{\"driver\":\"file\",\"filename\":{name:?}}}}}");
+        let flat = format!("json:{{\"driver\":\"qcow2\",\"file.filename\":{name:?}}}");
+        let below = &[format!("file:{name}"), nested, flat][number - 1];
+        let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below];
         tools::run(tools::qemu_img().args(rebase).arg(&backup.images[number]));
     }
     backup.merged(["--out", "out.qcow2"]).with(0);
     assert_disk(&backup, &backup.path("out.qcow2"), 3);
+    let other = "json:{\"driver\":\"qcow2\",\"file.filename\":\"other\"}";
+    tools::run(tools::qemu_img().args(["rebase", "-u", "-F", "qcow2", "-b", other]).arg(&backup.images[3]));
+    backup.merged(["--out", "other.qcow2"]).with(4).says("as its backing file, but the image before it");
 }
 
 #[test]
@@ -526,6 +532,10 @@ fn a_block_device_takes_raw_and_only_what_fits() {
     backup.merged(["--format=raw", "--force", "--until=INC-17936", "--out", &device]).with(0);
     read(&start);
     sparse::assert_same(&start, &backup.expected(1), "a device that was used");
+
+    let holder = File::options().read(true).custom_flags(libc::O_EXCL).open(&device).unwrap();
+    backup.merged(["--format=raw", "--force", "--out", &device]).with(6).says("busy");
+    drop(holder);
 
     let small = backup.path("small");
     File::create(&small).unwrap().set_len(SIZE - 4096).unwrap();

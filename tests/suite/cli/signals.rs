@@ -1,7 +1,7 @@
 //! A merge that is told to stop leaves nothing, and says by its exit code who told it.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -52,6 +52,21 @@ fn a_signal_keeps_what_was_to_be_replaced() {
     std::fs::write(backup.path("out"), "precious").unwrap();
     stopped(&backup, &["--force", "--out", "out"], Signal::INT).with(130);
     assert_eq!(std::fs::read(backup.path("out")).unwrap(), b"precious");
+}
+
+/// `timeout` sends it to the process and to its group, which the process is in.
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one() {
+    let backup = Backup::new();
+    let before = sparse::fingerprints(backup.root.path());
+    for delay in ["0.3", "0.6", "0.9"] {
+        let merge = backup.merge(["--rate-limit=300K", "--out=new/folder/out"]);
+        let mut timeout = Command::new("timeout");
+        timeout.args(["--signal=TERM", "--preserve-status", delay]).arg(merge.get_program()).args(merge.get_args());
+        let output = timeout.current_dir(merge.get_current_dir().unwrap_or(backup.root.path())).output().unwrap();
+        Ended::new(output).with(143).says("cancelled; nothing was left");
+        assert_eq!(sparse::fingerprints(backup.root.path()), before);
+    }
 }
 
 #[test]

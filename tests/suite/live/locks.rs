@@ -153,12 +153,12 @@ fn what_is_written_here_is_refused_by_every_qemu_and_what_is_read_here_can_be_re
 }
 
 #[test]
-fn what_is_listed_or_checked_here_is_in_nobodys_way() {
+fn what_is_listed_here_is_in_nobodys_way_and_what_is_written_is_not_checked() {
     let backup = Backup::new();
     let mut user = User::io("10.0", &backup.images[3], false);
     let dir = backup.dir.to_str().unwrap();
     Ended::run(["list", "--dir", dir]).with(0).says_not("open for writing");
-    Ended::run(["check", "--dir", dir]).with(0);
+    Ended::run(["check", "--dir", dir]).with(6).says("NOT CHECKED: another process has the image open for writing");
     let unlocked = FileStorage::open(&backup.images[3]).unwrap();
     if let User::Program(child) = &mut user {
         child.stdin.take().unwrap().write_all(b"write 0 4k\nquit\n").unwrap();
