@@ -1,7 +1,7 @@
 //! Why a run fails.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::capture::machine::reply::DeviceError;
 use crate::{chain, qcow2, qmp};
@@ -254,6 +254,11 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// What the system says of a file.
+    pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
     /// Whether QEMU has a node of that name already.
     pub(super) fn is_duplicate(&self) -> bool {
         let Self::Monitor(error) = self else { return false };

@@ -10,7 +10,7 @@ use crate::capture::folder::target;
 use crate::capture::machine::Machine;
 use crate::capture::machine::device::Device;
 use crate::capture::machine::observe;
-use crate::capture::plan::Way;
+use crate::capture::plan::{self, Way};
 use crate::capture::request::{Fleece, Request};
 use crate::chain::Level;
 
@@ -32,7 +32,7 @@ impl<'a> Fleecing<'a> {
         Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd: machine.cwd() }
     }
 
-    pub(super) fn way(
+    pub(super) async fn way(
         &self,
         machine: &Machine<'_>,
         device: &Device,
@@ -54,8 +54,9 @@ impl<'a> Fleecing<'a> {
             Ok(Way::Plain)
         };
         let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
-        if qdev.contains('/') && !qdev.starts_with('/') {
-            return none("QEMU finds no device whose id has a slash");
+        // a slash in its id is one in its path
+        if machine.monitor.execute(&plan::property(&qdev, "drive")).await.is_err() {
+            return none("QEMU does not find the device that reads it");
         }
         if device.shared {
             // the filter would see what one of them writes

@@ -14,7 +14,7 @@ use crate::qmp::{Command, Features};
 
 /// How a disk's moment is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// A filter copies old data into a fleece image before the guest overwrites it; the job reads it from there.
     Fleece {
         /// The device whose drive is exchanged.
@@ -28,7 +28,7 @@ pub enum Way {
 
 /// The bitmap that an INC follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Old {
+pub(crate) struct Old {
     /// Its name.
     pub name: String,
     /// Bytes that one bit stands for.
@@ -37,7 +37,7 @@ pub struct Old {
 
 /// A disk of the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskPlan {
+pub(crate) struct DiskPlan {
     /// The node that the device has.
     pub node: String,
     /// The node with the disk's format and bitmaps.
@@ -59,7 +59,7 @@ pub struct DiskPlan {
 /// What holds for all disks.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "they are switches of a command line, independent of each other")]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The lock of the target folder.
     pub lock: PathBuf,
     /// Whether the machine runs, and must be stopped for its disks to stand still.
@@ -95,8 +95,7 @@ pub struct Plan {
 
 impl Plan {
     /// Decides on all commands.
-    #[must_use]
-    pub fn new(disks: &[DiskPlan], settings: &Settings, features: &Features) -> Self {
+    pub(super) fn new(disks: &[DiskPlan], settings: &Settings, features: &Features) -> Self {
         let mut prepare: Vec<Command> =
             transaction(disks.iter().flat_map(begin_bitmaps).collect(), None).into_iter().collect();
         let each = || disks.iter().enumerate();
@@ -187,10 +186,19 @@ fn filter(number: usize, disk: &DiskPlan, settings: &Settings, features: &Featur
     if features.cbw_timeout { command.with("cbw-timeout", settings.cbw_timeout) } else { command }
 }
 
-/// Exchanges what a device reads and writes. Of some devices QEMU tells the id only, which other objects may have, too.
+/// Exchanges what a device reads and writes.
 pub(super) fn set_drive(qdev: &str, node: &str) -> Command {
-    let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
-    Command::new("qom-set").with("path", path).with("property", "drive").with("value", node)
+    Command::new("qom-set").with("path", path(qdev)).with("property", "drive").with("value", node)
+}
+
+/// Asks for a property of a device.
+pub(super) fn property(qdev: &str, property: &str) -> Command {
+    Command::new("qom-get").with("path", path(qdev)).with("property", property)
+}
+
+/// Where a device is. Of some devices QEMU tells the id only, which other objects may have, too.
+fn path(qdev: &str) -> String {
+    if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }
 }
 
 fn begin_bitmaps(disk: &DiskPlan) -> impl Iterator<Item = Value> {

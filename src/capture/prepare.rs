@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
+
 use crate::capture::decide::{Decision, Facts};
 use crate::capture::error::Error;
 use crate::capture::event::Event;
@@ -21,7 +23,7 @@ use crate::capture::machine::observe::{self, Replies};
 use crate::capture::machine::state;
 use crate::capture::names;
 use crate::capture::order::settle::Bitmaps;
-use crate::capture::plan::{DiskPlan, Old, Plan, Settings, Way};
+use crate::capture::plan::{self, DiskPlan, Old, Plan, Settings, Way};
 use crate::capture::request::{Request, Wanted};
 use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
@@ -132,6 +134,7 @@ impl Prepared {
                 return Err(Error::Io { path, source: io::ErrorKind::AlreadyExists.into() });
             }
             tell_foreign(machine, device, place, id);
+            tell_writers(machine, device, place, level).await;
             let newest = history.newest.as_ref().filter(|_| level == Level::Inc);
             let parent = newest.and_then(|newest| Manifest::read(&newest.path).ok().flatten());
             targets.push(Target {
@@ -140,8 +143,8 @@ impl Prepared {
                 size: device.virtual_size,
                 parent: newest.and_then(|newest| newest.path.file_name()?.to_str().map(str::to_owned)),
                 parent_id: parent.and_then(|parent| parent.id),
-                id: ImageId::random().map_err(|source| Error::Io { path: place.folder.clone(), source })?,
-                way: fleece.way(machine, device, place, level, time)?,
+                id: ImageId::random().map_err(Error::io(&place.folder))?,
+                way: fleece.way(machine, device, place, level, time).await?,
                 dead: dead(history, &bitmaps, device, level),
                 old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
                 link,
@@ -250,7 +253,7 @@ impl Prepared {
         let owner = machine.monitor.peer();
         for target in &self.targets {
             let parent = target.image.parent().unwrap_or(folder);
-            storage::create_folders(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })?;
+            storage::create_folders(parent).map_err(Error::io(parent))?;
             // in it are names of files as QEMU opens them, passwords of servers among them
             files::write_secret_json(&target.config, &config(&target.device, target.foreign))?;
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
@@ -367,6 +370,21 @@ fn dead(history: &History, bitmaps: &Bitmaps<'_>, device: &Device, level: Level)
     let bitmap = bitmaps.since(newest)?;
     let lacks_writes = !bitmap.recording && !bitmap.busy && !bitmap.inconsistent;
     lacks_writes.then(|| bitmap.name.clone())
+}
+
+/// Warns of a device that lets other machines and programs write to its disk. Those that have no such property do not, and
+/// a monitor that is gone is told by the next command.
+async fn tell_writers(machine: &Machine<'_>, device: &Device, place: &Place, level: Level) {
+    let Some(qdev) = device.qdev.as_ref().filter(|_| level != Level::Copy) else { return };
+    let shares = machine.monitor.execute(&plan::property(qdev, "share-rw")).await;
+    if matches!(shares, Ok(Value::Bool(true))) {
+        let what = format!(
+            "{}: other machines may write to it (share-rw), and what they write is in no INC of it: make FULLs where they \
+             do, or --exclude it",
+            place.disk
+        );
+        machine.tell(&Event::Trouble { what });
+    }
 }
 
 /// Tells of bitmaps of other chains, where there are more than the one of another folder that is usual.

@@ -122,7 +122,7 @@ fn trouble(machine: &Machine<'_>, left: &Error) {
 pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan, Error> {
     let folder = target::folder(&request.target, request.monthly)?;
     let folder = folder.canonicalize().or_else(|_| std::path::absolute(&folder));
-    let folder = folder.map_err(|source| Error::Io { path: request.target.clone(), source })?;
+    let folder = folder.map_err(Error::io(&request.target))?;
     let machine = connect(&request.connection, observer).await?;
     let found = machine.observe().await?;
     if found.node(names::LOCK).is_some() || !Teardown::new(&found).is_empty() {
@@ -239,7 +239,7 @@ async fn copy(
         let manifest = prepared.manifest(target, &qemu);
         let partial = files::partial(&target.image);
         // before the checksums, which are made for the id that it tells
-        manifest.write(&partial).map_err(|source| Error::Io { path: Manifest::path(&partial), source })?;
+        manifest.write(&partial).map_err(Error::io(&Manifest::path(&partial)))?;
     }
     seal::seal(machine, sync, sums, images, request.progress_interval).await
 }

@@ -3,11 +3,8 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use super::journal::Unfinished;
-use super::lineage::Lineage;
-use super::point::Doubt;
+use super::point::{Doubt, Fault};
 use super::when::WHEN_FORMS;
 
 /// How many names a message lists before it only counts the rest.
@@ -133,63 +130,13 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
-    /// An INC without a FULL before it in its folder.
-    #[error("{} has no FULL before it in its folder", path.display())]
-    NoFull {
-        /// The INC.
-        path: PathBuf,
-    },
-    /// Two images of the same time: which comes first cannot be told.
-    #[error("{} and {} have the same time: their order is unknown", first.display(), second.display())]
-    SameTime {
-        /// One of them.
-        first: PathBuf,
-        /// The other.
-        second: PathBuf,
-    },
-    /// A FULL and an INC that should be in it already: which moments they hold cannot be told.
-    #[error(
-        "the manifest of {} says that it holds a later moment than {}: move the INC away if it was written into the FULL",
-        full.display(),
-        inc.display()
-    )]
-    LeftOver {
-        /// The FULL.
-        full: PathBuf,
-        /// The INC.
-        inc: PathBuf,
-    },
-    /// The manifests say that the chain is not the one that was made.
-    #[error("{} cannot be restored: {lineage}", path.display())]
-    Lineage {
+    /// The chain is not what was made.
+    #[error("{} cannot be restored: {fault}", path.display())]
+    Broken {
         /// The image of the restore point.
         path: PathBuf,
-        /// What they say.
-        lineage: Lineage,
-    },
-    /// Work in the FULL was begun and has not ended.
-    #[error("{} cannot be restored: {unfinished}", path.display())]
-    Unfinished {
-        /// The image.
-        path: PathBuf,
-        /// What was begun.
-        unfinished: Arc<Unfinished>,
-    },
-    /// There is a journal of unfinished work that cannot be read.
-    #[error("{} cannot be understood, what was begun in the FULL is unknown: {reason}", path.display())]
-    Journal {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// Whether work in the FULL was begun is unknown: where its journal would be cannot be read.
-    #[error("{} cannot be read, what was begun in the FULL is unknown: {reason}", path.display())]
-    JournalUnread {
-        /// The file, which may not be there.
-        path: PathBuf,
-        /// What the system says.
-        reason: String,
+        /// What is wrong.
+        fault: Fault,
     },
     /// The image may lack changes.
     #[error(
@@ -225,18 +172,12 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { .. } | Self::Lock { .. } | Self::FolderUnread { .. } | Self::JournalUnread { .. } => {
-                ErrorKind::Io
-            }
+            Self::Io { .. }
+            | Self::Lock { .. }
+            | Self::FolderUnread { .. }
+            | Self::Broken { fault: Fault::JournalUnread { .. }, .. } => ErrorKind::Io,
             Self::Locked { .. } => ErrorKind::Locked,
-            Self::NoFull { .. }
-            | Self::SameTime { .. }
-            | Self::LeftOver { .. }
-            | Self::Lineage { .. }
-            | Self::Unfinished { .. }
-            | Self::Journal { .. }
-            | Self::Doubtful { .. }
-            | Self::NoPoint { .. } => ErrorKind::Broken,
+            Self::Broken { .. } | Self::Doubtful { .. } | Self::NoPoint { .. } => ErrorKind::Broken,
             Self::TooManyEntries { .. }
             | Self::NoDisk { .. }
             | Self::NoSuchDisk { .. }

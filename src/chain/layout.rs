@@ -137,7 +137,7 @@ impl Layout {
             return true;
         }
         // above its own images, it is a disk that was restored
-        let is_known = || Manifest::path(&path.join(disk)).is_file();
+        let is_known = || matches!(Manifest::read(&path.join(disk)), Ok(Some(_)));
         !below.contains(&name) && (has_config(path, disk) || is_known() || (alone && has_extension(disk)))
     }
 

@@ -47,9 +47,13 @@ impl Level {
     }
 }
 
-/// Whether a file's name is that of an image with a time, or of a link that tells the level of one without.
-pub(crate) fn tells_level(name: &OsStr) -> bool {
-    ImageName::parse(name).is_some() || Level::split(name.as_bytes()).is_some()
+/// Whether an image without a time would be taken for something else if it had this name: for one with a time, or a link
+/// that tells a level; or its manifest for another file of the folder.
+pub(crate) fn means_else(name: &OsStr) -> bool {
+    const FILES: [&str; 2] = ["run", "verified"];
+    ImageName::parse(name).is_some()
+        || Level::split(name.as_bytes()).is_some()
+        || FILES.iter().any(|file| name == *file)
 }
 
 impl fmt::Display for Level {

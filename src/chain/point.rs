@@ -124,33 +124,38 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoFull => f.write_str("no FULL before it"),
+            Self::NoFull => f.write_str("no FULL before it in its folder"),
             Self::SameTime(first, second) => {
-                write!(f, "{} and {} have the same time", first.display_name(), second.display_name())
+                write!(
+                    f,
+                    "{} and {} have the same time: their order is unknown",
+                    first.display_name(),
+                    second.display_name()
+                )
             }
             Self::LeftOver { full, inc } => {
-                let (full, inc) = (full.display_name(), inc.display_name());
-                write!(f, "the manifest of {full} says that it holds a later moment than {inc}")
+                let (full, inc) = (full.path.display(), inc.path.display());
+                write!(
+                    f,
+                    "the manifest of {full} says that it holds a later moment than {inc}: move the INC away if it was \
+                     written into the FULL"
+                )
             }
             Self::Lineage(lineage) => lineage.fmt(f),
             Self::Unfinished(unfinished) => unfinished.fmt(f),
-            Self::Journal { path, reason } => write!(f, "{} cannot be understood: {reason}", path.display()),
-            Self::JournalUnread { path, reason } => write!(f, "{} cannot be read: {reason}", path.display()),
+            Self::Journal { path, reason } => {
+                write!(f, "{} cannot be understood, what was begun in the FULL is unknown: {reason}", path.display())
+            }
+            Self::JournalUnread { path, reason } => {
+                write!(f, "{} cannot be read, what was begun in the FULL is unknown: {reason}", path.display())
+            }
         }
     }
 }
 
 impl Fault {
     pub(super) fn into_error(self, image: &Image) -> Error {
-        match self {
-            Self::NoFull => Error::NoFull { path: image.path.clone() },
-            Self::SameTime(first, second) => Error::SameTime { first: first.path.clone(), second: second.path.clone() },
-            Self::LeftOver { full, inc } => Error::LeftOver { full: full.path.clone(), inc: inc.path.clone() },
-            Self::Lineage(lineage) => Error::Lineage { path: image.path.clone(), lineage },
-            Self::Unfinished(unfinished) => Error::Unfinished { path: image.path.clone(), unfinished },
-            Self::Journal { path, reason } => Error::Journal { path, reason },
-            Self::JournalUnread { path, reason } => Error::JournalUnread { path, reason },
-        }
+        Error::Broken { path: image.path.clone(), fault: self }
     }
 
     /// Why the journal of a FULL says nothing.

@@ -44,7 +44,7 @@ impl Disk {
     /// Where manifests tell which image was made after which, those are its members, else all in their order.
     ///
     /// # Errors
-    /// No restore point, or more than one, is meant; [`Error::NoFull`] where no image of it is there.
+    /// No restore point, or more than one, is meant; [`Error::Broken`] with [`Fault::NoFull`] where no image of it is there.
     pub fn select_salvage(&self, when: &When, clock: &Clock) -> Result<SalvagePoint, Error> {
         let point = self.meant(when, clock)?;
         let chain = self.chains().get(point.chain);
@@ -62,7 +62,7 @@ impl Disk {
         }
         let there: Vec<Arc<Image>> = members.iter().filter_map(Member::image).cloned().collect();
         if there.is_empty() {
-            return Err(Error::NoFull { path: point.image.path.clone() });
+            return Err(Fault::NoFull.into_error(&point.image));
         }
         let (doubt, fault) = match &point.state {
             State::Sound => (None, None),

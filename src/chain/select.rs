@@ -8,7 +8,7 @@ use super::image::Image;
 use super::journal::Unfinished;
 use super::links::Chain;
 use super::name::{ImageName, Level};
-use super::point::{Point, RestorePoint, State};
+use super::point::{Fault, Point, RestorePoint, State};
 use super::when::{Clock, When};
 
 impl Disk {
@@ -47,7 +47,7 @@ impl Disk {
     /// to the next INC; members are the FULL and those that are left.
     ///
     /// # Errors
-    /// As with [`select`](Self::select), but for [`Error::Unfinished`].
+    /// As with [`select`](Self::select), but for [`Error::Broken`] with [`Fault::Unfinished`].
     pub fn select_in_place(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
         let point = if let When::Name(name) = when {
             self.named(name).or_else(|error| {
@@ -145,7 +145,10 @@ impl Disk {
                 && other.image.moment() == newest.image.moment()
         };
         match timely.into_iter().find(|other| equal(other)) {
-            Some(other) => Err(Error::SameTime { first: other.image.path.clone(), second: newest.image.path.clone() }),
+            Some(other) => {
+                let fault = Fault::SameTime(Arc::clone(&other.image), Arc::clone(&newest.image));
+                Err(fault.into_error(&newest.image))
+            }
             None => Ok(newest),
         }
     }

@@ -13,7 +13,7 @@ use super::failure::Failure;
 /// The exit code of the signal that came first, or zero.
 static CAUGHT: AtomicU8 = AtomicU8::new(0);
 
-/// Signals that come so soon after another one of their kind are that one: `timeout` and shells send it to the process and
+/// Signals that come so soon after one of their kind that counted are that one: `timeout` and shells send it to the process and
 /// to its group.
 const ECHO: Duration = Duration::from_millis(100);
 
@@ -69,11 +69,10 @@ async fn serve(mut signal: Signal, exit: Exit, warning: Option<&'static str>) {
     let mut warning = warning;
     let mut last = None;
     while signal.recv().await.is_some() {
-        let before = last.replace(Instant::now());
-        if before.is_some_and(|before| before.elapsed() < ECHO) {
+        if last.is_some_and(|last: Instant| last.elapsed() < ECHO) {
             continue;
         }
-        if before.is_none() {
+        if last.replace(Instant::now()).is_none() {
             // the first signal decides, whatever its kind
             let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
         } else if let Some(warning) = warning.take() {

@@ -54,7 +54,8 @@ pub struct CheckedImage {
 }
 
 /// Checks images, which are known as members of chains, oldest first, or alone, and repairs those that need it if that is
-/// asked for. The results come in their order.
+/// asked for. The results come in their order; an image that somebody else writes to, or with a repair has open, is
+/// [`Error::Locked`].
 ///
 /// # Errors
 /// [`Error::Cancelled`]; [`Error::Folder`] where images with checksums are to be repaired, and somebody else has their

@@ -50,7 +50,7 @@ use crate::storage::{HOLE_MIN, WritableStorage, offload_min, start_writeback, to
 
 /// What all threads of a merge share.
 #[derive(Clone, Copy)]
-pub(super) struct Work<'a> {
+pub(super) struct Transfer<'a> {
     pub(super) layers: &'a [Layer],
     pub(super) limiter: Option<&'a Limiter>,
     pub(super) observer: &'a dyn Observer,
@@ -58,7 +58,7 @@ pub(super) struct Work<'a> {
     pub(super) leaves_holes: bool,
 }
 
-impl Work<'_> {
+impl Transfer<'_> {
     /// At most so many bytes move between two looks at the observer.
     const STEP: u64 = 4 << 20;
     /// The longest sleep between two looks at the observer.
@@ -166,7 +166,7 @@ fn read_plain(layer: &Layer, host: HostOffset, buffer: &mut [u8]) -> Result<()> 
 
 /// Copies to a file or a device at the places that operations name; one for each thread.
 pub(super) struct Copier<'a> {
-    work: &'a Work<'a>,
+    work: &'a Transfer<'a>,
     output: &'a Path,
     target: &'a dyn WritableStorage,
     reader: LayerReader,
@@ -181,7 +181,7 @@ impl<'a> Copier<'a> {
     /// Bytes gathered into one write: they are in the processor's cache still when they are written.
     const GATHER: usize = 256 << 10;
 
-    pub(super) fn new(work: &'a Work<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
+    pub(super) fn new(work: &'a Transfer<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
         // what is left to the kernel is not looked at
         let offload_min = target.as_file().filter(|_| !work.leaves_holes).and_then(offload_min);
         Self { work, output, target, reader: LayerReader::default(), offload_min, gathered: Vec::new(), start: 0 }

@@ -11,7 +11,9 @@ use super::format::{Evidence, Start};
 use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::salvage::{self, Cause, Slot, Tolerance};
-use super::source::{Source, check_backing, check_length, check_size, decide, evidence, open_error, open_locked};
+use super::source::{
+    Source, check_backing, check_length, check_size, decide, evidence, name_in, open_error, open_locked,
+};
 use crate::chain::{BLOCK, Checksums, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{FileStorage, Storage};
@@ -354,7 +356,7 @@ fn gap_before(before: Option<&Layer>, layer: &Layer) -> Option<Layer> {
         return None;
     }
     let Err(Error::Backing { backing, .. }) = check_backing(before.map(Layer::path), layer) else { return None };
-    let path = layer.path().with_file_name(Path::new(&backing).file_name().unwrap_or_default());
+    let path = layer.path().with_file_name(name_in(&backing).unwrap_or_default());
     Some(Layer::absent(path, None, Tolerance::absent(Cause::Missing)))
 }
 

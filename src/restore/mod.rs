@@ -51,6 +51,8 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! What takes no number of threads works on rayon's pool of the process.
 
 mod bits;
 mod check;

@@ -1,9 +1,11 @@
 //! Images to open, alone or beside those that they must fit.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
@@ -130,17 +132,26 @@ pub(super) fn check_length(path: &Path, length: u64) -> Result<()> {
 
 /// Whether a backing name is that of an image in the same folder, as far as names tell.
 pub(super) fn leads_to(backing: &str, image: &OsStr) -> bool {
-    let told = backing.strip_prefix("json:").and_then(file_of_options);
-    let backing = told.as_deref().unwrap_or(backing);
-    // the protocol that QEMU takes where none is named
-    Path::new(backing.strip_prefix("file:").unwrap_or(backing)).file_name() == Some(image)
+    name_in(backing).as_deref() == Some(image)
 }
 
-/// The file that options of QEMU name, be it of the image's format or of the file itself.
-fn file_of_options(options: &str) -> Option<String> {
-    let options = json::parse(options.as_bytes()).ok()?;
-    let names = [options.pointer("/file/filename"), options.get("file.filename"), options.get("filename")];
-    names.into_iter().flatten().next()?.as_str().map(str::to_owned)
+/// The last part of the file's name in a backing name, which may have options of QEMU's.
+pub(super) fn name_in(backing: &str) -> Option<OsString> {
+    let told = backing.strip_prefix("json:").and_then(|options| file_of(&json::parse(options.as_bytes()).ok()?));
+    let backing = told.as_deref().unwrap_or(backing);
+    // the protocol that QEMU takes where none is named
+    Path::new(backing.strip_prefix("file:").unwrap_or(backing)).file_name().map(OsStr::to_owned)
+}
+
+/// The file that options name, below any formats and filters: nested, or with dots in their keys.
+fn file_of(options: &Value) -> Option<String> {
+    let mut options = options;
+    while let Some(below) = options.get("file").filter(|below| below.is_object()) {
+        options = below;
+    }
+    let is_name = |key: &str| key.rsplit_once('.').map_or(key, |(_, last)| last) == "filename";
+    let (_, name) = options.as_object()?.iter().find(|(key, _)| is_name(key))?;
+    name.as_str().map(str::to_owned)
 }
 
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it

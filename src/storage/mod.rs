@@ -29,7 +29,7 @@ pub(crate) use inside::{check_inside, create_folders, is_trusted};
 pub(crate) use link::{open_unlinked, set_link};
 pub use lock::Access;
 pub use memory::MemoryStorage;
-pub(crate) use offload::{offload_min, shares_blocks};
+pub(crate) use offload::{moved_block, offload_min, shares_blocks};
 pub use publish::{NewFile, Undurable};
 pub(crate) use publish::{parent, sync as sync_folder, write_whole};
 pub(crate) use ranges::{joined, push_joined};

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+use super::HOLE_MIN;
+
 /// File systems whose files can share blocks: btrfs, XFS, ZFS, bcachefs, OCFS2.
 const SHARING: [i64; 5] = [0x9123_683e, 0x5846_5342, 0x2fc1_2fc1, 0xca45_1a4e, 0x7461_636f];
 
@@ -22,6 +24,13 @@ pub(crate) fn offload_min(target: &File) -> Option<u64> {
         kind if COPYING.contains(&kind) => None,
         _ => Some(128 << 10),
     }
+}
+
+/// Bytes in a block of a file that gets another place when it is written to, since blocks may be shared; none where what is
+/// there is overwritten.
+pub(crate) fn moved_block(file: &File) -> Option<u64> {
+    let system = rustix::fs::fstatfs(file).ok()?;
+    SHARING.contains(&system.f_type).then(|| u64::try_from(system.f_bsize).unwrap_or_default().max(HOLE_MIN as u64))
 }
 
 /// Whether these files may be able to share blocks: they are in one file system, of a kind that does.

@@ -65,15 +65,18 @@ fn no_output_becomes_an_image_of_the_backup() {
         assert!(code == Some(1) && said.contains("would be taken for an image"), "{name}: {said}");
     }
     assert_eq!(sparse::fingerprints(&dir), before);
-    // another name does there, and any elsewhere
-    assert_eq!(merge(&dir, &dir.join("restored"), &[]).0, Some(0));
-    assert_eq!(merge(&dir, &root.path().join("INC-1600000002-disk"), &[]).0, Some(0));
-    // which makes another disk of it where that is searched, too
-    fs::create_dir(root.path().join("new")).unwrap();
-    for name in ["INC-1600000003-disk", "new/FULL-1-new"] {
-        let (code, said) = merge(root.path(), &root.path().join(name), &[]);
+    // as another disk, also in a folder that is to be made
+    for (dir, name) in
+        [(root.path(), "new/FULL-1-new"), (root.path(), "INC-1600000003-disk"), (&dir, "INC-1600000003-disk")]
+    {
+        let (code, said) = merge(dir, &root.path().join(name), &[]);
         assert!(code == Some(1) && said.contains("would be taken for an image"), "{name}: {said}");
     }
+    assert_eq!(sparse::fingerprints(&dir), before);
+    // another name does there, and any elsewhere
+    assert_eq!(merge(&dir, &dir.join("restored"), &[]).0, Some(0));
+    let elsewhere = tempfile::tempdir().unwrap();
+    assert_eq!(merge(&dir, &elsewhere.path().join("INC-1600000002-disk"), &[]).0, Some(0));
 }
 
 #[test]

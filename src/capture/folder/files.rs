@@ -15,24 +15,24 @@ pub(crate) const FLEECE: &str = ".fleece.qcow2";
 
 /// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    storage::write_whole(path, bytes, 0o644).map_err(|source| Error::Io { path: path.to_owned(), source })
+    storage::write_whole(path, bytes, 0o644).map_err(Error::io(path))
 }
 
 /// The same for those only who may read the images.
 pub(crate) fn write_secret_json(path: &Path, value: &Value) -> Result<(), Error> {
     let written = storage::write_whole(path, &json_file::text(value), 0o600);
-    written.map_err(|source| Error::Io { path: path.to_owned(), source })
+    written.map_err(Error::io(path))
 }
 
 /// Whether nothing leads out of a backup folder: see [`storage::check_inside`].
 pub(crate) fn check_inside(folder: &Path, below: &Path) -> Result<(), Error> {
     let inside = storage::check_inside(folder, below);
-    inside.map_err(|source| Error::Io { path: folder.join(below), source })
+    inside.map_err(Error::io(&folder.join(below)))
 }
 
 /// Makes what was done to a folder's names outlive a power cut.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    storage::sync_folder(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })
+    storage::sync_folder(folder).map_err(Error::io(folder))
 }
 
 /// Removes a file that may be gone already.

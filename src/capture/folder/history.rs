@@ -52,7 +52,7 @@ impl History {
     /// such a FULL stands before all images with a time.
     pub(crate) fn allows_timeless(&self, image: &Path, level: Level) -> Result<(), Error> {
         let path = image.to_owned();
-        if level != Level::Inc && image.file_name().is_some_and(chain::tells_level) {
+        if level != Level::Inc && image.file_name().is_some_and(chain::means_else) {
             return Err(Error::Ambiguous { path });
         }
         let (own, others): (Vec<_>, Vec<_>) = self.chained.iter().partition(|chained| chained.path == image);
@@ -101,8 +101,8 @@ impl History {
                 Some("the newest image has no FULL before it".to_owned())
             }
             // what cannot be read may say anything
-            Some(chain::State::Broken(chain::Fault::JournalUnread { path, reason })) => {
-                return Err(chain::Error::JournalUnread { path: path.clone(), reason: reason.clone() }.into());
+            Some(chain::State::Broken(fault @ chain::Fault::JournalUnread { .. })) => {
+                return Err(chain::Error::Broken { path: newest.path.clone(), fault: fault.clone() }.into());
             }
             Some(chain::State::Broken(fault)) => Some(fault.to_string()),
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_disk_that_is_called_like_an_image_has_none_without_a_time() {
         let history = History::default();
-        for name in ["FULL-5-vm.qcow2", "INC-5", "COPY-5-x", "FULL-vm"] {
+        for name in ["FULL-5-vm.qcow2", "INC-5", "COPY-5-x", "FULL-vm", "run", "verified"] {
             for level in [Level::Full, Level::Copy] {
                 let refused = history.allows_timeless(&Path::new("/backup").join(name), level);
                 assert!(matches!(refused, Err(Error::Ambiguous { .. })), "{name}");

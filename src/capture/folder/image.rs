@@ -42,7 +42,7 @@ impl Empty {
                 let _ = std::fs::remove_file(path);
             })
         };
-        create().map_err(|source| Error::Io { path: path.to_owned(), source })
+        create().map_err(Error::io(path))
     }
 
     fn write(&self, file: &File, owner: Option<&Peer>) -> io::Result<()> {

@@ -62,7 +62,7 @@ impl Journal {
     /// Writes it, so that it outlives a power cut.
     pub(crate) fn write(&self, target: &Path) -> Result<(), Error> {
         let path = Self::path(target);
-        json_file::write(&path, &self.to_json()).map_err(|source| Error::Io { path, source })
+        json_file::write(&path, &self.to_json()).map_err(Error::io(&path))
     }
 
     /// Removes it.

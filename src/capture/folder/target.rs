@@ -26,14 +26,14 @@ pub(crate) fn folder(target: &Path, monthly: bool) -> Result<PathBuf, Error> {
 
 /// Makes the folder, and its path whole.
 pub(crate) fn create(folder: &Path) -> Result<PathBuf, Error> {
-    let failed = |source| Error::Io { path: folder.to_owned(), source };
+    let failed = Error::io(folder);
     storage::create_folders(folder).map_err(failed)?;
     files::utf8(folder.canonicalize().map_err(failed)?)
 }
 
 /// A folder that is there, and those of its months that runs have been in.
 pub(crate) fn with_months(target: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Io { path: target.to_owned(), source };
+    let failed = Error::io(target);
     let target = files::utf8(target.canonicalize().map_err(failed)?)?;
     let entries = storage::read_folder(&target).map_err(failed)?.flatten().map(|(name, _)| target.join(name));
     // not over links: no run has been there
@@ -55,7 +55,7 @@ pub(crate) fn chain(folder: &Path) -> Result<Option<String>, Error> {
 
 /// A random id, for a chain or a name that nobody can guess.
 pub(crate) fn new_id() -> Result<String, Error> {
-    chain::random_id().map_err(|source| Error::Io { path: chain::RANDOM.into(), source })
+    chain::random_id().map_err(Error::io(Path::new(chain::RANDOM)))
 }
 
 /// Writes the id down, without a line end, as the Python tool does.
@@ -66,7 +66,7 @@ pub(crate) fn write_chain(folder: &Path, chain: &str) -> Result<(), Error> {
 /// Opens an image that QEMU still writes to: the file that was made for it, not what a link in its place leads to.
 pub(crate) fn open(partial: &Path) -> Result<File, Error> {
     let file = storage::open_unlinked(File::options().read(true), partial);
-    file.map_err(|source| Error::Io { path: partial.to_owned(), source })
+    file.map_err(Error::io(partial))
 }
 
 /// Whether QEMU has made what it says: an image of the right size.
@@ -98,14 +98,14 @@ pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
     match std::fs::rename(Checksums::path(&partial), Checksums::path(&image)) {
         // done before
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        result => result.map_err(|source| Error::Io { path: Checksums::path(&image), source })?,
+        result => result.map_err(Error::io(&Checksums::path(&image)))?,
     }
     rename(&Manifest::path(&partial), &manifest)?;
     files::sync_folder(manifest.parent().unwrap_or(folder))?;
     rename(&partial, &image)?;
     unlink_levels(&image)?;
     // that of a FULL which had this name before
-    Unfinished::remove(&image).map_err(|source| Error::Io { path: Unfinished::path(&image), source })?;
+    Unfinished::remove(&image).map_err(Error::io(&Unfinished::path(&image)))?;
     files::sync_folder(image.parent().unwrap_or(folder))?;
     Ok(true)
 }
@@ -115,7 +115,7 @@ pub(crate) fn link(folder: &Path, entry: &Entry) -> Result<(), Error> {
     let Some(link) = entry.link.as_ref().map(|link| folder.join(link)) else { return Ok(()) };
     check_entry(folder, entry)?;
     let name = entry.image.file_name().unwrap_or_default();
-    storage::set_link(&link, Path::new(name)).map_err(|source| Error::Io { path: link, source })
+    storage::set_link(&link, Path::new(name)).map_err(Error::io(&link))
 }
 
 /// Removes the links that tell the level of the image that had this name before.
@@ -151,7 +151,7 @@ fn check_entry(folder: &Path, entry: &Entry) -> Result<(), Error> {
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     match std::fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && to.exists() => Ok(()),
-        result => result.map_err(|source| Error::Io { path: to.to_owned(), source }),
+        result => result.map_err(Error::io(to)),
     }
 }
 

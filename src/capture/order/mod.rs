@@ -14,7 +14,7 @@ use self::teardown::Teardown;
 use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::folder::files;
-use crate::capture::folder::history::{self, History};
+use crate::capture::folder::history::{self, History, Newest};
 use crate::capture::folder::journal::Journal;
 use crate::capture::folder::live::Live;
 use crate::capture::folder::lock;
@@ -165,15 +165,18 @@ fn newest(
     live: &Live,
     inventories: &mut BTreeMap<PathBuf, Option<Inventory>>,
 ) -> Result<Option<i64>, Error> {
+    // other disks may stand on the same files
+    let is_own = |base: &str, newest: &Newest| {
+        base == device.base || newest.bitmap.is_none() || device.has_bitmap(newest.bitmap.as_deref())
+    };
     let mut since = |folder: PathBuf, base: &str| {
         let inventory = match inventories.entry(folder.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(history::inventory(&folder)?),
         };
-        match inventory {
-            Some(inventory) => Ok(History::of(inventory, &folder, base, live)?.since()),
-            None => Ok::<_, Error>(None),
-        }
+        let Some(inventory) = inventory else { return Ok(None) };
+        let history = History::of(inventory, &folder, base, live)?;
+        Ok::<_, Error>(history.since().filter(|_| history.newest.is_some_and(|newest| is_own(base, &newest))))
     };
     let mut newest = None;
     for base in device.bases() {

@@ -51,7 +51,7 @@ fn sync_until(end: &Receiver<()>, images: &[(PathBuf, Arc<File>)]) -> Result<u64
     let mut count = 0;
     while end.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) {
         for ((path, image), synced) in images.iter().zip(&mut synced) {
-            let failed = |source| Error::Io { path: path.clone(), source };
+            let failed = Error::io(path);
             let length = image.metadata().map_err(failed)?.len();
             if length >= *synced + STEP {
                 *synced = length;

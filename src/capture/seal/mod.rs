@@ -44,7 +44,7 @@ pub(crate) async fn seal(
     let summed = {
         let again = |(path, image): &(PathBuf, File)| match image.try_clone() {
             Ok(image) => Ok((path.clone(), image)),
-            Err(error) => Err(failed(path)(error)),
+            Err(error) => Err(Error::io(path)(error)),
         };
         let (sums, images) = (Arc::clone(&sums.0), images.iter().map(again).collect::<Result<Vec<_>, _>>()?);
         let known = known.into_iter().chain(std::iter::repeat_with(KnownSums::default));
@@ -87,11 +87,7 @@ async fn sync_all(early: EarlySync, images: Vec<(PathBuf, File)>) -> Result<(), 
 }
 
 fn sync(path: &Path, image: &File) -> Result<(), Error> {
-    image.sync_all().map_err(failed(path))
-}
-
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    |source| Error::Io { path: path.to_owned(), source }
+    image.sync_all().map_err(Error::io(path))
 }
 
 /// The work on checksums, which ends when the one who waits for it does.
@@ -123,13 +119,13 @@ struct Sums {
 impl Sums {
     /// Sums an image that nobody writes to.
     fn of(&self, image: &Path, file: File, known: &KnownSums) -> Result<(), Error> {
-        let storage = FileStorage::new(file).map_err(failed(image))?;
+        let storage = FileStorage::new(file).map_err(Error::io(image))?;
         let each = |bytes| {
             self.done.fetch_add(bytes, Ordering::Relaxed);
             if self.stopped.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         };
         let created = create_checksums_watched(image, &storage, known, &each);
-        created.map_err(|source| Error::Io { path: Checksums::path(image), source })
+        created.map_err(Error::io(&Checksums::path(image)))
     }
 }
 

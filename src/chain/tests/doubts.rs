@@ -87,7 +87,7 @@ fn an_inc_without_a_full_is_listed_and_refused() {
     assert_eq!(points(&disk), ["INC-50-d!", "INC-60-d!", "FULL-100-d", "INC-200-d"]);
     assert!(disk.chains()[0].full().is_none());
     let error = select(&disk, "60").unwrap_err();
-    assert!(matches!(&error, Error::NoFull { path } if path.ends_with("INC-60-d")));
+    assert!(matches!(&error, Error::Broken { path, fault: Fault::NoFull } if path.ends_with("INC-60-d")));
     assert_eq!(error.kind(), ErrorKind::Broken);
     assert_eq!(members(&disk, "latest"), ["FULL-100-d", "INC-200-d"]);
 }
@@ -109,7 +109,7 @@ fn fulls_of_the_same_second_are_no_base() {
     let tree = Tree::new(["FULL-100", "FULL-100-d", "INC-200-d"]);
     let disk = tree.disk();
     assert_eq!(points(&disk), ["FULL-100", "FULL-100-d", "INC-200-d!"]);
-    assert!(matches!(select(&disk, "latest"), Err(Error::SameTime { .. })));
-    assert!(matches!(select(&disk, "100"), Err(Error::SameTime { .. })));
+    assert!(matches!(select(&disk, "latest"), Err(Error::Broken { fault: Fault::SameTime(..), .. })));
+    assert!(matches!(select(&disk, "100"), Err(Error::Broken { fault: Fault::SameTime(..), .. })));
     assert_eq!(members(&disk, "FULL-100"), ["FULL-100"]);
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode};
 
-use super::super::{BOOKKEEPING, FormatHint, Manifest, Note};
+use super::super::{FormatHint, Note};
 use super::*;
 
 #[test]
@@ -121,8 +121,10 @@ fn the_only_disk_image_of_a_folder_is_an_image() {
 fn a_name_without_time_is_an_image_if_its_manifest_says_so() {
     let tree = Tree::new(["vm.qcow2", "restored.qcow2"]);
     assert_eq!(tree.labels(), Vec::<String>::new());
-    fs::create_dir(tree.path(BOOKKEEPING)).unwrap();
-    fs::write(Manifest::path(&tree.path("vm.qcow2")), "whatever").unwrap();
+    tree.holds("vm.qcow2", 100);
+    // a journal is no manifest, though it has the name of one
+    tree.write("run", "a script");
+    tree.write(".qmpbackup/run.json", "{\"version\": 1}");
     assert_eq!(points(&tree.disk()), ["vm.qcow2"]);
 }
 
@@ -150,7 +152,10 @@ fn months_are_one_disk_with_the_chains_of_all() {
     assert_eq!(disk.chains().len(), 3);
     assert_eq!(members(&disk, "250"), ["2021-11/hd0/FULL-100-disk", "2021-11/hd0/INC-200-disk"]);
     assert_eq!(members(&disk, "400"), ["2021-12/hd0/FULL-300-disk", "2021-12/hd0/INC-400-disk"]);
-    assert!(matches!(select(&disk, "latest"), Err(Error::NoFull { .. })), "a FULL of another folder is no base");
+    assert!(
+        matches!(select(&disk, "latest"), Err(Error::Broken { fault: Fault::NoFull, .. })),
+        "a FULL of another folder is no base"
+    );
 }
 
 #[test]

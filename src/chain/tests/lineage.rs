@@ -1,6 +1,6 @@
 //! Chains whose manifests say that an image is missing, foreign or out of order.
 
-use super::super::{Fault, FormatHint, ImageId, Lineage, Manifest, Member, Phase, Unfinished, Work};
+use super::super::{FormatHint, ImageId, Lineage, Manifest, Member, Phase, Unfinished, Work};
 use super::*;
 
 impl Tree {
@@ -60,7 +60,7 @@ fn a_missing_image_breaks_the_chain_from_there() {
     assert_eq!(disk.images().len(), 3);
     assert_eq!(members(&disk, "INC-200"), ["FULL-100-d", "INC-200-d"]);
     let error = select(&disk, "latest").unwrap_err();
-    assert!(matches!(&error, Error::Lineage { lineage: Lineage::Gone(_), .. }), "{error}");
+    assert!(matches!(&error, Error::Broken { fault: Fault::Lineage(Lineage::Gone(_)), .. }), "{error}");
     assert!(error.to_string().contains("INC-300-d is missing, only its manifest is there"), "{error}");
     // and without its manifest
     fs::remove_file(Manifest::path(&tree.path("INC-300-d"))).unwrap();
@@ -76,7 +76,7 @@ fn the_newest_image_that_is_missing_is_not_passed_over() {
     let disk = tree.disk();
     assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "INC-300-d", "INC-400-d!"]);
     for when in ["latest", "400", "INC-400"] {
-        assert!(matches!(select(&disk, when), Err(Error::Lineage { .. })), "{when}");
+        assert!(matches!(select(&disk, when), Err(Error::Broken { fault: Fault::Lineage(_), .. })), "{when}");
     }
     assert_eq!(members(&disk, "399"), ["FULL-100-d", "INC-200-d", "INC-300-d"]);
     // what is being published is not missing
@@ -113,7 +113,7 @@ fn the_newest_full_that_is_missing_is_missed_with_its_incs() {
     let disk = tree.disk();
     assert_eq!(points(&disk), ["FULL-100-d", "INC-200-d", "FULL-300-d!", "INC-400-d!"]);
     assert!(fault(&disk, "INC-400-d").contains("FULL-300-d is missing, only its manifest is there"));
-    assert!(matches!(select(&disk, "latest"), Err(Error::Lineage { .. })));
+    assert!(matches!(select(&disk, "latest"), Err(Error::Broken { fault: Fault::Lineage(_), .. })));
     assert_eq!(members(&disk, "299"), ["FULL-100-d", "INC-200-d"]);
 }
 

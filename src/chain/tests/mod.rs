@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use tempfile::TempDir;
 
-use super::{Clock, Disk, Error, Inventory, Level, RestorePoint, State, When, discover};
+use super::{Clock, Disk, Error, Fault, Inventory, Level, RestorePoint, State, When, discover};
 
 /// A backup folder.
 struct Tree(TempDir);

@@ -79,7 +79,10 @@ fn a_name_or_its_beginning_picks_one() {
 fn a_whole_name_wins_over_beginnings() {
     let disk = Tree::new(["FULL-100", "FULL-100-d", "INC-200-d", "INC-200-d.partial"]).disk();
     assert_eq!(members(&disk, "FULL-100"), ["FULL-100"]);
-    assert!(matches!(select(&disk, "INC-200"), Err(Error::SameTime { .. })), "what is whole wins, too");
+    assert!(
+        matches!(select(&disk, "INC-200"), Err(Error::Broken { fault: Fault::SameTime(..), .. })),
+        "what is whole wins, too"
+    );
 }
 
 #[test]

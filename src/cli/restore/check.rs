@@ -72,6 +72,8 @@ enum Verdict {
     Dirty,
     MarkedCorrupt,
     Damaged,
+    /// Somebody writes to it.
+    InUse,
     /// With the exit code.
     Unreadable(Exit),
 }
@@ -79,12 +81,14 @@ enum Verdict {
 impl Verdict {
     fn of(result: &restore::Result<Checked>) -> Self {
         match result {
-            Err(error) => Self::Unreadable(match error.kind() {
-                ErrorKind::Damaged => Exit::Damaged,
-                ErrorKind::Locked => Exit::Locked,
-                ErrorKind::Full => Exit::Full,
-                ErrorKind::ReadBack | ErrorKind::Usage | ErrorKind::Cancelled | ErrorKind::Other => Exit::Error,
-            }),
+            Err(error) => match error.kind() {
+                ErrorKind::Locked => Self::InUse,
+                ErrorKind::Damaged => Self::Unreadable(Exit::Damaged),
+                ErrorKind::Full => Self::Unreadable(Exit::Full),
+                ErrorKind::ReadBack | ErrorKind::Usage | ErrorKind::Cancelled | ErrorKind::Other => {
+                    Self::Unreadable(Exit::Error)
+                }
+            },
             Ok(Checked::Qcow2(image)) => Self::of_report(&image.report),
             Ok(_) => Self::Raw,
         }
@@ -112,7 +116,7 @@ impl Verdict {
             Self::Dirty => "dirty",
             Self::MarkedCorrupt => "marked corrupt",
             Self::Damaged => "damaged",
-            Self::Unreadable(Exit::Locked) => "in use",
+            Self::InUse => "in use",
             Self::Unreadable(_) => "unreadable",
         }
     }
@@ -125,7 +129,7 @@ impl Verdict {
             Self::Dirty => "good, but its refcounts are stale: it was not closed",
             Self::MarkedCorrupt => "marked as corrupt by some program, but nothing was found now",
             Self::Damaged => "DAMAGED",
-            Self::Unreadable(Exit::Locked) => "NOT CHECKED",
+            Self::InUse => "NOT CHECKED",
             Self::Unreadable(_) => "UNREADABLE",
         }
     }
@@ -135,6 +139,7 @@ impl Verdict {
             Self::Clean | Self::Raw => Exit::Success,
             Self::Leaks | Self::Dirty | Self::MarkedCorrupt => Exit::Warnings,
             Self::Damaged => Exit::Damaged,
+            Self::InUse => Exit::Locked,
             Self::Unreadable(exit) => exit,
         }
     }

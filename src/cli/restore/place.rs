@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::{self, Inventory};
+use crate::chain::{self, Fault, Inventory};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
 use crate::restore::{self, Layers, Source};
@@ -16,7 +16,7 @@ pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Consol
 
 /// Why a restore point cannot be had. Work in its FULL that has not ended may go on just now.
 pub(super) fn not_selected(error: chain::Error) -> Failure {
-    if let chain::Error::Unfinished { path, unfinished } = &error {
+    if let chain::Error::Broken { path, fault: Fault::Unfinished(unfinished) } = &error {
         let full = Source::new(path.with_file_name(&unfinished.full));
         if let Err(locked @ restore::Error::Locked { .. }) = Layers::open(&[full]) {
             return locked.into();

@@ -3,7 +3,7 @@
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{args, merge};
 use crate::chain::{BOOKKEEPING, Image, ImageName, Inventory, Manifest, UUID};
@@ -30,33 +30,40 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
         }
     }
     let name = arguments.out.file_name().unwrap_or_default();
-    let folder = |path: &Path| {
-        let folder = Path::new(".").join(path.parent().unwrap_or(Path::new("")));
-        if_there(&folder, folder.canonicalize())
-    };
     let named = |image: &&Image| image.disk.as_deref() == Some(name);
     let is_bookkeeping = |path: &Path| path.iter().any(|name| name == BOOKKEEPING);
-    let found = folder(&arguments.out)?;
-    if is_bookkeeping(&arguments.out) || found.as_deref().is_some_and(is_bookkeeping) {
+    let out = folder(&arguments.out)?;
+    if is_bookkeeping(&arguments.out) || is_bookkeeping(&out) {
         return Err(Failure::OutputOfBackup { path: path() });
     }
-    let Some(out) = found else { return Ok(()) };
     for image in images().map(AsRef::as_ref).filter(named) {
-        if folder(&image.path)?.as_ref() == Some(&out) {
+        if folder(&image.path)? == out {
             return Err(Failure::OutputNamedAsBackup { path: path() });
         }
     }
+    // the folder above may be that of a backup of several disks
     let dir = if_there(&inventory.dir, inventory.dir.canonicalize())?;
-    if dir.as_ref().is_some_and(|dir| out.starts_with(dir)) && ImageName::parse(name).is_some() {
+    let is_inside = dir.is_some_and(|dir| out.starts_with(&dir) || dir.parent() == Some(&out));
+    if is_inside && ImageName::parse(name).is_some() {
         return Err(Failure::OutputNamedAsBackup { path: path() });
     }
-    let is_inside = dir.is_some_and(|dir| out.starts_with(&dir) || dir.parent() == Some(&out));
     let tells_of_images = name == UUID || Path::new(name).extension().is_some_and(|end| end == "config");
     let manifest = Manifest::path(&out.join(name));
     if is_inside && tells_of_images || if_there(&manifest, manifest.symlink_metadata())?.is_some() {
         return Err(Failure::OutputOfBackup { path: path() });
     }
     Ok(())
+}
+
+/// The folder of a file, also where parts of it are not there yet.
+fn folder(path: &Path) -> Result<PathBuf, Failure> {
+    let folder = Path::new(".").join(path.parent().unwrap_or(Path::new("")));
+    for there in folder.ancestors() {
+        if let Some(real) = if_there(there, there.canonicalize())? {
+            return Ok(real.join(folder.strip_prefix(there).unwrap_or(Path::new(""))));
+        }
+    }
+    Ok(folder)
 }
 
 /// What is there; only where the system says so, nothing is.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::qcow2::{self, MapBuffer, Place, Writer};
-use crate::restore::copier::{Copier, Work};
+use crate::restore::copier::{Copier, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place;
 use crate::restore::layer::Layer;
@@ -39,13 +39,13 @@ pub fn apply_layers(layers: &Layers, path: &Path, writer: &mut Writer, observer:
     if writer.header().backing.is_some() {
         return Err(in_place::refused(path, "has a backing file: only what stands alone takes images from above"));
     }
-    apply(&Work { layers: layers.as_slice(), limiter: None, observer, leaves_holes: false }, path, writer)
+    apply(&Transfer { layers: layers.as_slice(), limiter: None, observer, leaves_holes: false }, path, writer)
 }
 
 /// Makes the disk of an image, which has no backing file, what it is with these layers above it.
 ///
 /// When this returns, all of it is on stable storage.
-pub(super) fn apply(work: &Work<'_>, path: &Path, writer: &mut Writer) -> Result<()> {
+pub(super) fn apply(work: &Transfer<'_>, path: &Path, writer: &mut Writer) -> Result<()> {
     let failed = |source| Error::Image { path: path.to_owned(), source };
     let Some(size) = work.layers.last().map(Mapped::size) else { return Ok(()) };
     if writer.header().size != size {

@@ -50,10 +50,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::apply::apply_layers;
-use crate::chain::{self, Image, ImageId, RestorePoint, Unfinished};
+use crate::chain::{self, Image, ImageId, RestorePoint, Unfinished, Work};
 use crate::qcow2::Writer;
 use crate::restore::check;
-use crate::restore::copier::Work;
+use crate::restore::copier::Transfer;
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place::{self, InPlace};
 use crate::restore::layer::Layer;
@@ -72,7 +72,7 @@ type Images = Vec<Arc<Image>>;
 #[derive(Debug, Clone, Copy)]
 pub struct CommitOptions {
     /// Whether restore points become internal snapshots, or are gone.
-    pub work: chain::Work,
+    pub work: Work,
     /// Threads, at most 256; all that the machine has by default.
     pub threads: Option<NonZeroUsize>,
     /// Bytes of guest data in a second.
@@ -167,12 +167,12 @@ impl Commit {
         observer.phase(Phase::Planning);
         let groups = groups(options.work, chain.incs());
         let Some(image) = chain.full() else { return Err(Error::Empty) };
-        let keeps = options.work == chain::Work::SnapshotRebase;
+        let keeps = options.work == Work::SnapshotRebase;
         let needs = pool.install(|| space::needed(&full.path, image, &groups, keeps, observer))?;
         let path = |image: &Arc<Image>| image.path.clone();
         let (full_snapshot, names) = match options.work {
-            chain::Work::Commit => (None, Vec::new()),
-            chain::Work::SnapshotRebase => {
+            Work::Commit => (None, Vec::new()),
+            Work::SnapshotRebase => {
                 let there = image.snapshots().map_err(|source| Error::Image { path: full.path.clone(), source })?;
                 let first = snapshots::full_snapshot(&chain, &there);
                 let taken = there.iter().map(|snapshot| snapshot.name.clone()).chain(first.clone()).collect();
@@ -204,7 +204,7 @@ impl Commit {
         // what was begun can only be ended, and what it wrote before needs no room again
         if point.unfinished.is_none() {
             refuse::refcounts(image, &full.path, needs.growth)?;
-            space::check(&full.path, image, needs.growth, incs.len())?;
+            space::check(&full.path, image, needs, incs.len())?;
         }
         Ok(Self { options, chain, rest, incs, resumed: point.unfinished.clone(), summary, checked: false, pool })
     }
@@ -251,7 +251,7 @@ impl Commit {
     }
 
     fn check_kept(&self, full: &Layer, observer: &dyn Observer) -> Result<()> {
-        let keeps = self.options.work == chain::Work::SnapshotRebase;
+        let keeps = self.options.work == Work::SnapshotRebase;
         kept::check(full, &groups(self.options.work, self.chain.incs()), keeps, observer)
     }
 
@@ -280,7 +280,7 @@ impl Commit {
             image.begin()?;
             observer.phase(Phase::Copying { bytes: self.summary.bytes });
             match self.options.work {
-                chain::Work::Commit => {
+                Work::Commit => {
                     self.write(&mut writer, 0..self.incs.len(), observer)?;
                     observer.phase(Phase::Syncing);
                     finish(full, writer)?;
@@ -288,7 +288,7 @@ impl Commit {
                     self.renew(self.incs.len() - 1, observer)?;
                     self.journal(chain::Phase::Removing, full_id)?;
                 }
-                chain::Work::SnapshotRebase => {
+                Work::SnapshotRebase => {
                     self.write_snapshots(writer, observer)?;
                     image.finish(observer)?;
                 }
@@ -307,7 +307,7 @@ impl Commit {
     fn write(&self, writer: &mut Writer, incs: std::ops::Range<usize>, observer: &dyn Observer) -> Result<()> {
         let limiter = self.options.rate_limit.map(Limiter::new);
         let layers = self.chain.incs().get(incs).unwrap_or_default();
-        let work = Work { layers, limiter: limiter.as_ref(), observer, leaves_holes: false };
+        let work = Transfer { layers, limiter: limiter.as_ref(), observer, leaves_holes: false };
         self.pool.install(|| apply::apply(&work, &self.summary.full, writer))
     }
 
@@ -368,13 +368,7 @@ impl Commit {
 }
 
 /// What is written down while INCs go into a FULL.
-fn journal(
-    work: chain::Work,
-    phase: chain::Phase,
-    full: &Image,
-    incs: &[Arc<Image>],
-    full_id: Option<ImageId>,
-) -> Unfinished {
+fn journal(work: Work, phase: chain::Phase, full: &Image, incs: &[Arc<Image>], full_id: Option<ImageId>) -> Unfinished {
     let incs = incs.iter().map(|image| image.display_name()).collect();
     Unfinished { work, phase, full: full.display_name(), incs, full_id }
 }
@@ -384,7 +378,7 @@ fn journal_error(full: &Path, source: std::io::Error) -> Error {
 }
 
 /// The INCs that only have to go, and those that are to be written.
-fn split(point: &RestorePoint, work: chain::Work) -> Result<(Images, Images)> {
+fn split(point: &RestorePoint, work: Work) -> Result<(Images, Images)> {
     let Some((full, incs)) = point.members.split_first() else { return Err(Error::Empty) };
     let Some(unfinished) = &point.unfinished else {
         return if incs.is_empty() { Err(Error::NothingToCommit) } else { Ok((Vec::new(), incs.to_vec())) };
@@ -404,10 +398,10 @@ fn split(point: &RestorePoint, work: chain::Work) -> Result<(Images, Images)> {
 }
 
 /// The layers that are written together.
-fn groups(work: chain::Work, incs: &[Layer]) -> Vec<&[Layer]> {
+fn groups(work: Work, incs: &[Layer]) -> Vec<&[Layer]> {
     match work {
-        chain::Work::Commit => vec![incs],
-        chain::Work::SnapshotRebase => incs.iter().map(std::slice::from_ref).collect(),
+        Work::Commit => vec![incs],
+        Work::SnapshotRebase => incs.iter().map(std::slice::from_ref).collect(),
     }
 }
 

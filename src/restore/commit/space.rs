@@ -14,7 +14,7 @@ use crate::restore::observer::Observer;
 use crate::restore::plan;
 use crate::restore::pool;
 use crate::restore::resolve::{Bytes, Changes, Mapped, Piece, changes};
-use crate::storage::{HOLE_MIN, LastHole, shares_blocks};
+use crate::storage::{LastHole, moved_block};
 
 /// What a commit writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +23,8 @@ pub(super) struct Needs {
     pub(super) bytes: u64,
     /// The most bytes that the image may need in addition to what it has.
     pub(super) growth: u64,
+    /// The most bytes of what it has that may get another place.
+    pub(super) moved: u64,
 }
 
 /// What one group changes in a slice of the disk.
@@ -30,6 +32,8 @@ struct Slice {
     bytes: u64,
     /// Clusters that need a place of their own.
     clusters: u64,
+    /// Bytes of others that get another place in the file system.
+    moved: u64,
     /// L2 tables that change, in order.
     tables: Vec<u64>,
 }
@@ -49,9 +53,8 @@ pub(super) fn needed(
     let cluster = geometry.cluster_size();
     // what a snapshot holds is never overwritten
     let shared = snapshots || header.nb_snapshots > 0;
-    // blocks that are shared with another file, or copied on every write, are not overwritten either
-    let copies = full.storage().as_file().is_some_and(|file| shares_blocks(file, file));
-    let (mut bytes, mut clusters, mut most_tables, mut size) = (0, 0, 0, header.size);
+    let block = full.storage().as_file().and_then(moved_block);
+    let (mut bytes, mut clusters, mut moved, mut most_tables, mut size) = (0, 0, 0, 0, header.size);
     for (at, layers) in groups.iter().enumerate() {
         size = size.max(layers.last().map_or(0, Mapped::size));
         let earlier = groups.get(..at).unwrap_or_default().iter().copied().flatten();
@@ -64,21 +67,19 @@ pub(super) fn needed(
             let found = changes(layers, guest, buffer)?;
             let touched = touched(&found, geometry);
             let tables = tables(&found, geometry);
-            let clusters = if shared {
-                touched.len() as u64
-            } else {
-                let anew = if copies { written(&found, geometry) } else { Vec::new() };
-                let rest: Vec<u64> = touched.into_iter().filter(|at| anew.binary_search(at).is_err()).collect();
-                anew.len() as u64 + missing(full, &rest, geometry, below).map_err(failed)?
-            };
+            let all = touched.len() as u64;
+            let clusters = if shared { all } else { missing(full, &touched, geometry, below).map_err(failed)? };
+            let moved = block
+                .map_or(0, |block| moved_bytes(&found, geometry, block).min((all - clusters) * cluster.max(block)));
             let bytes = found.data.iter().map(|piece| piece.guest.end - piece.guest.start).sum();
-            Ok(Slice { bytes, clusters, tables })
+            Ok(Slice { bytes, clusters, moved, tables })
         };
         // neighbours may change the same table
         let (mut tables, mut last) = (0, None);
         pool::in_order(slices.ranges(), Default::default, look, |slice| {
             bytes += slice.bytes;
             clusters += slice.clusters;
+            moved += slice.moved;
             tables += slice.tables.iter().filter(|table| last < Some(**table)).count() as u64;
             last = slice.tables.last().copied().or(last);
             Ok(())
@@ -95,19 +96,22 @@ pub(super) fn needed(
     }
     let length = full.storage().length() + clusters * cluster;
     clusters += refcounts(length, full) * if snapshots { 3 } else { 1 };
-    Ok(Needs { bytes, growth: clusters * cluster })
+    Ok(Needs { bytes, growth: clusters * cluster, moved })
 }
 
-/// The clusters that get bytes, not blocks that an INC has already.
-fn written(found: &Changes, geometry: Geometry) -> Vec<u64> {
-    let block = HOLE_MIN as u64;
-    let has_blocks = |piece: &&Piece| match piece.bytes {
-        Bytes::Plain(HostOffset(host)) => (host | piece.guest.start | piece.guest.end) % block == 0,
-        Bytes::Compressed { .. } => false,
+/// The most bytes of blocks that are written to, and not exchanged for blocks of an INC.
+fn moved_bytes(found: &Changes, geometry: Geometry, block: u64) -> u64 {
+    let is_whole = |guest: &Range<u64>| (guest.start | guest.end) % block == 0;
+    let has_blocks = |piece: &&Piece| {
+        matches!(piece.bytes, Bytes::Plain(HostOffset(host)) if host % block == 0) && is_whole(&piece.guest)
     };
-    let is_small = geometry.cluster_size() < block;
-    let bytes = found.data.iter().filter(|piece| is_small || !has_blocks(piece)).cloned();
-    plan::touched(&bytes.collect::<Vec<_>>(), geometry)
+    // clusters that are smaller may each be in a block of their own
+    let unit = geometry.cluster_size().min(block);
+    let is_small = unit < block;
+    let data = found.data.iter().filter(|piece| is_small || !has_blocks(piece)).map(|piece| &piece.guest);
+    let ends = found.zeroes.iter().filter(|range| !is_whole(range));
+    let blocks = data.map(|guest| guest.end.div_ceil(unit) - guest.start / unit).sum::<u64>() + 2 * ends.count() as u64;
+    blocks * block
 }
 
 /// The clusters that change; where zeroes begin or end within one, its rest stays.
@@ -185,18 +189,18 @@ fn beside(path: &Path, image: &Image, growth: u64, incs: usize) -> u64 {
     }
 }
 
-/// Refuses what has no room for an image that grows by so many bytes, and for what is written beside it.
-pub(super) fn check(path: &Path, image: &Image, growth: u64, incs: usize) -> Result<()> {
-    let needed = growth + beside(path, image, growth, incs);
+/// Refuses what has no room for what is written to an image, and beside it.
+pub(super) fn check(path: &Path, image: &Image, needs: Needs, incs: usize) -> Result<()> {
     let system =
         rustix::fs::statvfs(path).map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
     let free = system.f_bavail.saturating_mul(system.f_frsize);
     let may_grow = getrlimit(Resource::Fsize).current.map(|most| most.saturating_sub(image.storage().length()));
-    let available = may_grow.map_or(free, |most| most.min(free));
-    if needed > available {
-        return Err(Error::NoSpace { path: path.to_owned(), needed, available });
+    let needed = needs.growth + beside(path, image, needs.growth, incs);
+    let all = [(needed.saturating_add(needs.moved), free), (needed, may_grow.unwrap_or(u64::MAX))];
+    match all.into_iter().find(|(needed, available)| needed > available) {
+        Some((needed, available)) => Err(Error::NoSpace { path: path.to_owned(), needed, available }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -205,19 +209,23 @@ mod tests {
     use crate::qcow2::CompressedCluster;
 
     #[test]
-    fn only_whole_blocks_of_an_inc_need_no_others() {
+    fn only_whole_blocks_of_an_inc_are_taken_as_they_are() {
         const K: u64 = 1 << 10;
         let plain = |guest, host| Piece { guest, layer: 0, bytes: Bytes::Plain(HostOffset(host)) };
         let data = CompressedCluster { host: HostOffset(320 * K), length: 512 };
         let compressed = Bytes::Compressed { cluster: GuestOffset(192 * K), data };
-        let data = vec![
-            plain(0..64 * K, 64 * K),
-            plain(64 * K..65 * K, 128 * K),
-            plain(128 * K..192 * K, 192 * K + 512),
-            Piece { guest: 192 * K..256 * K, layer: 0, bytes: compressed },
-        ];
-        let found = Changes { data, zeroes: Vec::new() };
-        assert_eq!(written(&found, Geometry::new(16, false).unwrap()), [1, 2, 3]);
-        assert_eq!(written(&found, Geometry::new(9, false).unwrap()).len(), (128 + 2) + 128 + 128);
+        let moved = |data: &[Piece], zeroes: &[Range<u64>], bits, block| {
+            let found = Changes { data: data.to_vec(), zeroes: zeroes.to_vec() };
+            moved_bytes(&found, Geometry::new(bits, false).unwrap(), block)
+        };
+        assert_eq!(moved(&[plain(0..64 * K, 64 * K)], &[], 16, 4 * K), 0);
+        // a part of a block, and blocks that begin elsewhere
+        assert_eq!(moved(&[plain(64 * K..65 * K, 128 * K)], &[], 16, 4 * K), 4 * K);
+        assert_eq!(moved(&[plain(0..64 * K, 64 * K + 512)], &[], 16, 4 * K), 64 * K);
+        assert_eq!(moved(&[Piece { guest: 192 * K..256 * K, layer: 0, bytes: compressed }], &[], 16, 4 * K), 64 * K);
+        // blocks that are larger than what is written
+        assert_eq!(moved(&[plain(0..64 * K, 64 * K)], &[], 16, 128 * K), 128 * K);
+        assert_eq!(moved(&[plain(0..4 * K, 64 * K)], &[], 9, 4 * K), 8 * 4 * K);
+        assert_eq!(moved(&[], &[0..64 * K, 100..200], 16, 4 * K), 2 * 4 * K);
     }
 }

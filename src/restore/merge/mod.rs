@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use self::output::{Destination, Target};
 use crate::qcow2::{Codec, Geometry, Layout};
 use crate::restore::check;
-use crate::restore::copier::Work;
+use crate::restore::copier::Transfer;
 use crate::restore::error::{Error, Result};
 use crate::restore::layers::Layers;
 use crate::restore::limiter::Limiter;
@@ -241,7 +241,7 @@ impl Merge {
         let MergeOptions { output, format, rate_limit, replace, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
         let limiter = limiter.as_ref();
-        let work = Work { layers: layers.as_slice(), limiter, observer, leaves_holes: detects_zeroes };
+        let work = Transfer { layers: layers.as_slice(), limiter, observer, leaves_holes: detects_zeroes };
         observer.phase(Phase::Copying { bytes: plan.bytes });
         let copied = |error| layers.located(error);
         let name = output.name().to_owned();
@@ -299,7 +299,7 @@ fn lay_out(format: OutputFormat, geometry: Geometry, layers: &Layers, plan: &Pla
 }
 
 fn write_file(
-    work: &Work<'_>,
+    work: &Transfer<'_>,
     plan: &Plan,
     layout: Option<&Layout>,
     format: OutputFormat,
@@ -307,7 +307,7 @@ fn write_file(
     destination: &Destination,
     target: Target<'_>,
 ) -> Result<u64> {
-    let whole = &Work { leaves_holes: false, ..*work };
+    let whole = &Transfer { leaves_holes: false, ..*work };
     match (destination, layout, format) {
         (Destination::Device(_), _, _) => sink::write_device(whole, plan, target),
         (Destination::File(_), None, _) => sink::write_raw(work, plan, target),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::qcow2::MapBuffer;
-use crate::restore::copier::{LayerReader, Work};
+use crate::restore::copier::{LayerReader, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::{Format, Layer};
 use crate::restore::merge::output::Target;
@@ -24,7 +24,7 @@ const PART: u64 = 1 << 20;
 /// # Errors
 /// [`Error::ReadBack`] where a byte differs, [`Error::Unreadable`] where the output cannot be read; [`Error::Write`] where it
 /// cannot be synced.
-pub(super) fn check(work: &Work<'_>, plan: &Plan, target: Target<'_>, format: Format) -> Result<()> {
+pub(super) fn check(work: &Transfer<'_>, plan: &Plan, target: Target<'_>, format: Format) -> Result<()> {
     let Target { path, file } = target;
     let write_error = |source| target.error(source);
     file.sync_all().map_err(write_error)?;
@@ -35,7 +35,7 @@ pub(super) fn check(work: &Work<'_>, plan: &Plan, target: Target<'_>, format: Fo
 }
 
 /// Compares an output with what the layers hold.
-fn compare(work: &Work<'_>, size: u64, output: &Path, storage: Arc<dyn Storage>, format: Format) -> Result<()> {
+fn compare(work: &Transfer<'_>, size: u64, output: &Path, storage: Arc<dyn Storage>, format: Format) -> Result<()> {
     let unreadable = |error| match error {
         Error::Cancelled => Error::Cancelled,
         error => Error::Unreadable { path: output.to_owned(), source: Box::new(error) },
@@ -52,7 +52,7 @@ fn compare(work: &Work<'_>, size: u64, output: &Path, storage: Arc<dyn Storage>,
             }
             work.pace(0)?;
             let bytes = expected.read(work, &part)?;
-            let there = found.read(&Work { layers: &written, ..*work }, &part).map_err(unreadable)?;
+            let there = found.read(&Transfer { layers: &written, ..*work }, &part).map_err(unreadable)?;
             if let Some(at) = bytes.iter().zip(there).position(|(byte, other)| byte != other) {
                 return Err(Error::ReadBack { path: output.to_owned(), offset: part.start + at as u64 });
             }
@@ -92,7 +92,7 @@ impl Side {
         self.inside(part).map(|piece| piece.guest.end.min(part.end) - piece.guest.start.max(part.start)).sum()
     }
 
-    fn read(&mut self, work: &Work<'_>, part: &Range<u64>) -> Result<&[u8]> {
+    fn read(&mut self, work: &Transfer<'_>, part: &Range<u64>) -> Result<&[u8]> {
         let pieces: Vec<Piece> = self.inside(part).map(|piece| piece.clip(part)).collect();
         self.bytes.clear();
         self.bytes.resize(to_usize(part.end - part.start), 0);
@@ -124,7 +124,7 @@ mod tests {
 
     fn compared(output: Vec<u8>, format: Format) -> Result<()> {
         let layers = Layers::of(vec![layer(full(), Format::Qcow2)]);
-        let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+        let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
         compare(&work, layers.size(), Path::new("out"), Arc::new(MemoryStorage::new(output)), format)
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::qcow2::{Image, MapBuffer, locate};
-use crate::restore::copier::{LayerReader, Work};
+use crate::restore::copier::{LayerReader, Transfer};
 use crate::restore::layer::{Format, Layer};
 use crate::restore::layers::Layers;
 use crate::restore::merge::{Merge, MergeOptions, Output, OutputFormat};
@@ -68,7 +68,7 @@ fn layers_that(
 
 /// The disk, as a salvage reads it.
 fn disk(layers: &Layers) -> Vec<u8> {
-    let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+    let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
     let mut disk = vec![0; usize::try_from(layers.size()).unwrap()];
     let pieces = resolve(layers.as_slice(), 0..layers.size(), &mut MapBuffer::default()).unwrap();
     let mut reader = LayerReader::default();

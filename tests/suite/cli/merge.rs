@@ -67,7 +67,8 @@ fn a_backing_file_may_be_named_with_its_protocol_or_as_options() {
     for number in 1..4 {
         let name = backup.name(number - 1);
         let nested = format!("json:{{\"driver\":\"qcow2\",\"file\":{{\"driver\":\"file\",\"filename\":{name:?}}}}}");
-        let flat = format!("json:{{\"driver\":\"qcow2\",\"file.filename\":{name:?}}}");
+        let flat =
+            format!("json:{{\"driver\":\"qcow2\",\"file.driver\":\"throttle\",\"file.file.filename\":{name:?}}}");
         let below = &[format!("file:{name}"), nested, flat][number - 1];
         let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below];
         tools::run(tools::qemu_img().args(rebase).arg(&backup.images[number]));
@@ -77,6 +78,7 @@ fn a_backing_file_may_be_named_with_its_protocol_or_as_options() {
     let other = "json:{\"driver\":\"qcow2\",\"file.filename\":\"other\"}";
     tools::run(tools::qemu_img().args(["rebase", "-u", "-F", "qcow2", "-b", other]).arg(&backup.images[3]));
     backup.merged(["--out", "other.qcow2"]).with(4).says("as its backing file, but the image before it");
+    backup.merged(["--salvage", "--out", "other.qcow2"]).with(3).says("other  the image is missing");
 }
 
 #[test]
@@ -379,7 +381,7 @@ fn an_image_marked_corrupt_is_read_with_a_warning() {
 fn a_broken_chain_is_exit_code_4() {
     let backup = Backup::new();
     std::fs::remove_file(&backup.images[0]).unwrap();
-    backup.merged(["--out", "out"]).with(4).says("has no FULL before it").says("qmprestore list");
+    backup.merged(["--out", "out"]).with(4).says("cannot be restored: no FULL before it").says("qmprestore list");
 
     let backup = Backup::new();
     let file = File::options().write(true).open(&backup.images[2]).unwrap();

@@ -93,3 +93,20 @@ fn the_second_signal_ends_it_at_once() {
     }
     assert_eq!(status.map(|status| status.code()), Some(Some(130)));
 }
+
+#[test]
+fn a_key_that_is_held_down_ends_it() {
+    let backup = Backup::new();
+    let mut child = backup.merge(["--out", "-", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(30));
+        // which fails where it has ended
+        let _ = kill_process(Pid::from_child(&child), Signal::INT);
+    }
+    let status = child.try_wait().unwrap();
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    assert_eq!(status.map(|status| status.code()), Some(Some(130)));
+}

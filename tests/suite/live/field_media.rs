@@ -1,6 +1,6 @@
 //! What is no ordinary disk: media, empty drives, the machine's flash, and overlays that end with QEMU.
 
-use super::field_setup::{Setup, releases};
+use super::field_setup::{Setup, qcow2, releases};
 
 #[test]
 fn media_and_empty_drives_are_left_out() {
@@ -110,5 +110,38 @@ fn an_overlay_that_ends_with_qemu_is_backed_up_with_what_is_below_it() {
         field.scribble("disk0");
         field.makes("--level inc", 0, "disk0 FULL").says("the bitmaps of this disk end with QEMU");
         field.verify();
+    }
+}
+
+#[test]
+fn a_disk_that_other_machines_may_write_to_is_backed_up_with_a_warning() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = Setup::of(release)
+            .image("own", "4M", "")
+            .words(&format!("-blockdev {}", qcow2("disk0", "own")))
+            .words("-device virtio-blk-pci,id=disk0,drive=disk0,share-rw=on")
+            .disk("disk1")
+            .start();
+        for level in ["FULL", "INC"] {
+            field.scribble("disk0");
+            let made = format!("disk0 {level}, disk1 {level}");
+            let ended = field.makes(&format!("--level {level}").to_lowercase(), 3, &made);
+            ended.says("disk0: other machines may write to it").says_not("disk1: other machines");
+        }
+        field.verify();
+    }
+}
+
+#[test]
+fn a_device_that_no_path_leads_to_is_backed_up_without_a_fleece_image() {
+    for release in releases(&["10.0"]) {
+        let mut field = Setup::of(release)
+            .image("own", "4M", "")
+            .words(&format!("-blockdev {}", qcow2("disk0", "own")))
+            .words(r#"-device {"driver":"virtio-blk-pci","id":"a/b","drive":"disk0"}"#)
+            .start();
+        let ended = field.backup("--level full", 0);
+        ended.says("no fleece image, QEMU does not find the device that reads it");
+        field.backup("--level inc", 0);
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::field::Field;
 use super::field_setup::{Setup, releases};
+use crate::support::tools;
 
 /// As `virsh snapshot-create --disk-only` does.
 fn take_snapshot(field: &mut Field, node: &str) {
@@ -156,5 +157,39 @@ fn bitmaps_below_an_overlay_do_not_keep_others_from_being_removed() {
         field.makes("--level auto", 3, "disk0 FULL");
         field.run("cleanup --remove-bitmap").with(0).says("removed 1 bitmap");
         assert_eq!((field.bitmaps("disk0").len(), field.bitmaps("overlay").len()), (1, 0), "{release}");
+    }
+}
+
+/// A linked clone of what the disk was before its snapshot.
+#[test]
+fn two_disks_that_stand_on_one_file_have_images_of_their_own_in_a_flat_folder() {
+    for release in releases(&["10.0"]) {
+        let setup = Setup::of(release).image("disk.qcow2", "4M", "").qcow2("disk0", "disk.qcow2");
+        let mut field = setup.words("-device virtio-scsi-pci,id=scsi").start();
+        field.scribble("disk0");
+        field.makes("--level full --no-subdir", 0, "disk0 FULL");
+        take_snapshot(&mut field, "disk0");
+        field.makes("--level auto --no-subdir", 3, "overlay FULL");
+        field.scribble("disk0");
+        field.makes("--level inc --no-subdir", 0, "overlay INC");
+
+        let clone = field.vm.path("clone.qcow2");
+        let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "disk.qcow2"];
+        tools::run(tools::qemu_img().args(create).arg(&clone));
+        let file = json!({ "driver": "file", "filename": clone });
+        field.execute("blockdev-add", &json!({ "node-name": "clone", "driver": "qcow2", "file": file }));
+        field.execute("device_add", &json!({ "driver": "scsi-hd", "bus": "scsi.0", "id": "clone", "drive": "clone" }));
+        field.look();
+        let raw = field.vm.path("raw");
+        tools::run(tools::qemu_img().args(["convert", "-U", "-O", "raw"]).arg(&clone).arg(&raw));
+        field.holds("clone", &std::fs::read(raw).unwrap());
+        for (level, made) in [("auto", "clone FULL, overlay INC"), ("auto", "clone INC, overlay INC")] {
+            field.scribble("disk0");
+            field.write("clone", 7, 1 << 20, 1 << 16);
+            field.makes(&format!("--level {level} --no-subdir"), 0, made);
+            let image = |disk: &str| field.newest(disk).file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(image("overlay").ends_with("-disk.qcow2") && image("clone").ends_with("-clone.qcow2"));
+        }
+        field.verify_as(&[("overlay", "disk0")]);
     }
 }

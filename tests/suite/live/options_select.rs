@@ -41,7 +41,7 @@ fn a_name_of_no_disk_is_refused_before_anything_is_done() {
     for release in releases(&["10.0"]) {
         let mut field = two(release);
         for words in ["--include drive0,wrong", "--exclude wrong"] {
-            field.backup(&format!("--level full {words}"), 2).says("no disk is called wrong");
+            field.backup(&format!("--level full {words}"), 2).says("no disk is called").says("wrong");
         }
         field.backup("--level full --exclude dev0,dev1", 2).says("has no disk to back up");
         assert!(field.points.is_empty());

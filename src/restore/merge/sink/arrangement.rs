@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::qcow2::{HostOffset, Layout, MapBuffer};
-use crate::restore::copier::{Copier, Work};
+use crate::restore::copier::{Copier, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Plan, PlannedSlice};
@@ -54,7 +54,7 @@ pub(super) struct Places {
 impl Arrangement {
     /// The arrangement for an output, where its file system can share blocks of all layers, and what is read are whole clusters
     /// of the new image.
-    pub(super) fn of(work: &Work<'_>, plan: &Plan, layout: &Layout, target: Target<'_>) -> Result<Option<Self>> {
+    pub(super) fn of(work: &Transfer<'_>, plan: &Plan, layout: &Layout, target: Target<'_>) -> Result<Option<Self>> {
         let shares = |file| shares_blocks(file, target.file);
         let is_shared = work.layers.iter().all(|layer| layer.tolerance().is_none() && layer.file().is_some_and(shares));
         if is_shared && !work.leaves_holes && layout.geometry().cluster_size() >= BLOCK {
@@ -64,7 +64,7 @@ impl Arrangement {
         }
     }
 
-    fn new(work: &Work<'_>, plan: &Plan, layout: &Layout) -> Result<Option<Self>> {
+    fn new(work: &Transfer<'_>, plan: &Plan, layout: &Layout) -> Result<Option<Self>> {
         let number = AtomicUsize::new(0);
         let runs = pool::map(plan.slices.iter(), MapBuffer::default, |buffer, slice| {
             if number.load(Ordering::Relaxed) > RUNS {
@@ -95,7 +95,7 @@ impl Arrangement {
     }
 
     /// Copies the data.
-    pub(super) fn copy(&self, work: &Work<'_>, layout: &Layout, target: Target<'_>) -> Result<()> {
+    pub(super) fn copy(&self, work: &Transfer<'_>, layout: &Layout, target: Target<'_>) -> Result<()> {
         let copier = || Copier::new(work, target.path, target.file);
         pool::for_each(parts(&self.runs), copier, |copier, runs| {
             let mut targets = runs.iter().map(|run| layout.data_cluster(run.number).0);
@@ -227,7 +227,7 @@ mod tests {
                 Layer::new("image".into(), storage, Format::Qcow2).unwrap()
             });
             let layers = Layers::of(images.collect());
-            let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+            let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
             let plan = Plan::new(&layers, geometry(), &Silent).unwrap();
             let layout = Layout::new(geometry(), SIZE, Codec::Deflate, plan.l2_tables, plan.clusters).unwrap();
             let folder = tempfile::tempdir().unwrap();
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn clusters_that_are_not_whole_keep_the_order_of_the_disk() {
         let layers = Layers::of(vec![Layer::new("image".into(), image(&[3], 1), Format::Qcow2).unwrap()]);
-        let work = Work { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+        let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
         for (bits, is_arranged) in [(12, true), (11, true), (13, false)] {
             let geometry = Geometry::new(bits, false).unwrap();
             let plan = Plan::new(&layers, geometry, &Silent).unwrap();

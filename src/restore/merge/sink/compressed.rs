@@ -10,7 +10,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::PART;
 use super::passthrough::{PassThrough, Stream};
 use crate::qcow2::{ClusterReader, Deflater, HostOffset, Layout, MapBuffer, Packer, ZERO_CLUSTER};
-use crate::restore::copier::{Copier, LayerReader, Work};
+use crate::restore::copier::{Copier, LayerReader, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Operation, Origin, Plan};
@@ -21,7 +21,7 @@ use crate::storage::to_usize;
 
 /// Writes the image; the length of the file comes back.
 pub(in crate::restore) fn write_compressed(
-    work: &Work<'_>,
+    work: &Transfer<'_>,
     plan: &Plan,
     layout: &Layout,
     trusts_streams: bool,
@@ -56,7 +56,7 @@ enum Stored {
 
 /// Makes parts; one for each thread.
 struct Maker<'a> {
-    work: &'a Work<'a>,
+    work: &'a Transfer<'a>,
     layout: &'a Layout,
     /// What the compressed clusters of each layer are held against.
     passed: &'a [PassThrough],
@@ -68,7 +68,7 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(work: &'a Work<'a>, layout: &'a Layout, passed: &'a [PassThrough]) -> Self {
+    fn new(work: &'a Transfer<'a>, layout: &'a Layout, passed: &'a [PassThrough]) -> Self {
         let cluster_size = layout.geometry().cluster_size();
         Self {
             work,

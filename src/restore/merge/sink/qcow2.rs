@@ -5,7 +5,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::arrangement::Arrangement;
 use super::for_each_slice;
 use crate::qcow2::{HostOffset, Layout, RefcountWriter};
-use crate::restore::copier::{Copier, Work};
+use crate::restore::copier::{Copier, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Plan, PlannedSlice};
@@ -14,7 +14,7 @@ use crate::storage::to_usize;
 
 /// Writes the image; the length of the file comes back.
 pub(in crate::restore) fn write_qcow2(
-    work: &Work<'_>,
+    work: &Transfer<'_>,
     plan: &Plan,
     layout: &Layout,
     target: Target<'_>,
@@ -43,7 +43,7 @@ pub(in crate::restore) fn write_qcow2(
 
 /// Writes data and tables of an image whose data does not lie in the order of the disk.
 pub(super) fn write_arranged(
-    work: &Work<'_>,
+    work: &Transfer<'_>,
     plan: &Plan,
     layout: &Layout,
     target: Target<'_>,

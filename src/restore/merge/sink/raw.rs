@@ -7,7 +7,7 @@ use rustix::fs::FallocateFlags;
 
 use super::for_each_slice;
 use crate::qcow2::MapBuffer;
-use crate::restore::copier::{Copier, Work};
+use crate::restore::copier::{Copier, Transfer};
 use crate::restore::error::Result;
 use crate::restore::merge::output::Target;
 use crate::restore::plan::Plan;
@@ -17,7 +17,7 @@ use crate::restore::slices::Slices;
 use crate::storage::to_usize;
 
 /// Writes a new file, in which what is not written is zero.
-pub(in crate::restore) fn write_raw(work: &Work<'_>, plan: &Plan, target: Target<'_>) -> Result<u64> {
+pub(in crate::restore) fn write_raw(work: &Transfer<'_>, plan: &Plan, target: Target<'_>) -> Result<u64> {
     target.set_len(plan.size)?;
     let copier = || Copier::new(work, target.path, target.file);
     for_each_slice(plan, copier, |copier, buffer, slice| {
@@ -28,7 +28,7 @@ pub(in crate::restore) fn write_raw(work: &Work<'_>, plan: &Plan, target: Target
 }
 
 /// Writes a device, in which what is between the pieces must be made zero.
-pub(in crate::restore) fn write_device(work: &Work<'_>, plan: &Plan, target: Target<'_>) -> Result<u64> {
+pub(in crate::restore) fn write_device(work: &Transfer<'_>, plan: &Plan, target: Target<'_>) -> Result<u64> {
     let scratch = || (Copier::new(work, target.path, target.file), MapBuffer::default());
     pool::for_each(Slices::all(plan.size).ranges(), scratch, |(copier, buffer), guest| {
         let pieces = resolve(work.layers, guest.clone(), buffer)?;

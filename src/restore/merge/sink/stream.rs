@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::PART;
 use crate::qcow2::MapBuffer;
-use crate::restore::copier::{LayerReader, Work};
+use crate::restore::copier::{LayerReader, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::plan::Plan;
 use crate::restore::pool;
@@ -15,7 +15,7 @@ use crate::storage::to_usize;
 
 /// Writes the whole disk; `output` is its name for errors.
 pub(in crate::restore) fn write_stream(
-    work: &Work<'_>,
+    work: &Transfer<'_>,
     plan: &Plan,
     output: &Path,
     stream: &mut (dyn Write + Send),
