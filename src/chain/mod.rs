@@ -22,9 +22,9 @@
 //! - Only regular files are images, and links to regular files where the name has a time. The link `image` that a
 //!   rebase leaves is none. Hidden files and folders, settings, logs, fleece images and editors' backups are none.
 //! - A file with the bare name of a disk is an image where a link `FULL-<name>` or `COPY-<name>` or an INC of the disk
-//!   lies beside it; else where its `.config` lies in the same folder or the one above, or it is the only disk image of a
-//!   folder without other images, unless the disk's own folder is below: then it is a disk that was restored. It is a
-//!   FULL, older than all images with a time in its folder, unless only a link `COPY-<name>` lies beside it.
+//!   lies beside it; else where it has a [`Manifest`], its `.config` lies in the same folder or the one above, or it is the
+//!   only disk image of a folder without other images, unless the disk's own folder is below: then it is a disk that was
+//!   restored. It is a FULL, older than all images with a time in its folder, unless only a link `COPY-<name>` lies beside it.
 //! - A FULL begins a chain, an INC belongs to the newest FULL before it *in its folder*; a COPY stands alone. Order is by
 //!   the time in the name. In the same second, the FULL comes before the INC; two INCs in one second have no order.
 //! - An INC that was written into its FULL is gone, and the FULL holds its moment: the FULL's [`Manifest`] tells, and it is
