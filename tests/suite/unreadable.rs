@@ -76,7 +76,10 @@ fn bookkeeping_that_may_not_be_read_is_a_failure_and_no_damage() {
         ended.says_not("damaged").says_not("cannot be understood");
     }
     let [listed, verified] = scene.without("vm/disk0/.qmpbackup", ["list --dir vm/disk0", "verify --dir vm/disk0"]);
-    listed.with(3).says("broken: ").says(".in-place.json cannot be read: Permission denied");
+    listed
+        .with(3)
+        .says("broken: ")
+        .says(".in-place.json cannot be read, what was begun in the FULL is unknown: Permission denied");
     verified.with(1).says("FAILED: ").says("in-place.json cannot be read").says_not("DAMAGED");
     let salvage = format!("{MERGE} --salvage --force");
     let commands = [MERGE, &salvage];

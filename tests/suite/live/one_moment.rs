@@ -93,7 +93,8 @@ fn a_write_that_followed_another_is_in_no_image_without_that_one() {
         let words = format!("-blockdev {} {}", qcow2("second", "second"), drive("second"));
         let mut field = setup.words(&words).start();
         let words = "--no-fleece --include-raw";
-        field.backup(&format!("--level full {words}"), 0);
+        // of disks that other machines may write to
+        field.backup(&format!("--level full {words}"), 3).says("share-rw");
         let address = json!({ "type": "unix", "data": { "path": field.vm.path("nbd") } });
         field.execute("nbd-server-start", &json!({ "addr": address }));
         let [mut first, mut between, mut second] =
@@ -111,7 +112,7 @@ fn a_write_that_followed_another_is_in_no_image_without_that_one() {
             });
             let mut done = Vec::new();
             for _ in 0..6 {
-                field.backup(&format!("--level inc {words}"), 0);
+                field.backup(&format!("--level inc {words}"), 3);
                 done.extend(held(field.newest("first")));
                 let followed = held(field.newest("second"));
                 let torn: Vec<&u64> = followed.iter().filter(|step| !done.contains(step)).collect();
