@@ -54,13 +54,13 @@ impl<'a> Fleecing<'a> {
             Ok(Way::Plain)
         };
         let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
-        // a slash in its id is one in its path
-        if machine.monitor.execute(&plan::property(&qdev, "drive")).await.is_err() {
-            return none("QEMU does not find the device that reads it");
-        }
         if device.shared {
             // the filter would see what one of them writes
             return none("more than one device or export writes to it");
+        }
+        // a slash in its id is one in its path
+        if machine.monitor.execute(&plan::property(&qdev, "drive")).await.is_err() {
+            return none("QEMU does not find the device that reads it");
         }
         // a name that nobody can guess, since the folder may be one that others write to
         let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);

@@ -6,6 +6,9 @@ use super::geometry::Geometry;
 use super::header::Header;
 use super::wire::{FLAG_COMPRESSED, FLAG_COPIED, FLAG_ZERO, OFFSET_MASK};
 
+/// Bytes that the length of compressed data is counted in.
+pub(crate) const SECTOR: u64 = 512;
+
 /// What an L1 entry says: where the L2 table is, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct L1Entry {
@@ -128,7 +131,7 @@ impl L2Entry {
         let bits = rules.geometry.compressed_offset_bits();
         let host = value & ((1 << bits) - 1);
         let sectors = ((value & !FLAG_COMPRESSED) >> bits) + 1;
-        Ok(Self::Compressed(CompressedCluster { host: HostOffset(host), length: sectors * 512 - (host & 511) }))
+        Ok(Self::Compressed(CompressedCluster { host: HostOffset(host), length: sectors * SECTOR - host % SECTOR }))
     }
 
     fn decode_subclusters(host: Option<HostOffset>, copied: bool, bitmap: u64) -> Result<Self, Allowed> {
@@ -153,7 +156,7 @@ impl L2Entry {
 pub(crate) fn encode_compressed(host: HostOffset, length: u64, geometry: Geometry) -> Option<u64> {
     let bits = geometry.compressed_offset_bits();
     let last = host.0.checked_add(length)?.checked_sub(1)?;
-    let sectors = last / 512 - host.0 / 512;
+    let sectors = last / SECTOR - host.0 / SECTOR;
     (last >> bits == 0 && sectors >> (62 - bits) == 0).then_some(FLAG_COMPRESSED | sectors << bits | host.0)
 }
 

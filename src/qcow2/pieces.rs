@@ -11,7 +11,7 @@ use crate::storage::{LastHole, Storage, to_usize};
 const PIECE: u64 = 256 << 10;
 
 /// Where pieces begin and end: no entry of a table is in two of them.
-pub(super) const SECTOR: u64 = 512;
+const SECTOR: u64 = 512;
 
 /// Room for a piece, and what is known of the storage: many tables may lie in one hole.
 #[derive(Default)]

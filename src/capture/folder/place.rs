@@ -42,7 +42,8 @@ impl Place {
                 let is_free = |base: &str, newest: &Newest| {
                     let is_other = |other: &Device| other != device && other.bases().iter().any(|name| name == base);
                     !bases.contains(base)
-                        && (device.has_bitmap(newest.bitmap.as_deref()) || !devices.iter().any(is_other))
+                        && (newest.bitmap.as_ref().is_some_and(|bitmap| device.has_bitmap(bitmap))
+                            || !devices.iter().any(is_other))
                 };
                 let name = device.names.first().unwrap_or(&device.base);
                 (name.clone(), before(target, device, live, is_free)?.unwrap_or_else(|| device.base.clone()))

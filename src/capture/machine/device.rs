@@ -65,8 +65,8 @@ impl Device {
     }
 
     /// Whether it has a bitmap of this name.
-    pub(crate) fn has_bitmap(&self, name: Option<&str>) -> bool {
-        self.bitmaps.iter().any(|bitmap| name == Some(&*bitmap.name))
+    pub(crate) fn has_bitmap(&self, name: &str) -> bool {
+        self.bitmaps.iter().any(|bitmap| bitmap.name == name)
     }
 
     /// The disk as `info --show blockdev` prints it.

@@ -167,7 +167,7 @@ fn newest(
 ) -> Result<Option<i64>, Error> {
     // other disks may stand on the same files
     let is_own = |base: &str, newest: &Newest| {
-        base == device.base || newest.bitmap.is_none() || device.has_bitmap(newest.bitmap.as_deref())
+        base == device.base || newest.bitmap.as_ref().is_none_or(|bitmap| device.has_bitmap(bitmap))
     };
     let mut since = |folder: PathBuf, base: &str| {
         let inventory = match inventories.entry(folder.clone()) {

@@ -7,6 +7,7 @@ use memmap2::MmapMut;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::spans::Spans;
+use super::tables::first_left;
 use crate::qcow2::error::{Error, Result};
 use crate::storage::to_usize;
 
@@ -140,12 +141,8 @@ impl<'a> Counters<'a> {
         place
     }
 
-    /// Leaves an eighth of the groups to the next pass: so it happens seldom.
     fn drop_highest(&mut self) {
-        let mut numbers: Vec<u64> = self.places.keys().copied().collect();
-        let kept = (self.limit - self.limit / 8).max(1);
-        let (_, highest, _) = numbers.select_nth_unstable(kept);
-        let below = *highest;
+        let below = first_left(self.places.keys().copied(), self.limit);
         let unused = &mut self.unused;
         self.places.retain(|group, place| {
             let stays = *group < below;

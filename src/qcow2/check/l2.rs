@@ -7,9 +7,9 @@ use super::finding::Finding;
 use super::tables::Noted;
 use super::walk::Walk;
 use crate::qcow2::address::HostOffset;
-use crate::qcow2::entry::{CompressedCluster, L2Entry};
+use crate::qcow2::entry::{CompressedCluster, L2Entry, SECTOR};
 use crate::qcow2::error::{Allowed, Invalid, Result};
-use crate::qcow2::pieces::{Pieces, SECTOR};
+use crate::qcow2::pieces::Pieces;
 use crate::qcow2::wire::{FLAG_COMPRESSED, FLAG_COPIED, OFFSET_MASK};
 use crate::storage::to_usize;
 

@@ -56,12 +56,8 @@ impl Tables {
         }
     }
 
-    /// Leaves an eighth of the tables to the next pass: so it happens seldom.
     fn drop_highest(&mut self) {
-        let mut clusters: Vec<u64> = self.noted.keys().copied().collect();
-        let kept = (self.limit - self.limit / 8).max(1);
-        let (_, highest, _) = clusters.select_nth_unstable(kept);
-        self.below = *highest;
+        self.below = first_left(self.noted.keys().copied(), self.limit);
         self.noted.retain(|cluster, _| *cluster < self.below);
     }
 
@@ -76,6 +72,15 @@ impl Tables {
         noted.sort_unstable_by_key(|(cluster, _)| *cluster);
         noted
     }
+}
+
+/// The first of more numbers than a limit, which is no zero, that is left to the next pass: an eighth is, so that it happens
+/// seldom.
+pub(super) fn first_left(numbers: impl Iterator<Item = u64>, limit: usize) -> u64 {
+    let mut numbers: Vec<u64> = numbers.collect();
+    let kept = (limit - limit / 8).max(1);
+    let (_, first, _) = numbers.select_nth_unstable(kept);
+    *first
 }
 
 #[cfg(test)]
