@@ -142,7 +142,6 @@ fn next(storage: &Arc<dyn WritableStorage>, header: &Header) -> Result<Next> {
     let l1 = l1_entries(storage, header.l1_table, "the L1 table")?;
     Ok(Next {
         l1,
-        twin: None,
         size: header.size,
         nb_snapshots: header.nb_snapshots,
         snapshots_offset: header.snapshots_offset,

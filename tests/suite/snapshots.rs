@@ -1,8 +1,10 @@
 //! Snapshots that are made, applied and deleted in place, beside `qemu-img snapshot` on a copy of the image.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use qmpbackup::qcow2::{Error, GuestOffset, Writer};
@@ -411,6 +413,62 @@ fn every_qemu_can_apply_our_snapshots() {
         assert!(bytes(&pair.ours(), None) == before, "{release}");
         tools::run(tools::qemu_img_of(release).args(["snapshot", "-d", "ours"]).arg(pair.ours()));
         assert_sound(&pair.ours());
+    }
+}
+
+/// Counts the bytes that are read.
+struct Counting(MemoryStorage, AtomicU64);
+
+impl Storage for Counting {
+    fn length(&self) -> u64 {
+        self.0.length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.0.read_exact_at(buffer, offset)
+    }
+}
+
+impl WritableStorage for Counting {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.0.set_length(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+#[test]
+fn a_snapshot_is_made_without_a_look_at_what_others_hold() {
+    // one cluster for each L2 table
+    let tables = 32;
+    let places = || (0..tables).map(|table| GuestOffset(table * 2 * MIB));
+    let pair = Pair::new("cluster_size=4096", tables * 2 * MIB, false);
+    let image = std::fs::read(pair.theirs()).unwrap();
+    let storage = Arc::new(Counting(MemoryStorage::new(image), AtomicU64::new(0)));
+    let mut writer = Writer::open(Arc::clone(&storage) as Arc<dyn WritableStorage>).unwrap();
+    let mut read = Vec::new();
+    for number in 0..30u8 {
+        places().for_each(|place| writer.write(&[number; 4096], place).unwrap());
+        writer.flush().unwrap();
+        storage.1.store(0, Ordering::Relaxed);
+        writer.create_snapshot(&number.to_string(), Duration::ZERO).unwrap();
+        read.push(storage.1.load(Ordering::Relaxed));
+    }
+    // all that grows is the file, with its refcounts, and the table of snapshots
+    assert!(read[29] < read[1] + read[1] / 10, "{read:?}");
+    writer.finish().unwrap();
+    std::fs::write(pair.ours(), storage.0.to_vec()).unwrap();
+    assert_sound(&pair.ours());
+    for number in [0, 17, 29u8] {
+        let disk = bytes(&pair.ours(), Some(&(number + 1).to_string()));
+        places().for_each(|place| assert!(disk[place.0 as usize..][..4096] == [number; 4096]));
     }
 }
 

@@ -31,7 +31,7 @@ mod walk;
 use std::ops::ControlFlow;
 
 pub use finding::{Finding, Severity};
-pub(super) use recount::Recount;
+pub(super) use recount::{Recount, Window};
 pub use report::{ClusterCounts, Report};
 pub(super) use roots::Roots;
 pub(super) use stored::Stored;

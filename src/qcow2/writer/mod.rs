@@ -48,6 +48,7 @@ mod compress;
 mod dirty;
 mod granules;
 mod head;
+mod new_snapshot;
 mod read;
 mod rebuild;
 mod refcounts;

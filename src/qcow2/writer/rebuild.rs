@@ -34,8 +34,6 @@ use crate::storage::{Storage, WritableStorage, to_usize};
 pub(in crate::qcow2) struct Next {
     /// The entries of the active L1 table; their COPIED flags may be anything.
     pub(in crate::qcow2) l1: Vec<u64>,
-    /// A table of the same length that a new snapshot has. It need not be written.
-    pub(in crate::qcow2) twin: Option<HostOffset>,
     pub(in crate::qcow2) size: u64,
     pub(in crate::qcow2) nb_snapshots: u32,
     pub(in crate::qcow2) snapshots_offset: HostOffset,
@@ -57,18 +55,19 @@ pub(in crate::qcow2) struct Rebuild<'a> {
 
 type Observer<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
-/// Refcount blocks by index, and their table.
-struct Places {
-    blocks: BTreeMap<u64, HostOffset>,
-    table: Table,
+/// New refcount blocks by index, and their table.
+pub(super) struct Places {
+    pub(super) blocks: BTreeMap<u64, HostOffset>,
+    pub(super) table: Table,
+    /// The entries of the table that they replace.
+    old: Vec<u64>,
 }
 
 /// What only the header does not say yet.
-struct Made {
-    next: Next,
-    active: HostOffset,
-    refcount_table: HostOffset,
-    refcount_table_clusters: u64,
+pub(super) struct Made {
+    pub(super) next: Next,
+    pub(super) l1_table: HostOffset,
+    pub(super) refcount_table: Table,
 }
 
 impl Rebuild<'_> {
@@ -86,13 +85,9 @@ impl Rebuild<'_> {
     /// Writes all that the header will lead to.
     fn make(&mut self, head: &Head, mut next: Next, observer: Observer<'_>) -> Result<Made> {
         let storage = &**self.storage;
-        let active = if next.l1.is_empty() {
-            head.header().l1_table.offset
-        } else {
-            self.room.take_run(next.l1.len() as u64 * 8)?
-        };
+        let active = self.room.take_l1(head.header(), next.l1.len())?.offset;
         write(storage, "the snapshot table", next.snapshots_offset.0, &next.snapshot_table)?;
-        self.write_l1(active, &next)?;
+        write_entries(storage, "the L1 table", active, &next.l1)?;
         grow(storage, self.room.end())?;
         let header = head.preview(|raw| next.put(raw, active))?;
         let header = Header { refcount_table: Table { offset: HostOffset(0), entries: 0 }, ..header };
@@ -101,24 +96,15 @@ impl Rebuild<'_> {
             let table = HostOffset(*entry & OFFSET_MASK);
             *entry = moved.get(&table).map_or(*entry, |to| *entry & !OFFSET_MASK | to.0);
         }
-        self.write_l1(active, &next)?;
-        let places = self.places(used, header.geometry)?;
+        write_entries(storage, "the L1 table", active, &next.l1)?;
+        let places = Places::find(used, Vec::new(), &mut self.room, &header)?;
         grow(storage, self.room.end())?;
         let header = Header { refcount_table: places.table, ..header };
         self.second_count(&header, &places, &mut next.l1, observer)?;
         write_entries(storage, "the refcount table", places.table.offset, &places.entries())?;
         write_entries(storage, "the L1 table", active, &next.l1)?;
         sync(storage)?;
-        let clusters = header.geometry.clusters(places.table.bytes());
-        Ok(Made { next, active, refcount_table: places.table.offset, refcount_table_clusters: clusters })
-    }
-
-    /// The active table, and the one of the new snapshot, in which no flag is set.
-    fn write_l1(&self, active: HostOffset, next: &Next) -> Result<()> {
-        write_entries(&**self.storage, "the L1 table", active, &next.l1)?;
-        let Some(twin) = next.twin else { return Ok(()) };
-        let entries: Vec<u64> = next.l1.iter().map(|entry| entry & !FLAG_COPIED).collect();
-        write_entries(&**self.storage, "the L1 table of a snapshot", twin, &entries)
+        Ok(Made { next, l1_table: active, refcount_table: places.table })
     }
 
     /// Finds which blocks have something to count, and copies L2 tables whose flags are wrong.
@@ -153,30 +139,6 @@ impl Rebuild<'_> {
             return Err(Error::DamagedTables);
         }
         Ok((used, moved))
-    }
-
-    /// Finds places for refcount blocks, which count themselves and their table.
-    fn places(&mut self, mut used: BTreeSet<u64>, geometry: Geometry) -> Result<Places> {
-        let mut blocks = BTreeMap::new();
-        let mut table = Table { offset: HostOffset(0), entries: 0 };
-        loop {
-            used.extend(self.room.blocks());
-            let missing: Vec<u64> = used.iter().copied().filter(|index| !blocks.contains_key(index)).collect();
-            for index in &missing {
-                blocks.insert(*index, self.room.take()?);
-            }
-            let entries = used.last().map_or(0, |last| last + 1);
-            if !missing.is_empty() {
-                continue;
-            }
-            if entries <= table.entries {
-                return Ok(Places { blocks, table });
-            }
-            check_table(&used)?;
-            let bytes = (entries * 8).next_multiple_of(geometry.cluster_size());
-            // one that is too short is not used, so that it is free
-            table = Table { offset: self.room.take_run(bytes)?, entries: bytes / 8 };
-        }
     }
 
     /// Writes the refcount blocks, and sets the flags of the active L1 table.
@@ -232,17 +194,55 @@ impl Next {
 }
 
 impl Places {
+    /// Finds places for refcount blocks with these indices, which count themselves and their table, and no more those that
+    /// a table with entries `old` leads to.
+    pub(super) fn find(mut used: BTreeSet<u64>, old: Vec<u64>, room: &mut Room<'_>, header: &Header) -> Result<Self> {
+        let (geometry, unit) = (header.geometry, header.refcounts_per_block());
+        let mut blocks = BTreeMap::new();
+        let mut table = Table { offset: HostOffset(0), entries: 0 };
+        loop {
+            used.extend(room.blocks());
+            let missing: Vec<u64> = used.iter().copied().filter(|index| !blocks.contains_key(index)).collect();
+            for index in &missing {
+                blocks.insert(*index, room.take()?);
+                let replaced = old.get(to_usize(*index)).filter(|block| **block != 0);
+                used.extend(replaced.map(|block| (block >> geometry.cluster_bits()) / unit));
+            }
+            let entries = used.last().map_or(0, |last| last + 1).max(old.len() as u64);
+            if !missing.is_empty() {
+                continue;
+            }
+            if entries <= table.entries {
+                return Ok(Self { blocks, table, old });
+            }
+            check_table(&used)?;
+            let bytes = (entries * 8).next_multiple_of(geometry.cluster_size());
+            // one that is too short is not used, so that it is free
+            table = Table { offset: room.take_run(bytes)?, entries: bytes / 8 };
+        }
+    }
+
     /// Of the table.
-    fn entries(&self) -> Vec<u64> {
-        (0..self.table.entries).map(|index| self.blocks.get(&index).map_or(0, |place| place.0)).collect()
+    pub(super) fn entries(&self) -> Vec<u64> {
+        let old = self.old.iter().copied().chain(std::iter::repeat(0));
+        let entry = |(index, old)| self.blocks.get(&index).map_or(old, |place: &HostOffset| place.0);
+        (0..self.table.entries).zip(old).map(entry).collect()
+    }
+
+    /// The places of blocks, as they were, or zero, and as they are.
+    pub(super) fn replaced(&self) -> impl Iterator<Item = (u64, HostOffset)> {
+        let old = |index: u64| self.old.get(to_usize(index)).copied().unwrap_or_default();
+        self.blocks.iter().map(move |(index, place)| (old(*index), *place))
     }
 }
 
 impl Made {
-    fn put(&self, raw: &mut RawHeader) {
-        self.next.put(raw, self.active);
-        raw.refcount_table_offset = self.refcount_table.0.into();
-        raw.refcount_table_clusters = u32::try_from(self.refcount_table_clusters).unwrap_or(u32::MAX).into();
+    pub(super) fn put(&self, raw: &mut RawHeader) {
+        self.next.put(raw, self.l1_table);
+        raw.refcount_table_offset = self.refcount_table.offset.0.into();
+        // it fills clusters
+        let clusters = self.refcount_table.bytes() >> raw.cluster_bits.get();
+        raw.refcount_table_clusters = u32::try_from(clusters).unwrap_or(u32::MAX).into();
     }
 }
 
@@ -290,14 +290,19 @@ fn check_table(used: &BTreeSet<u64>) -> Result<()> {
 }
 
 /// References that a refcount can count.
-fn count(references: Option<u64>, cluster: u64, header: &Header) -> Result<u64> {
+pub(super) fn count(references: Option<u64>, cluster: u64, header: &Header) -> Result<u64> {
     references.filter(|references| *references <= refcount::most(header.refcount_order)).ok_or_else(|| {
         let cluster = HostOffset(cluster << header.geometry.cluster_bits());
         Error::RefcountOverflow { cluster, bits: header.refcount_bits() }
     })
 }
 
-fn write_entries(storage: &dyn WritableStorage, what: &'static str, offset: HostOffset, entries: &[u64]) -> Result<()> {
+pub(super) fn write_entries(
+    storage: &dyn WritableStorage,
+    what: &'static str,
+    offset: HostOffset,
+    entries: &[u64],
+) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
@@ -306,7 +311,7 @@ fn write_entries(storage: &dyn WritableStorage, what: &'static str, offset: Host
 }
 
 /// Makes the file so long that all that was taken is in it.
-fn grow(storage: &dyn WritableStorage, length: u64) -> Result<()> {
+pub(super) fn grow(storage: &dyn WritableStorage, length: u64) -> Result<()> {
     if length <= storage.length() {
         return Ok(());
     }

@@ -118,6 +118,11 @@ impl Refcounts {
         Ok(self.block(storage, index)?.map_or(0, |block| refcount::get(&block.bytes, place, order)))
     }
 
+    /// The bytes of a block, as they are in memory.
+    pub(super) fn bytes(&mut self, storage: &dyn Storage, index: u64) -> Result<Option<&[u8]>> {
+        Ok(self.block(storage, index)?.map(|block| &*block.bytes))
+    }
+
     /// Takes one free cluster.
     pub(super) fn take(&mut self, storage: &dyn Storage) -> Result<u64> {
         let mut index = self.hint / self.entries();
@@ -357,6 +362,11 @@ impl Refcounts {
     /// Behind the last cluster that was taken, in bytes.
     pub(super) fn end(&self) -> u64 {
         self.end << self.geometry.cluster_bits()
+    }
+
+    /// Where blocks are, by index; zero where there is none.
+    pub(super) fn blocks(&self) -> &[u64] {
+        &self.table
     }
 
     /// Where the table is.

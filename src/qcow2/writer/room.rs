@@ -7,7 +7,7 @@ use crate::qcow2::address::HostOffset;
 use crate::qcow2::check::{Report, Stored};
 use crate::qcow2::error::Result;
 use crate::qcow2::geometry::Geometry;
-use crate::qcow2::header::Header;
+use crate::qcow2::header::{Header, Table};
 use crate::storage::{Storage, to_usize};
 
 /// Gives clusters away, in order. What was not given away is as free as before.
@@ -75,6 +75,13 @@ impl<'a> Room<'a> {
         self.runs.push(first..end);
         self.note(first..end);
         Ok(HostOffset(first << self.geometry.cluster_bits()))
+    }
+
+    /// Takes clusters for an L1 table of the disk with this header; one without entries stays where it is.
+    pub(in crate::qcow2) fn take_l1(&mut self, header: &Header, entries: usize) -> Result<Table> {
+        let entries = entries as u64;
+        let offset = if entries == 0 { header.l1_table.offset } else { self.take_run(entries * 8)? };
+        Ok(Table { offset, entries })
     }
 
     /// Behind all that was taken, in bytes.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::Writer;
+use super::new_snapshot::NewSnapshot;
 use super::rebuild::{Next, Rebuild};
 use super::room::Room;
 use crate::qcow2::address::HostOffset;
@@ -43,20 +44,26 @@ impl Writer {
     /// [`Error::RefcountOverflow`] where refcounts are too narrow for one more owner, and [`Error::TooMany`],
     /// [`Error::TableTooLarge`], [`Error::DamagedTables`]: nothing is changed then. What the system says.
     pub fn create_snapshot(&mut self, name: &str, date: Duration) -> Result<String> {
-        self.rebuilt(|writer, room| {
-            let mut entries = writer.entries()?;
-            let (count, most) = (entries.snapshots.len() as u64 + 1, u64::from(SNAPSHOTS_MAX));
-            if count > most {
-                return Err(Error::TooMany { what: "internal snapshots", count, most });
-            }
-            let id = entries.unused_id();
-            let l1 = writer.tables.entries().to_vec();
-            let twin = if l1.is_empty() { HostOffset(0) } else { room.take_run(l1.len() as u64 * 8)? };
-            let table = Table { offset: twin, entries: l1.len() as u64 };
-            entries.bytes.push(new_entry(&id, name, date, table, writer.header().size)?);
-            let next = writer.next(l1, &entries, room)?;
-            Ok((Next { twin: Some(twin), ..next }, id))
-        })
+        self.flush()?;
+        let mut entries = self.entries()?;
+        let (count, most) = (entries.snapshots.len() as u64 + 1, u64::from(SNAPSHOTS_MAX));
+        if count > most {
+            return Err(Error::TooMany { what: "internal snapshots", count, most });
+        }
+        let id = entries.unused_id();
+        let storage = Arc::clone(&self.storage);
+        let mut room = Room::free(&storage, self.header())?;
+        let l1 = self.tables.entries().to_vec();
+        let l1_table = room.take_l1(self.header(), l1.len())?;
+        let snapshot_table = entries.table()?.len() as u64;
+        entries.bytes.push(new_entry(&id, name, date, l1_table, self.header().size)?);
+        let next = self.next(l1, &entries, &mut room)?;
+        let refcounts = &mut self.refcounts;
+        let limits = CheckLimits::default();
+        let new = NewSnapshot { storage: &storage, room, refcounts, snapshot_table, l1_table, limits };
+        let made = new.run(&mut self.head, next);
+        self.reopen(made)?;
+        Ok(id)
     }
 
     /// Makes the disk what it was at a snapshot, which is looked for by ID, then by name, and stays. The disk gets its size.
@@ -106,19 +113,21 @@ impl Writer {
         let mut room = Room::free(&storage, self.header())?;
         let (next, result) = next(self, &mut room)?;
         let rebuild = Rebuild { storage: &storage, room, takes_damage: false, limits: CheckLimits::default() };
-        match rebuild.run(&mut self.head, next, &mut |_| ControlFlow::Continue(())) {
-            Ok(()) => {}
-            Err(error) => {
-                // others were found before anything was written that the image leads to
-                self.failed |= matches!(error, Error::Io { .. } | Error::Write { .. } | Error::Sync { .. });
-                return Err(error);
-            }
-        }
+        let made = rebuild.run(&mut self.head, next, &mut |_| ControlFlow::Continue(()));
+        self.reopen(made)?;
+        Ok(result)
+    }
+
+    /// Goes on with tables that were made beside the old.
+    fn reopen(&mut self, made: Result<()>) -> Result<()> {
+        // other errors were found before anything was written that the image leads to
+        self.failed |= matches!(made, Err(Error::Io { .. } | Error::Write { .. } | Error::Sync { .. }));
+        made?;
         self.failed = true;
         // those that this writer keeps up to date say that they are in use, and it still knows what they do not
         let bitmaps = std::mem::take(&mut self.bitmaps);
-        *self = Self { bitmaps, ..Self::open(storage)? };
-        Ok(result)
+        *self = Self { bitmaps, ..Self::open(Arc::clone(&self.storage))? };
+        Ok(())
     }
 
     fn entries(&self) -> Result<Entries> {
@@ -142,7 +151,6 @@ impl Writer {
         let snapshots_offset = if length == 0 { HostOffset(0) } else { room.take_run(length)? };
         Ok(Next {
             l1,
-            twin: None,
             size: self.header().size,
             nb_snapshots: u32::try_from(entries.bytes.len()).unwrap_or(u32::MAX),
             snapshots_offset,
