@@ -19,7 +19,9 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use qmpbackup::chain::{Clock, When, discover};
-use qmpbackup::qcow2::{Codec, Deflater, Geometry, HostOffset, Image, Inflater, Layout, MapBuffer, RefcountWriter};
+use qmpbackup::qcow2::{
+    CompressionType, Deflater, Geometry, HostOffset, Image, Inflater, Layout, MapBuffer, RefcountWriter,
+};
 use qmpbackup::restore::{Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source};
 use qmpbackup::storage::MemoryStorage;
 
@@ -30,7 +32,7 @@ fn one_table() -> Image {
     let geometry = Geometry::new(16, false).expect("a usual cluster size");
     let clusters = geometry.l2_entries();
     let size = geometry.l2_coverage();
-    let layout = Layout::new(geometry, size, Codec::Deflate, 1, clusters * 2).expect("a small image");
+    let layout = Layout::new(geometry, size, CompressionType::Deflate, 1, clusters * 2).expect("a small image");
     let mut bytes = vec![0; usize::try_from(layout.length()).expect("it fits")];
     let mut put = |offset: u64, part: &[u8]| {
         let start = usize::try_from(offset).expect("it fits");
@@ -84,7 +86,8 @@ fn lay_out(c: &mut Criterion) {
     group.throughput(Throughput::Elements(clusters));
     group.bench_function("64 GiB of data", |b| {
         b.iter(|| {
-            let layout = Layout::new(geometry, 1 << 40, Codec::Deflate, 1 << 11, clusters).expect("a usual disk");
+            let layout =
+                Layout::new(geometry, 1 << 40, CompressionType::Deflate, 1 << 11, clusters).expect("a usual disk");
             let mut write = |host: HostOffset, bytes: &[u8]| {
                 black_box((host, bytes));
                 Ok::<_, Infallible>(())
@@ -138,7 +141,7 @@ fn codecs(c: &mut Criterion) {
     let plain = cluster();
     let mut group = c.benchmark_group("codec");
     group.throughput(Throughput::Bytes(CLUSTER));
-    for codec in [Codec::Deflate, Codec::Zstd] {
+    for codec in [CompressionType::Deflate, CompressionType::Zstd] {
         let mut deflater = Deflater::new(codec, CLUSTER);
         let stream = deflater.deflate(&plain).expect("it compresses").to_vec();
         let mut inflater = Inflater::default();
@@ -146,7 +149,7 @@ fn codecs(c: &mut Criterion) {
         group.bench_function(format!("inflate {codec}"), |b| {
             b.iter(|| inflater.inflate(codec, black_box(&stream), &mut out).expect("a sound stream"));
         });
-        if codec == Codec::Deflate {
+        if codec == CompressionType::Deflate {
             group.bench_function("inflate zlib with miniz_oxide", |b| {
                 let inflate = miniz_oxide::inflate::decompress_slice_iter_to_slice;
                 b.iter(|| {
@@ -185,7 +188,7 @@ fn merge(c: &mut Criterion) {
     let mut group = c.benchmark_group("merge");
     group.bench_function("plan", |b| b.iter(|| planned(&sources, &out, plain)));
     group.throughput(Throughput::Bytes(bytes)).sample_size(20);
-    let zlib = OutputFormat::Qcow2 { cluster_size: None, compression: Some(Codec::Deflate) };
+    let zlib = OutputFormat::Qcow2 { cluster_size: None, compression: Some(CompressionType::Deflate) };
     for (name, format) in [("to plain", plain), ("to raw", OutputFormat::Raw), ("to zlib", zlib)] {
         let setup = || planned(&sources, &out, format);
         group.bench_function(name, |b| b.iter_batched(setup, |merge| merge.run(&Silent), BatchSize::PerIteration));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use qmpbackup::qcow2::{Codec, Content, Deflater, GuestOffset, Image, Inflater, MapBuffer, Reader};
+use qmpbackup::qcow2::{CompressionType, Content, Deflater, GuestOffset, Image, Inflater, MapBuffer, Reader};
 use qmpbackup::storage::MemoryStorage;
 
 use super::empty::Empty;
@@ -11,7 +11,7 @@ use super::input::Input;
 
 pub(super) fn compressed(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let codec = input.pick(&[Codec::Deflate, Codec::Zstd]);
+    let codec = input.pick(&[CompressionType::Deflate, CompressionType::Zstd]);
     // most are small, which is faster
     let bits = 9 + input.pick(&[0, 1, 2, 0, 3, 4, 0, 1, 2, 3, 0, 5, 6, 7, 0, 1, 2, 8, 9, 0, 1, 10, 11, 12]);
     match input.below(3) {
@@ -22,7 +22,7 @@ pub(super) fn compressed(bytes: &[u8]) {
 }
 
 /// Twice the same comes out, or twice nothing.
-fn stream(codec: Codec, size: usize, bytes: &[u8]) {
+fn stream(codec: CompressionType, size: usize, bytes: &[u8]) {
     let (mut one, mut two) = (vec![0x55; size], vec![0xaa; size]);
     let mut inflater = Inflater::default();
     let first = inflater.inflate(codec, bytes, &mut one);
@@ -33,15 +33,15 @@ fn stream(codec: Codec, size: usize, bytes: &[u8]) {
     }
     assert!(one == two, "not all of the cluster was filled");
     // exactly one cluster: neither more of it nor less
-    assert!(inflater.inflate(codec, bytes, &mut one[1..]).is_err() || codec == Codec::Zstd);
+    assert!(inflater.inflate(codec, bytes, &mut one[1..]).is_err() || codec == CompressionType::Zstd);
     one.push(0);
-    assert!(inflater.inflate(codec, bytes, &mut one).is_err() || codec == Codec::Zstd);
+    assert!(inflater.inflate(codec, bytes, &mut one).is_err() || codec == CompressionType::Zstd);
 }
 
 /// A cluster of one or several streams, with something behind it.
-fn round_trip(codec: Codec, size: usize, input: &mut Input<'_>) {
+fn round_trip(codec: CompressionType, size: usize, input: &mut Input<'_>) {
     // frames may follow each other in zstd only
-    let frames = if codec == Codec::Zstd { 1 << input.below(4) } else { 1 };
+    let frames = if codec == CompressionType::Zstd { 1 << input.below(4) } else { 1 };
     let pattern = input.take(4096);
     let pattern = if pattern.is_empty() { &[0] } else { pattern };
     let cluster: Vec<u8> = pattern.iter().copied().cycle().take(size).collect();
@@ -60,7 +60,7 @@ fn round_trip(codec: Codec, size: usize, input: &mut Input<'_>) {
 }
 
 /// Entries of an L2 table lead to bytes in the file, which may end before them.
-fn entries(codec: Codec, bits: u32, input: &mut Input<'_>) {
+fn entries(codec: CompressionType, bits: u32, input: &mut Input<'_>) {
     let cluster = 1_u64 << bits;
     let count = 1 + input.below(4);
     let empty = Empty { size: count * cluster, cluster_bits: bits, codec, ..Empty::default() };

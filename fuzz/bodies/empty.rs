@@ -1,6 +1,6 @@
 //! Images without data, of all kinds: what QEMU makes when it creates one.
 
-use qmpbackup::qcow2::Codec;
+use qmpbackup::qcow2::CompressionType;
 
 use super::input::Input;
 
@@ -11,13 +11,20 @@ pub(super) struct Empty {
     pub(super) cluster_bits: u32,
     pub(super) refcount_order: u32,
     pub(super) extended_l2: bool,
-    pub(super) codec: Codec,
+    pub(super) codec: CompressionType,
     pub(super) size: u64,
 }
 
 impl Default for Empty {
     fn default() -> Self {
-        Self { version: 3, cluster_bits: 16, refcount_order: 4, extended_l2: false, codec: Codec::Deflate, size: 0 }
+        Self {
+            version: 3,
+            cluster_bits: 16,
+            refcount_order: 4,
+            extended_l2: false,
+            codec: CompressionType::Deflate,
+            size: 0,
+        }
     }
 }
 
@@ -27,7 +34,7 @@ impl Empty {
         let flags = input.byte();
         let version = if flags & 0b11 == 0b11 { 2 } else { 3 };
         let extended_l2 = version == 3 && flags & 0b1100 == 0b1100;
-        let codec = if version == 3 && flags & 0x10 != 0 { Codec::Zstd } else { Codec::Deflate };
+        let codec = if version == 3 && flags & 0x10 != 0 { CompressionType::Zstd } else { CompressionType::Deflate };
         let order = if version == 3 { input.below(7) as u32 } else { 4 };
         // most are small, which is faster
         let cluster_bits = match input.below(16) as u32 {
@@ -86,7 +93,7 @@ impl Empty {
 
     fn put_header(&self, image: &mut [u8], l1_entries: u64, [table, l1]: [usize; 2]) {
         let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-        let zstd = self.codec == Codec::Zstd;
+        let zstd = self.codec == CompressionType::Zstd;
         put(0, b"QFI\xfb");
         put(4, &self.version.to_be_bytes());
         put(20, &self.cluster_bits.to_be_bytes());

@@ -8,7 +8,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use qmpbackup::qcow2::{Codec, Writer, check};
+use qmpbackup::qcow2::{CompressionType, Writer, check};
 use qmpbackup::restore::{Format, Layers, Merge, MergeOptions, Merged, Output, OutputFormat, Result, Silent, Source};
 use qmpbackup::storage::{FileStorage, MemoryStorage};
 
@@ -143,7 +143,7 @@ impl Wanted {
             bits @ 0..=7 => Some(1 << (9 + bits)),
             _ => None,
         };
-        let compression = input.pick(&[None, Some(Codec::Deflate), Some(Codec::Zstd)]);
+        let compression = input.pick(&[None, Some(CompressionType::Deflate), Some(CompressionType::Zstd)]);
         let kind = input.below(4);
         let format = if kind < 2 { OutputFormat::Qcow2 { cluster_size, compression } } else { OutputFormat::Raw };
         Self { format, threads: 1 + input.below(3) as usize, stream: kind == 3 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::error::Error;
-use crate::qmp::{Address, Command, Lines, Message, Socket, Stream, nonce};
+use crate::qmp::{Address, Command, Lines, Message, OpenError, Socket, Stream, nonce};
 
 /// The most bytes of an answer: `guest-info` is the longest one, with 10 kB.
 const LIMIT: usize = 1 << 20;
@@ -42,16 +42,11 @@ impl Session {
     /// Connects and gets in step, within the time limit of each later command.
     pub(super) async fn open(address: &Address, limit: Duration) -> Result<Self, Error> {
         let begun = Instant::now();
-        let socket = match (timeout(limit, Socket::open(address)).await, address) {
-            (Ok(Ok(socket)), _) => socket,
-            (Ok(Err(source)), _) => return Err(Error::Connect { address: address.clone(), source }),
-            // it listens, for others are in the queue
-            (Err(_), Address::Unix(_)) => return Err(no_answer(&sync_command(0), limit)),
-            (Err(_), Address::Tcp { .. }) => {
-                return Err(Error::Connect { address: address.clone(), source: io::ErrorKind::TimedOut.into() });
-            }
-        };
-        let mut session = Self { stream: socket.stream, lines: Lines::new(LIMIT), limit, in_step: false };
+        let socket = Socket::open_within(address, limit).await.map_err(|error| match error {
+            OpenError::Io(source) => Error::Connect { address: address.clone(), source },
+            OpenError::Silent => no_answer(&sync_command(0), limit),
+        });
+        let mut session = Self { stream: socket?.stream, lines: Lines::new(LIMIT), limit, in_step: false };
         match timeout(limit.saturating_sub(begun.elapsed()), session.sync()).await {
             Ok(Ok(())) => Ok(session),
             Ok(Err(failure)) => Err(failure.of(&sync_command(0))),

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::capture::machine::reply::DeviceError;
+use crate::storage::is_full;
 use crate::{chain, qcow2, qmp};
 
 /// Why a run fails. Unless it says otherwise, the machine is as it was, and the next INC holds what this one would have.
@@ -270,11 +271,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Monitor(error) if error.refused().is_none() => ErrorKind::Unreachable,
-            Self::Io { source, .. } | Self::Fleece { source, .. }
-                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-            {
-                ErrorKind::Full
-            }
+            Self::Io { source, .. } | Self::Fleece { source, .. } if is_full(source) => ErrorKind::Full,
             Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
             Self::NoDisk | Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
@@ -283,6 +280,7 @@ impl Error {
                 chain::ErrorKind::Usage => ErrorKind::Usage,
                 chain::ErrorKind::Broken => ErrorKind::Broken,
                 chain::ErrorKind::Locked => ErrorKind::Locked,
+                chain::ErrorKind::Full => ErrorKind::Full,
                 chain::ErrorKind::Io => ErrorKind::Other,
             },
             Self::Cancelled => ErrorKind::Cancelled,

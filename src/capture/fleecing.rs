@@ -59,8 +59,10 @@ impl<'a> Fleecing<'a> {
             return none("more than one device or export writes to it");
         }
         // a slash in its id is one in its path
-        if machine.monitor.execute(&plan::property(&qdev, "drive")).await.is_err() {
-            return none("QEMU does not find the device that reads it");
+        match machine.monitor.execute(&plan::property(&qdev, "drive")).await {
+            Ok(_) => {}
+            Err(error) if error.refused().is_some() => return none("QEMU does not find the device that reads it"),
+            Err(error) => return Err(error.into()),
         }
         // a name that nobody can guess, since the folder may be one that others write to
         let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);

@@ -22,7 +22,7 @@ pub(super) const PYTHON_JOB: &str = "qmpbackup.";
 
 /// A part of the block graph that a run adds for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum NodeRole {
     /// The image that is made.
     Target,
     /// Where old data goes before the guest overwrites it.
@@ -33,7 +33,7 @@ pub(super) enum Part {
     Snapshot,
 }
 
-impl Part {
+impl NodeRole {
     /// The node of a disk's part.
     pub(super) fn node(self, disk: usize) -> String {
         let part = match self {
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn nodes_of_any_disk_have_names_that_qemu_takes() {
-        for part in [Part::Target, Part::Fleece, Part::CopyBeforeWrite, Part::Snapshot] {
+        for part in [NodeRole::Target, NodeRole::Fleece, NodeRole::CopyBeforeWrite, NodeRole::Snapshot] {
             assert!(part.node(99_999).len() <= 31);
         }
         assert_eq!(disk_of(&job(7)), Some(7));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::capture::folder::files::text;
-use crate::capture::names::{self, Part};
+use crate::capture::names::{self, NodeRole};
 use crate::capture::request::Aio;
 use crate::chain::Level;
 use crate::qmp::{Command, Features};
@@ -42,6 +42,8 @@ pub(crate) struct DiskPlan {
     pub node: String,
     /// The node with the disk's format and bitmaps.
     pub format_node: String,
+    /// Whether it has a backing file.
+    pub is_overlay: bool,
     /// What is made.
     pub level: Level,
     /// How.
@@ -99,12 +101,12 @@ impl Plan {
         let mut prepare: Vec<Command> =
             transaction(disks.iter().flat_map(begin_bitmaps).collect(), None).into_iter().collect();
         let each = || disks.iter().enumerate();
-        prepare.extend(each().map(|(number, disk)| image(Part::Target.node(number), &disk.target, Some(settings))));
+        prepare.extend(each().map(|(number, disk)| target(number, disk, settings)));
         let fleeced = || each().filter_map(|(number, disk)| Some((number, disk, disk.way.fleece()?)));
-        prepare.extend(fleeced().map(|(number, _, (_, file))| image(Part::Fleece.node(number), file, None)));
+        prepare.extend(fleeced().map(|(number, _, (_, file))| image(NodeRole::Fleece.node(number), file, None)));
         prepare.extend(fleeced().map(|(number, disk, _)| filter(number, disk, settings, features)));
 
-        let exchange = fleeced().map(|(number, _, (qdev, _))| set_drive(qdev, &Part::CopyBeforeWrite.node(number)));
+        let exchange = fleeced().map(|(number, _, (qdev, _))| set_drive(qdev, &NodeRole::CopyBeforeWrite.node(number)));
         let mut moment: Vec<Command> = exchange.collect();
         let stops = settings.running && (settings.pause || !moment.is_empty());
         let plain = each().filter(|(_, disk)| disk.way == Way::Plain);
@@ -119,7 +121,7 @@ impl Plan {
         start.extend(fleeced().filter_map(|(number, disk, _)| copied(number, disk)));
         let jobs = fleeced().map(|(number, disk, _)| {
             let bitmap = disk.old.as_ref().map(|_| names::COPIED);
-            backup(number, &Part::Snapshot.node(number), bitmap, settings)
+            backup(number, &NodeRole::Snapshot.node(number), bitmap, settings)
         });
         start.extend(transaction(jobs.collect(), Some("grouped")));
         Self { lock: vec![lock(&settings.lock)], prepare, moment, start }
@@ -155,6 +157,13 @@ pub(super) fn mark(node: &str) -> Command {
     Command::new("blockdev-add").with("driver", "null-co").with("node-name", node)
 }
 
+/// The image that a job writes.
+fn target(number: usize, disk: &DiskPlan, settings: &Settings) -> Command {
+    let image = image(NodeRole::Target.node(number), &disk.target, Some(settings));
+    // of an overlay, a snapshot does not say where nothing is: the job copies zeroes there
+    if disk.is_overlay && disk.way != Way::Plain { image.with("detect-zeroes", "on") } else { image }
+}
+
 fn image(node: String, file: &Path, settings: Option<&Settings>) -> Command {
     let mut protocol = json!({"driver": "file", "filename": text(file)});
     let mut command =
@@ -178,9 +187,9 @@ fn image(node: String, file: &Path, settings: Option<&Settings>) -> Command {
 fn filter(number: usize, disk: &DiskPlan, settings: &Settings, features: &Features) -> Command {
     let command = Command::new("blockdev-add")
         .with("driver", "copy-before-write")
-        .with("node-name", Part::CopyBeforeWrite.node(number))
+        .with("node-name", NodeRole::CopyBeforeWrite.node(number))
         .with("file", disk.node.clone())
-        .with("target", Part::Fleece.node(number))
+        .with("target", NodeRole::Fleece.node(number))
         .with("on-cbw-error", "break-snapshot")
         .with("discard", "unmap");
     if features.cbw_timeout { command.with("cbw-timeout", settings.cbw_timeout) } else { command }
@@ -227,14 +236,14 @@ fn begin_plain(number: usize, disk: &DiskPlan, settings: &Settings, features: &F
 fn snapshot(number: usize) -> Command {
     Command::new("blockdev-add")
         .with("driver", "snapshot-access")
-        .with("node-name", Part::Snapshot.node(number))
-        .with("file", Part::CopyBeforeWrite.node(number))
+        .with("node-name", NodeRole::Snapshot.node(number))
+        .with("file", NodeRole::CopyBeforeWrite.node(number))
 }
 
 /// What an INC copies. What was written after the moment is in the old bitmap, too: so much more is copied, as it was.
 fn copied(number: usize, disk: &DiskPlan) -> Option<Command> {
     let old = disk.old.as_ref()?;
-    let snapshot = Part::Snapshot.node(number);
+    let snapshot = NodeRole::Snapshot.node(number);
     let new = json!({"node": snapshot, "name": names::COPIED, "disabled": true, "granularity": old.granularity});
     let bitmaps = json!([{"node": disk.format_node, "name": old.name}]);
     let merge = json!({"node": snapshot, "target": names::COPIED, "bitmaps": bitmaps});
@@ -245,7 +254,7 @@ fn backup(number: usize, source: &str, bitmap: Option<&str>, settings: &Settings
     let mut data = json!({
         "job-id": names::job(number),
         "device": source,
-        "target": Part::Target.node(number),
+        "target": NodeRole::Target.node(number),
         "sync": if bitmap.is_some() { "bitmap" } else { "full" },
         "auto-dismiss": settings.auto_dismiss,
         "compress": settings.compress,
@@ -304,6 +313,7 @@ mod tests {
         DiskPlan {
             node: format!("top{number}"),
             format_node: format!("disk{number}"),
+            is_overlay: false,
             level: if old { Level::Inc } else { Level::Full },
             way: if fleece { way } else { Way::Plain },
             target: format!("/t/{number}.partial").into(),

@@ -27,7 +27,7 @@ use crate::capture::plan::{self, DiskPlan, Old, Plan, Settings, Way};
 use crate::capture::request::{Request, Wanted};
 use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
-use crate::storage::{self, Access, FileStorage};
+use crate::storage;
 
 /// A disk of the run.
 #[derive(Debug, Clone)]
@@ -218,6 +218,7 @@ impl Prepared {
         DiskPlan {
             node: target.device.node.clone(),
             format_node: target.device.format_node.clone(),
+            is_overlay: !target.device.backing.is_empty(),
             level: target.level,
             way: target.way.clone(),
             target: files::partial(&target.image),
@@ -270,15 +271,10 @@ impl Prepared {
 /// An image without a time comes in the place of a backup that nobody has open: neither this machine nor another. A file of
 /// no run, in a folder that none has been in, may be the disk of a machine that is off.
 fn check_free(image: &Path, live: &Live, place: &Place, folder: &Path) -> Result<(), Error> {
-    let in_use = || Error::InUse { path: image.to_owned() };
     if live.has_open(image) {
-        return Err(in_use());
+        return Err(Error::InUse { path: image.to_owned() });
     }
-    match FileStorage::open(image).and_then(|image| image.lock(Access::Read)) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(in_use()),
-        // one that cannot be read is one that nobody has locked
-        _ => {}
-    }
+    target::hold(image)?;
     // of a link, the file that it leads to stays
     let is_file = image.symlink_metadata().is_ok_and(|there| there.is_file());
     // the Python tool makes no `uuid` for a COPY, but settings and a link

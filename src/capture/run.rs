@@ -85,15 +85,24 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     Ok(Outcome { time: prepared.time, images, bytes })
 }
 
-/// Puts in order what runs have left in the folders of other months.
+/// Puts in order what runs have left in the folders of other months. A folder in which that is not possible keeps nobody from
+/// a backup of this month.
 async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) -> Result<(), Error> {
     for folder in target::with_months(&request.target)?.iter().filter(|folder| *folder != own) {
-        if Journal::read(folder)?.is_some() {
-            let lock = lock::take(folder)?;
-            order::restore(machine, request.connection.agent.as_ref(), Some(&lock), None).await?;
+        if let Err(left) = restore_month(machine, request, folder).await {
+            machine.go_on()?;
+            trouble(machine, &left);
         }
     }
     Ok(())
+}
+
+async fn restore_month(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<(), Error> {
+    if Journal::read(folder)?.is_none() {
+        return Ok(());
+    }
+    let lock = lock::take(folder)?;
+    order::restore(machine, request.connection.agent.as_ref(), Some(&lock), None).await
 }
 
 /// Lets a machine go on that has stopped by itself, since a write of its guest waited for a target that was full. If it was

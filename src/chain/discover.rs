@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -138,8 +139,9 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
             group.entry(found.disk.clone()).or_default().push(image(dir, relative, found));
         }
     }
+    let mut left = MAX_ENTRIES;
     for folder in &folders {
-        for found in missing(&real, folder) {
+        for found in missing(&real, folder, &mut left, &mut notes) {
             let group = groups.entry(without_months(&folder.relative)).or_default();
             let disk = found.disk.clone();
             let missing = Image { missing: true, ..image(dir, folder.relative.join(&found.file), found) };
@@ -303,12 +305,18 @@ fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
     }
 }
 
-/// The images of a folder of which only manifests are there.
-fn missing(root: &Path, folder: &Folder) -> Vec<Found> {
-    // a folder that cannot be read tells nothing
-    let bookkeeping = root.join(&folder.relative).join(BOOKKEEPING);
-    let entries = read_folder(&bookkeeping).into_iter().flatten().flatten();
-    let names = entries.take(MAX_ENTRIES).filter_map(|(name, _)| Manifest::image_of(&name));
+/// The images of a folder of which only manifests are there; at most `left` entries are looked at.
+fn missing(root: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>) -> Vec<Found> {
+    let path = root.join(&folder.relative).join(BOOKKEEPING);
+    let listing = read_folder(&path).and_then(|entries| entries.take(*left).collect::<io::Result<Vec<_>>>());
+    let entries = listing.unwrap_or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            notes.push(Note::Folder { path, reason: error.to_string() });
+        }
+        Vec::new()
+    });
+    *left -= entries.len();
+    let names = entries.iter().filter_map(|(name, _)| Manifest::image_of(name));
     let mut missing: Vec<Found> = names
         .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)))
         .filter_map(Found::timed)

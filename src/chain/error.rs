@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::point::{Doubt, Fault};
 use super::when::WHEN_FORMS;
+use crate::storage::is_full;
 
 /// How many names a message lists before it only counts the rest.
 const LISTED: usize = 100;
@@ -163,6 +164,8 @@ pub enum ErrorKind {
     Broken,
     /// Somebody else is at it.
     Locked,
+    /// There is no room, or a quota is used up.
+    Full,
     /// The system refused.
     Io,
 }
@@ -170,8 +173,9 @@ pub enum ErrorKind {
 impl Error {
     /// What the error asks of the caller.
     #[must_use]
-    pub const fn kind(&self) -> ErrorKind {
+    pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Lock { source, .. } if is_full(source) => ErrorKind::Full,
             Self::Io { .. }
             | Self::Lock { .. }
             | Self::FolderUnread { .. }

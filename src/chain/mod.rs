@@ -4,9 +4,8 @@
 //! [`Disk::select_salvage`] what there is of them where the chain is broken.
 //! [`FolderLock`] keeps others from writing to a folder.
 //!
-//! Nothing here opens an image: all is told by names, folders and the `.config` and `.qmpbackup` files beside. So a
-//! chain that is
-//! whole by its names may still hold damaged or foreign images, and the layers that read them have to look.
+//! Nothing here opens an image: all is told by names, folders and the `.config` and `.qmpbackup` files beside. So a chain
+//! that is whole by its names may still hold damaged or foreign images, and the layers that read them have to look.
 //!
 //! # What is an image
 //!

@@ -49,6 +49,7 @@ impl Level {
 
 /// Whether an image without a time would be taken for something else if it had this name: for one with a time, or a link
 /// that tells a level; or its manifest for another file of the folder.
+#[cfg_attr(not(any(feature = "capture", test)), expect(dead_code, reason = "only a backup makes names"))]
 pub(crate) fn means_else(name: &OsStr) -> bool {
     const FILES: [&str; 2] = ["run", "verified"];
     ImageName::parse(name).is_some()

@@ -69,17 +69,9 @@ impl Disk {
             State::Doubtful(doubt) => (Some(doubt.clone()), None),
             State::Broken(fault) => (None, Some(fault.clone())),
         };
-        let restore_point = RestorePoint {
-            disk: self.label().to_owned(),
-            time: point.image.time,
-            level: point.image.level,
-            members: there,
-            doubt,
-            later: later.iter().filter(|image| !image.missing).cloned().collect(),
-            next: later.first().cloned(),
-            unfinished: chain.and_then(Chain::unfinished).cloned(),
-        };
-        Ok(SalvagePoint { point: restore_point, members, fault })
+        let unfinished = chain.and_then(Chain::unfinished).cloned();
+        let point = RestorePoint { doubt, unfinished, ..self.point_of(point, there, later) };
+        Ok(SalvagePoint { point, members, fault })
     }
 }
 

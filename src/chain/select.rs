@@ -91,16 +91,21 @@ impl Disk {
         let incs = chain.map(Chain::incs).unwrap_or_default();
         let (incs, later) = incs.split_at_checked(point.depth).unwrap_or((incs, &[]));
         let members = chain.and_then(Chain::full).into_iter().chain(incs).cloned().collect();
-        Ok(RestorePoint {
+        Ok(RestorePoint { doubt, ..self.point_of(point, members, later) })
+    }
+
+    /// A restore point with these images, which INCs follow that are `later`.
+    pub(super) fn point_of(&self, point: &Point, members: Vec<Arc<Image>>, later: &[Arc<Image>]) -> RestorePoint {
+        RestorePoint {
             disk: self.label().to_owned(),
             time: point.image.time,
             level: point.image.level,
             members,
-            doubt,
+            doubt: None,
             later: later.iter().filter(|image| !image.missing).cloned().collect(),
             next: later.first().cloned(),
             unfinished: None,
-        })
+        }
     }
 
     /// Where unfinished work leads to whose last INC has, or begins with, this name and is gone.

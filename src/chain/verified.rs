@@ -26,7 +26,7 @@ use crate::json;
 
 const VERSION: u64 = 1;
 
-/// Images of which no more is remembered than that many segments.
+/// The most segments that are remembered of one image.
 const SEGMENTS: u64 = 64;
 
 /// Blocks that a segment has at least: 16 MiB.

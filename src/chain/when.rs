@@ -1,10 +1,11 @@
 //! The moment that a user asks for: a time in one of several spellings, a name, or the newest there is.
 
 use std::str::FromStr;
+use std::time::SystemTime;
 
-use jiff::Timestamp;
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 
 use super::Error;
 
@@ -45,10 +46,16 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The clock and zone of this machine.
+    /// The clock and zone of this machine. A clock behind the year 9999 stands still at its end.
     #[must_use]
     pub fn system() -> Self {
-        Self { now: Timestamp::now(), zone: TimeZone::system() }
+        Self { now: Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::MAX), zone: TimeZone::system() }
+    }
+
+    /// Now, in the zone.
+    #[must_use]
+    pub fn local(&self) -> Zoned {
+        self.now.to_zoned(self.zone.clone())
     }
 }
 

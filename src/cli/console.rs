@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::log_file;
 use super::syslog::{self, Syslog};
 use super::text::{self, printable};
+use crate::chain::Clock;
 
 /// How much a log line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -220,7 +221,7 @@ impl Console {
     }
 
     fn log(&self, level: Level, message: &str) {
-        let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S,%3f").to_string();
+        let time = Clock::system().local().strftime("%Y-%m-%d %H:%M:%S,%3f").to_string();
         let message = printable(message);
         let line = format!("[{time}] {:>7}  {message}\n", level.name());
         if let Some(Err(error)) = self.log_file.as_ref().map(|mut file| file.write_all(line.as_bytes())) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
+use crate::storage::is_full;
 use crate::{capture, causes, chain, qmp, restore};
 
 /// Why a program fails.
@@ -69,6 +70,7 @@ impl Failure {
                 chain::ErrorKind::Usage => Exit::Usage,
                 chain::ErrorKind::Broken => Exit::Damaged,
                 chain::ErrorKind::Locked => Exit::Locked,
+                chain::ErrorKind::Full => Exit::Full,
                 chain::ErrorKind::Io => Exit::Error,
             },
             Self::Restore(error)
@@ -93,11 +95,7 @@ impl Failure {
                 capture::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
                 capture::ErrorKind::Other => Exit::Error,
             },
-            Self::Print { source }
-                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-            {
-                Exit::Full
-            }
+            Self::Print { source } if is_full(source) => Exit::Full,
             Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
             | Self::OutputOfBackup { .. }
@@ -128,7 +126,7 @@ impl Failure {
                     "`qmprestore list` shows which restore points are whole; `merge --salvage` restores what can still be read",
                 ),
                 chain::ErrorKind::Locked => Some("run again when it has ended"),
-                chain::ErrorKind::Usage | chain::ErrorKind::Io => None,
+                chain::ErrorKind::Usage | chain::ErrorKind::Full | chain::ErrorKind::Io => None,
             },
             Self::Restore(restore::Error::OutputExists { .. }) => Some("--force replaces it"),
             Self::Restore(restore::Error::DeviceNotEmpty { .. }) => Some("--force overwrites it"),

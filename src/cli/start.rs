@@ -19,7 +19,7 @@ pub(super) struct Global {
     /// Log more
     #[arg(long, global = true)]
     pub(super) debug: bool,
-    /// Log only warnings and errors, show no progress
+    /// Log only notices, warnings and errors, show no progress
     #[arg(long, global = true)]
     pub(super) quiet: bool,
     /// Append the log to this file, too

@@ -2,7 +2,7 @@
 
 use super::address::HostOffset;
 use super::cursor::Cursor;
-use super::error::{Allowed, Error, Invalid, Result};
+use super::error::{Allowed, Invalid, Result};
 use super::extensions::BitmapsExtension;
 use super::features::Features;
 use super::geometry::Geometry;
@@ -37,13 +37,13 @@ impl Image {
     /// are none then, whatever the extension says.
     ///
     /// # Errors
-    /// What is wrong with the directory: [`Error::Invalid`], [`Error::Truncated`], [`Error::Io`].
+    /// What is wrong with the directory: [`Error::Invalid`](super::Error::Invalid), [`Error::Truncated`](super::Error::Truncated), [`Error::Io`](super::Error::Io).
     pub fn bitmaps(&self) -> Result<Vec<Bitmap>> {
         let mut bitmaps = Vec::new();
         let Some(extension) = consistent(self.header()) else { return Ok(bitmaps) };
         read(self.storage(), self.header(), extension, |_, bitmap| {
             let bitmap = bitmap?;
-            check_inside(self.storage(), &bitmap)?;
+            bitmap.table.check_inside(self.storage(), "a bitmap table")?;
             bitmaps.push(bitmap);
             Ok(())
         })?;
@@ -69,6 +69,36 @@ impl Bitmap {
     }
 }
 
+/// What an entry of a bitmap table leads to: the bits of as many granules as a cluster has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BitmapTableEntry {
+    Zeroes,
+    Ones,
+    At(HostOffset),
+}
+
+impl BitmapTableEntry {
+    pub(super) fn decode(value: u64, geometry: Geometry) -> Result<Self, Allowed> {
+        let host = value & wire::OFFSET_MASK;
+        let known = if host == 0 { wire::BITMAP_ENTRY_ONES } else { wire::OFFSET_MASK };
+        match value {
+            0 => Ok(Self::Zeroes),
+            wire::BITMAP_ENTRY_ONES => Ok(Self::Ones),
+            _ if value & !known != 0 => Err(Allowed::Bits(known)),
+            _ if geometry.offset_in_cluster(host) != 0 => Err(Allowed::MultipleOf(geometry.cluster_size())),
+            _ => Ok(Self::At(HostOffset(host))),
+        }
+    }
+
+    pub(super) fn encode(self) -> u64 {
+        match self {
+            Self::Zeroes => 0,
+            Self::Ones => wire::BITMAP_ENTRY_ONES,
+            Self::At(host) => host.0,
+        }
+    }
+}
+
 /// The bytes of the largest of these bitmaps for a disk of this size: none for a disk without bytes.
 pub(super) fn largest<'a>(bitmaps: impl Iterator<Item = &'a Bitmap>, size: u64, geometry: Geometry) -> Option<u64> {
     let clusters = bitmaps.map(|bitmap| clusters(size, bitmap.granularity_bits, geometry)).max()?;
@@ -78,15 +108,6 @@ pub(super) fn largest<'a>(bitmaps: impl Iterator<Item = &'a Bitmap>, size: u64, 
 /// The bitmaps extension, where it can be believed.
 pub(super) fn consistent(header: &Header) -> Option<&BitmapsExtension> {
     header.extensions.bitmaps.as_ref().filter(|_| header.features.autoclear & Features::BITMAPS != 0)
-}
-
-/// The table of a bitmap must be in the file.
-pub(super) fn check_inside(storage: &dyn Storage, bitmap: &Bitmap) -> Result<()> {
-    let (offset, length, file_length) = (bitmap.table.offset, bitmap.table.bytes(), storage.length());
-    if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
-        return Err(Error::Truncated { what: "a bitmap table", offset, length, file_length });
-    }
-    Ok(())
 }
 
 /// Clusters of bits for a disk of this size: entries in the table of a bitmap.

@@ -13,14 +13,14 @@ use crate::storage::to_usize;
 
 /// How the compressed clusters of an image are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Codec {
+pub enum CompressionType {
     /// Raw deflate, which QEMU calls zlib.
     Deflate,
     /// Zstandard frames.
     Zstd,
 }
 
-impl fmt::Display for Codec {
+impl fmt::Display for CompressionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Deflate => "zlib",
@@ -52,10 +52,10 @@ impl Inflater {
     ///
     /// # Errors
     /// What is wrong with the stream.
-    pub fn inflate(&mut self, codec: Codec, input: &[u8], cluster: &mut [u8]) -> Result<(), String> {
+    pub fn inflate(&mut self, codec: CompressionType, input: &[u8], cluster: &mut [u8]) -> Result<(), String> {
         let length = match codec {
-            Codec::Deflate => self.inflate_deflate(input, cluster)?,
-            Codec::Zstd => self.inflate_zstd(input, cluster)?,
+            CompressionType::Deflate => self.inflate_deflate(input, cluster)?,
+            CompressionType::Zstd => self.inflate_zstd(input, cluster)?,
         };
         if length == cluster.len() {
             return Ok(());
@@ -118,13 +118,13 @@ impl Deflater {
 
     /// For one codec and clusters of so many bytes.
     #[must_use]
-    pub fn new(codec: Codec, cluster_size: u64) -> Self {
+    pub fn new(codec: CompressionType, cluster_size: u64) -> Self {
         let context = match codec {
-            Codec::Deflate => {
+            CompressionType::Deflate => {
                 let level = CompressionLvl::new(Self::DEFLATE_LEVEL).unwrap_or_default();
                 Context::Deflate(Compressor::new(level))
             }
-            Codec::Zstd => Context::Zstd(CCtx::create()),
+            CompressionType::Zstd => Context::Zstd(CCtx::create()),
         };
         // what is not smaller than the cluster is not wanted
         Self { context, buffer: vec![0; to_usize(cluster_size - 1)] }
@@ -145,7 +145,7 @@ impl Deflater {
 mod tests {
     use super::*;
 
-    const CODECS: [Codec; 2] = [Codec::Deflate, Codec::Zstd];
+    const CODECS: [CompressionType; 2] = [CompressionType::Deflate, CompressionType::Zstd];
 
     fn cluster() -> Vec<u8> {
         (0..65536u32).map(|i| (i / 100 % 251) as u8).collect()
@@ -195,10 +195,10 @@ mod tests {
         let all = cluster();
         let mut stream = Vec::new();
         for half in all.chunks(32768) {
-            stream.extend(Deflater::new(Codec::Zstd, 32768).deflate(half).unwrap());
+            stream.extend(Deflater::new(CompressionType::Zstd, 32768).deflate(half).unwrap());
         }
         let mut out = vec![0; 65536];
-        Inflater::default().inflate(Codec::Zstd, &stream, &mut out).unwrap();
+        Inflater::default().inflate(CompressionType::Zstd, &stream, &mut out).unwrap();
         assert_eq!(out, all);
     }
 }

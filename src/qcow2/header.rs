@@ -3,7 +3,7 @@
 use zerocopy::FromBytes;
 
 use super::address::HostOffset;
-use super::codec::Codec;
+use super::codec::CompressionType;
 use super::error::{Allowed, Error, Invalid, Result};
 use super::extensions::Extensions;
 use super::features::Features;
@@ -23,7 +23,7 @@ pub struct Header {
     /// Feature bits.
     pub features: Features,
     /// How compressed clusters are compressed.
-    pub codec: Codec,
+    pub codec: CompressionType,
     /// The name of the backing file and its format.
     pub backing: Option<Backing>,
     /// The active L1 table.
@@ -58,6 +58,15 @@ impl Table {
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.entries * 8
+    }
+
+    /// A table that is to be read must be in the file.
+    pub(super) fn check_inside(self, storage: &dyn Storage, what: &'static str) -> Result<()> {
+        let (offset, length, file_length) = (self.offset, self.bytes(), storage.length());
+        if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
+            return Err(Error::Truncated { what, offset, length, file_length });
+        }
+        Ok(())
     }
 }
 
@@ -138,7 +147,8 @@ impl Header {
         let extended_l2 = raw.incompatible_features.get() & Features::EXTENDED_L2 != 0;
         // unknown features are named before anything that they may change is judged, but their names stand behind
         // the header, whose place is known only with a sane cluster size and header length
-        check_range("cluster_bits", 20, cluster_bits, 9, 21)?;
+        let (least, most) = Geometry::CLUSTER_BITS.into_inner();
+        check_range("cluster_bits", 20, cluster_bits, least.into(), most.into())?;
         let header_length = header_length(&raw, version)?;
         let (extensions, extensions_end) = Extensions::parse(cluster, header_length, raw.backing_file_offset.get())?;
         let features = Features {
@@ -349,7 +359,7 @@ fn refuse_encrypted(method: u32) -> Result<()> {
     }
 }
 
-fn codec(raw: &RawHeader, header_length: u64, features: Features) -> Result<Codec> {
+fn codec(raw: &RawHeader, header_length: u64, features: Features) -> Result<CompressionType> {
     let compression_type = if header_length > 104 { raw.compression_type } else { 0 };
     let flagged = features.has(Features::COMPRESSION_TYPE);
     let because = Allowed::Because(if flagged {
@@ -359,9 +369,9 @@ fn codec(raw: &RawHeader, header_length: u64, features: Features) -> Result<Code
     });
     check("compression_type", 104, compression_type, flagged == (compression_type != 0), because)?;
     match compression_type {
-        0 => Ok(Codec::Deflate),
-        1 => Ok(Codec::Zstd),
-        _ => check_range("compression_type", 104, compression_type, 0, 1).map(|()| Codec::Deflate),
+        0 => Ok(CompressionType::Deflate),
+        1 => Ok(CompressionType::Zstd),
+        _ => check_range("compression_type", 104, compression_type, 0, 1).map(|()| CompressionType::Deflate),
     }
 }
 

@@ -228,10 +228,8 @@ pub(crate) fn read_table(
     what: &'static str,
     mut each: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
+    table.check_inside(storage, what)?;
     let (offset, length) = (table.offset, table.bytes());
-    if offset.0.checked_add(length).is_none_or(|end| end > storage.length()) {
-        return Err(Error::Truncated { what, offset, length, file_length: storage.length() });
-    }
     Pieces::default().read(storage, offset.0..offset.0 + length, what, |start, bytes| {
         for (index, bytes) in ((start - offset.0) / 8..).zip(bytes.chunks_exact(8)) {
             let value = BigEndian::read_u64(bytes);

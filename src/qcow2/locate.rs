@@ -11,15 +11,15 @@ use crate::storage::{joined, push_joined};
 /// What a range of an image's file holds of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Meaning {
-    /// What is there, each kind once, in the order of [`Part`]. Where nothing is: refcounts, snapshots, bitmaps, free space.
-    pub parts: Vec<Part>,
+    /// What is there, each kind once, in the order of [`ImageRegion`]. Where nothing is: refcounts, snapshots, bitmaps, free space.
+    pub parts: Vec<ImageRegion>,
     /// The ranges of the disk that may read differently where the range of the file is damaged, in order and merged.
     pub guest: Vec<Range<u64>>,
 }
 
 /// What a part of an image's file is, of that on which the bytes of the disk depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum ImageRegion {
     /// The header with its extensions and the backing name.
     Header,
     /// The active L1 table.
@@ -43,7 +43,7 @@ pub enum Part {
 pub fn locate(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Meaning>> {
     let mut search = Search { ranges, found: vec![Meaning::default(); ranges.len()] };
     let header = image.header();
-    search.note(0..header.end.0, Part::Header, |_| 0..image.size());
+    search.note(0..header.end.0, ImageRegion::Header, |_| 0..image.size());
     search.tables(image);
     // what lies in another file is in none of the ranges
     let with_data = !header.has_data_file();
@@ -84,7 +84,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// Adds what a part of the file means to the ranges that it is in; `guest` tells it for a piece of that part.
-    fn note(&mut self, host: Range<u64>, part: Part, guest: impl Fn(Range<u64>) -> Range<u64>) {
+    fn note(&mut self, host: Range<u64>, part: ImageRegion, guest: impl Fn(Range<u64>) -> Range<u64>) {
         let first = self.ranges.partition_point(|range| range.end <= host.start);
         let touched =
             self.ranges.iter().zip(&mut self.found).skip(first).take_while(|(range, _)| range.start < host.end);
@@ -106,12 +106,12 @@ impl Search<'_> {
             at(bytes.start / entry)..at(bytes.end.div_ceil(entry))
         };
         let start = table.offset.0;
-        self.note(start..start.saturating_add(needed), Part::L1Table, |piece| {
+        self.note(start..start.saturating_add(needed), ImageRegion::L1Table, |piece| {
             disk(piece.start - start..piece.end - start, 0, 8, geometry.l2_coverage())
         });
         for index in image.l1().indices() {
             let Some(HostOffset(start)) = image.l1().get(index) else { continue };
-            self.note(start..start.saturating_add(geometry.cluster_size()), Part::L2Table, |piece| {
+            self.note(start..start.saturating_add(geometry.cluster_size()), ImageRegion::L2Table, |piece| {
                 let bytes = piece.start - start..piece.end - start;
                 disk(
                     bytes,
@@ -127,13 +127,13 @@ impl Search<'_> {
         match content {
             Content::Data(HostOffset(host)) => {
                 let length = guest.end - guest.start;
-                self.note(*host..host.saturating_add(length), Part::Data, |piece| {
+                self.note(*host..host.saturating_add(length), ImageRegion::Data, |piece| {
                     guest.start + (piece.start - host)..guest.start + (piece.end - host)
                 });
             }
             Content::Compressed { data, .. } => {
                 let host = data.host.0..data.host.0.saturating_add(data.length);
-                self.note(host, Part::Compressed, |_| guest.clone());
+                self.note(host, ImageRegion::Compressed, |_| guest.clone());
             }
             Content::Unallocated | Content::Zero => {}
         }
@@ -141,7 +141,7 @@ impl Search<'_> {
 }
 
 impl Meaning {
-    fn add(&mut self, part: Part, guest: Range<u64>) {
+    fn add(&mut self, part: ImageRegion, guest: Range<u64>) {
         if !self.parts.contains(&part) {
             self.parts.push(part);
         }

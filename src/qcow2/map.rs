@@ -337,13 +337,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::qcow2::{Codec, Geometry, Layout};
+    use crate::qcow2::{CompressionType, Geometry, Layout};
     use crate::storage::MemoryStorage;
 
     /// An image with four L2 tables of 64 clusters of 512 bytes, of which the third is not there.
     fn image(held: &[bool]) -> Image {
         let geometry = Geometry::new(9, false).unwrap();
-        let layout = Layout::new(geometry, 4 * geometry.l2_coverage() - 100, Codec::Deflate, 3, 256).unwrap();
+        let layout = Layout::new(geometry, 4 * geometry.l2_coverage() - 100, CompressionType::Deflate, 3, 256).unwrap();
         let mut bytes = vec![0; to_usize(layout.length())];
         let mut put = |offset: HostOffset, part: &[u8]| {
             bytes[to_usize(offset.0)..to_usize(offset.0) + part.len()].copy_from_slice(part);

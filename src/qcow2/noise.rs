@@ -58,7 +58,7 @@ fn repeats(bytes: &[u8]) -> impl Iterator<Item = usize> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qcow2::codec::{Codec, Deflater};
+    use crate::qcow2::codec::{CompressionType, Deflater};
 
     /// Bytes of which no one follows from others.
     fn random(length: usize, seed: u64) -> Vec<u8> {
@@ -120,6 +120,6 @@ mod tests {
 
     #[test]
     fn noise_is_stored_as_it_is() {
-        assert!(Deflater::new(Codec::Deflate, 65536).deflate(&random(65536, 3)).is_none());
+        assert!(Deflater::new(CompressionType::Deflate, 65536).deflate(&random(65536, 3)).is_none());
     }
 }

@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::features::Features;
 use super::header::Header;
 use super::l1::l1_entries;
-use super::writer::{Head, Next, Rebuild, Room, clusters_of, share, sync, write};
+use super::writer::{FreeClusters, Head, Next, Rebuild, clusters_of, share, sync, write};
 use crate::storage::{LastHole, Storage as _, WritableStorage, to_usize};
 
 /// What to repair.
@@ -65,8 +65,8 @@ pub fn repair(
     }
     let mut old = BTreeSet::new();
     if rebuilds {
-        let room = Room::behind(storage, head.header());
-        let rebuild = Rebuild { storage, room, takes_damage: true, limits: CheckLimits::default() };
+        let free = FreeClusters::behind_end(storage, head.header());
+        let rebuild = Rebuild { storage, free, takes_damage: true, limits: CheckLimits::default() };
         let next = next(storage, head.header())?;
         old = refcount_clusters(storage, head.header())?;
         match rebuild.run(&mut head, next, &mut share(length, 1, 3, &mut *observer)) {

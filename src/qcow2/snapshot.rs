@@ -6,7 +6,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::address::HostOffset;
 use super::cursor::Cursor;
-use super::error::{Allowed, Error, Invalid, Result};
+use super::error::{Allowed, Invalid, Result};
 use super::header::{Header, Table};
 use super::image::Image;
 use super::wire::{self, RawSnapshot};
@@ -35,16 +35,12 @@ impl Image {
     /// The internal snapshots, in the order of their table.
     ///
     /// # Errors
-    /// What is wrong with the table: [`Error::Invalid`], [`Error::Truncated`], [`Error::Io`].
+    /// What is wrong with the table: [`Error::Invalid`](super::Error::Invalid), [`Error::Truncated`](super::Error::Truncated), [`Error::Io`](super::Error::Io).
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let mut snapshots = Vec::new();
         read(self.storage(), self.header(), |entry| {
             entry.check_l1(self.header())?;
-            let table = entry.snapshot.l1;
-            let (offset, length, file_length) = (table.offset, table.bytes(), self.storage().length());
-            if offset.0.checked_add(length).is_none_or(|end| end > file_length) {
-                return Err(Error::Truncated { what: "the L1 table of a snapshot", offset, length, file_length });
-            }
+            entry.snapshot.l1.check_inside(self.storage(), "the L1 table of a snapshot")?;
             snapshots.push(entry.snapshot);
             Ok(())
         })?;
@@ -54,7 +50,7 @@ impl Image {
     /// Bytes of the table of internal snapshots, with more of these names; none where that could not hold them.
     ///
     /// # Errors
-    /// What is wrong with the table: [`Error::Invalid`], [`Error::Truncated`], [`Error::Io`].
+    /// What is wrong with the table: [`Error::Invalid`](super::Error::Invalid), [`Error::Truncated`](super::Error::Truncated), [`Error::Io`](super::Error::Io).
     pub(crate) fn snapshot_table_with<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<Option<u64>> {
         let length = read(self.storage(), self.header(), |_| Ok(()))?.next_multiple_of(8);
         let there = (u64::from(self.header().nb_snapshots), length);

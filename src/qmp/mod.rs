@@ -35,4 +35,4 @@ pub use version::Version;
 pub(crate) use codec::excerpt;
 pub(crate) use lines::Lines;
 pub(crate) use nonce::nonce;
-pub(crate) use socket::{Socket, Stream};
+pub(crate) use socket::{OpenError, Socket, Stream};

@@ -1,6 +1,5 @@
 //! The handle of a connection, and how it begins.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use super::command::Command;
 use super::error::{End, Error};
 use super::event::{Event, Events};
 use super::nonce::nonce;
-use super::socket::{Peer, Socket, Stream};
+use super::socket::{OpenError, Peer, Socket, Stream};
 use super::task::{Reply, Request, State, Task};
 use super::version::Version;
 
@@ -70,15 +69,11 @@ impl Monitor {
         let begun = Instant::now();
         let left = || limits.connect.saturating_sub(begun.elapsed());
         let silent = || Error::NoGreeting { address: address.clone(), waited: limits.connect };
-        let Socket { mut stream, peer } = match (timeout(left(), Socket::open(address)).await, address) {
-            (Ok(Ok(socket)), _) => socket,
-            (Ok(Err(source)), _) => return Err(Error::Connect { address: address.clone(), source }),
-            // it listens, for others are in the queue
-            (Err(_), Address::Unix(_)) => return Err(silent()),
-            (Err(_), Address::Tcp { .. }) => {
-                return Err(Error::Connect { address: address.clone(), source: io::ErrorKind::TimedOut.into() });
-            }
-        };
+        let opened = Socket::open_within(address, left()).await.map_err(|error| match error {
+            OpenError::Io(source) => Error::Connect { address: address.clone(), source },
+            OpenError::Silent => silent(),
+        });
+        let Socket { mut stream, peer } = opened?;
         let mut decoder = Decoder::new();
         let version = match timeout(left(), greeting(&mut stream, &mut decoder, address)).await {
             Ok(version) => version?,
@@ -156,8 +151,8 @@ impl Monitor {
     }
 
     /// How many replies came that nobody waited for: late ones, and answers to what an earlier client asked.
-    #[must_use]
-    pub fn unclaimed(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn unclaimed(&self) -> u64 {
         self.inner.state.unclaimed.load(Ordering::Relaxed)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 use super::address::Address;
 
@@ -52,7 +53,16 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) async fn open(address: &Address) -> io::Result<Self> {
+    /// Connects within a time limit.
+    pub(crate) async fn open_within(address: &Address, limit: Duration) -> Result<Self, OpenError> {
+        match (timeout(limit, Self::open(address)).await, address) {
+            (Ok(opened), _) => opened.map_err(OpenError::Io),
+            (Err(_), Address::Unix(_)) => Err(OpenError::Silent),
+            (Err(_), Address::Tcp { .. }) => Err(OpenError::Io(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    async fn open(address: &Address) -> io::Result<Self> {
         match address {
             Address::Unix(path) => {
                 let stream = queue_up(path).await?;
@@ -67,6 +77,15 @@ impl Socket {
             }
         }
     }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// What the system says.
+    Io(io::Error),
+    /// It listens, for others are in the queue.
+    Silent,
 }
 
 /// QEMU lets one client in and one or two wait. Where others wait already, the kernel says so at once.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::checked_file::CheckedFile;
+use super::checked_file::{CheckedFile, own_sums};
 use super::error::{Error, Result};
 use super::format::{Evidence, Start};
 use super::in_place;
@@ -18,8 +18,7 @@ use super::slices::Slices;
 use super::source::{self, Source};
 use crate::chain::{Checksums, FolderLock};
 use crate::qcow2::{
-    self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Severity,
-    Snapshot,
+    self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Snapshot,
 };
 use crate::storage::{self, FileStorage, Storage};
 
@@ -94,17 +93,9 @@ fn lock_checksums(images: &[&Source]) -> Result<Vec<FolderLock>> {
 /// [`Error::EitherFormat`].
 pub(super) fn formats(chain: &[Source]) -> Result<Vec<Format>> {
     let start = |source: &Source| source::open(source).and_then(|storage| source::start(source, &*storage));
-    let evidence: Vec<Evidence<'_>> = chain
-        .iter()
-        .map(|source| Evidence {
-            path: &source.path,
-            told: source.format,
-            raw_disk: source.raw_disk,
-            // the check will say why it cannot be read
-            start: start(source).unwrap_or(Start::Damaged),
-        })
-        .collect();
-    source::decide(&evidence)
+    // the check will say why one cannot be read
+    let evidence = chain.iter().map(|source| Evidence::of(source, start(source).unwrap_or(Start::Damaged)));
+    source::decide(&evidence.collect::<Vec<_>>())
 }
 
 /// A repair looks at the tables before, meanwhile and after, and compares them with their checksums first.
@@ -146,7 +137,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
 /// Whether header and tables are what their checksums say, where there are some that can be used. New refcounts are made
 /// from them, and free what damaged ones do not lead to; the old refcounts may be damaged.
 fn check_sums(path: &Path, storage: &Arc<FileStorage>, observer: &dyn Observer) -> Result<()> {
-    let Some(sums) = Checksums::open(path).ok().flatten() else {
+    let (Some(sums), _) = own_sums(path)? else {
         observer.advance(storage.length());
         return Ok(());
     };
@@ -187,11 +178,10 @@ pub(super) fn check_layers<'a>(
             if !report.is_corrupt() {
                 return Ok(());
             }
-            let least = if report.dirty { Severity::Structure } else { Severity::Refcount };
             Err(Error::Damaged {
                 path: path.to_owned(),
                 errors: report.structure_errors + if report.dirty { 0 } else { report.refcount_errors },
-                first: report.findings.iter().find(|finding| finding.severity() >= least).cloned().map(Box::new),
+                first: report.worst().cloned().map(Box::new),
             })
         },
     )

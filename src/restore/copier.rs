@@ -54,8 +54,18 @@ pub(super) struct Transfer<'a> {
     pub(super) layers: &'a [Layer],
     pub(super) limiter: Option<&'a Limiter>,
     pub(super) observer: &'a dyn Observer,
-    /// Blocks of zeroes become holes: the output is a new file.
-    pub(super) leaves_holes: bool,
+    pub(super) holes: Holes,
+}
+
+/// What is not written, since the output reads as zeroes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holes {
+    /// Nothing: the output is no new file.
+    None,
+    /// What is a hole in the file of an image.
+    Kept,
+    /// Blocks of zeroes, too.
+    Made,
 }
 
 impl Transfer<'_> {
@@ -183,7 +193,7 @@ impl<'a> Copier<'a> {
 
     pub(super) fn new(work: &'a Transfer<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
         // what is left to the kernel is not looked at
-        let offload_min = target.as_file().filter(|_| !work.leaves_holes).and_then(offload_min);
+        let offload_min = target.as_file().filter(|_| work.holes != Holes::Made).and_then(offload_min);
         Self { work, output, target, reader: LayerReader::default(), offload_min, gathered: Vec::new(), start: 0 }
     }
 
@@ -224,6 +234,10 @@ impl<'a> Copier<'a> {
         }
         while done < length {
             let part = to_usize(length - done).min(Self::GATHER);
+            if self.is_hole(operation, start + done, part as u64) {
+                done += part as u64;
+                continue;
+            }
             let target = operation.target + start + done;
             self.make_room(target, part)?;
             let before = self.gathered.len();
@@ -233,6 +247,19 @@ impl<'a> Copier<'a> {
             done += part as u64;
         }
         Ok(())
+    }
+
+    /// Whether there are no bytes to copy: the image has a hole, as files have that were made with all their metadata.
+    fn is_hole(&self, operation: &Operation, start: u64, length: u64) -> bool {
+        let (Origin::Plain(host), Some(layer)) = (operation.source, self.work.layers.get(operation.layer)) else {
+            return false;
+        };
+        let range = host.0 + start..host.0 + start + length;
+        // what is checked while it is read has no file, and what is behind the end is no hole
+        self.work.holes != Holes::None
+            && layer.file().is_some()
+            && range.end <= layer.data().length()
+            && layer.data().next_data_within(range).is_ok_and(|data| data.is_none())
     }
 
     /// Copies what the kernel takes, which may be nothing: then the caller reads and writes.
@@ -286,7 +313,7 @@ impl<'a> Copier<'a> {
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
-        if self.work.leaves_holes {
+        if self.work.holes == Holes::Made {
             for part in not_zero(&self.gathered, self.start) {
                 let offset = self.start + part.start as u64;
                 self.write(self.gathered.get(part).unwrap_or_default(), offset)?;

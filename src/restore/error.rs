@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::checked_file::Misfit;
 use crate::chain::{self, Checksums, ChecksumsError, Manifest, ManifestError, Work};
 use crate::qcow2::{self, Finding, LayoutError};
+use crate::storage::is_full;
 
 /// The result of everything in this layer.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -396,6 +397,7 @@ impl Error {
                 chain::ErrorKind::Locked => ErrorKind::Locked,
                 chain::ErrorKind::Usage => ErrorKind::Usage,
                 chain::ErrorKind::Broken => ErrorKind::Damaged,
+                chain::ErrorKind::Full => ErrorKind::Full,
                 chain::ErrorKind::Io => ErrorKind::Other,
             },
             Self::Locked { .. } => ErrorKind::Locked,
@@ -405,8 +407,5 @@ impl Error {
 }
 
 fn full_or_other(error: &io::Error) -> ErrorKind {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
-        _ => ErrorKind::Other,
-    }
+    if is_full(error) { ErrorKind::Full } else { ErrorKind::Other }
 }

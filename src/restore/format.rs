@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use super::layer::Format;
+use super::source::Source;
 use crate::qcow2::MAGIC;
 use crate::storage::Storage;
 
@@ -20,6 +21,12 @@ pub(super) struct Evidence<'a> {
     /// Whether the disk is said to have been raw.
     pub(super) raw_disk: bool,
     pub(super) start: Start,
+}
+
+impl<'a> Evidence<'a> {
+    pub(super) fn of(source: &'a Source, start: Start) -> Self {
+        Self { path: &source.path, told: source.format, raw_disk: source.raw_disk, start }
+    }
 }
 
 /// What an image starts with.

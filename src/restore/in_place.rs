@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rayon::prelude::*;
 
 use super::check;
-use super::checked_file::CheckedFile;
+use super::checked_file::{CheckedFile, own_sums};
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
 use super::layers;
@@ -19,7 +19,9 @@ use super::rebase;
 use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
 use super::source::{self, Source};
-use crate::chain::{Checksums, FolderLock, FormatHint, Image, ImageId, Level, Manifest, RestorePoint, Work};
+use crate::chain::{
+    BOOKKEEPING, Checksums, FolderLock, FormatHint, Image, ImageId, Level, Manifest, RestorePoint, Work,
+};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage, Storage as _};
 
@@ -146,7 +148,7 @@ impl InPlace {
     /// The FULL, so that what is read of it is compared with its checksums, if it has some that can be used.
     pub(super) fn checked_full(&self) -> Result<Layer> {
         let (image, storage) = self.images.first().zip(self.storages.first()).ok_or(Error::Empty)?;
-        let sums = Checksums::open(&image.path).ok().flatten();
+        let (sums, _) = own_sums(&image.path)?;
         let file = CheckedFile::new(Arc::<FileStorage>::clone(storage), sums, false);
         Layer::new(image.path.clone(), Arc::new(file), Format::Qcow2)
     }
@@ -410,21 +412,44 @@ pub(super) fn remove(image: &Path, open: Option<&FileStorage>) -> Result<bool> {
     if open.is_some_and(is_other) {
         return Err(Error::Changed);
     }
-    let gone = |path: &Path| match std::fs::remove_file(path) {
+    // where only one of them goes, the image is still there to be found
+    remove_books(image)?;
+    remove_file(image)
+}
+
+/// Removes what is known of images of the FULL's folder that are gone: after a power cut it may be there again.
+pub(super) fn remove_books_of_gone(full: &Path, images: &[String]) -> Result<()> {
+    let paths = images.iter().map(|name| full.with_file_name(name));
+    let is_gone = |path: &PathBuf| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    paths.filter(is_gone).try_for_each(|path| remove_books(&path))
+}
+
+fn remove_books(image: &Path) -> Result<()> {
+    remove_file(&Checksums::path(image))?;
+    remove_file(&Manifest::path(image)).map(drop)
+}
+
+/// False where it is gone already.
+fn remove_file(path: &Path) -> Result<bool> {
+    match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::Write { path: path.to_owned(), source }),
-    };
-    // where only one of them goes, the image is still there to be found
-    gone(&Checksums::path(image))?;
-    gone(&Manifest::path(image))?;
-    gone(image)
+    }
 }
 
 /// Returns when names that were removed stay so.
 pub(super) fn sync_folder(image: &Path) -> Result<()> {
     let folder = storage::parent(image);
-    storage::sync_folder(folder).map_err(|source| Error::Write { path: folder.to_owned(), source })
+    let books = folder.join(BOOKKEEPING);
+    for folder in [folder, &books] {
+        match storage::sync_folder(folder) {
+            // nothing was in it
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            synced => synced.map_err(|source| Error::Write { path: folder.to_owned(), source })?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -159,11 +159,12 @@ impl Layers {
         };
         let paths: Vec<PathBuf> = slots.iter().map(path).collect();
         let evidence: Vec<Evidence<'_>> = (slots.iter().zip(&paths).zip(&opened))
-            .map(|((slot, path), file)| Evidence {
-                path,
-                told: if let Slot::Image(source) = slot { source.format } else { None },
-                raw_disk: matches!(slot, Slot::Image(source) if source.raw_disk),
-                start: file.as_ref().ok().and_then(|file| Start::read(&**file).ok()).unwrap_or(Start::Damaged),
+            .map(|((slot, path), file)| {
+                let start = file.as_ref().ok().and_then(|file| Start::read(&**file).ok()).unwrap_or(Start::Damaged);
+                match slot {
+                    Slot::Image(source) => Evidence::of(source, start),
+                    Slot::Missing { .. } => Evidence { path, told: None, raw_disk: false, start },
+                }
             })
             .collect();
         let formats = decide(&evidence)?;

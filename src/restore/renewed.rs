@@ -165,12 +165,22 @@ impl WritableStorage for Renewed {
     }
 }
 
-/// Refuses an image whose manifest or checksums could not be renewed: a later version of this program has made them, or they
-/// cannot be read.
+/// Refuses an image whose manifest or checksums could not be renewed: a later version of this program has made them, they
+/// cannot be read, or the one is of another image than the other.
 pub(super) fn check_renewable(image: &Path) -> Result<()> {
-    match (Manifest::read(image), Checksums::open_writable(image)) {
+    let checksums = match Checksums::open_writable(image) {
+        // nothing is changed there, but it can be looked at
+        Err(ChecksumsError::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            Checksums::open(image)
+        }
+        opened => opened,
+    };
+    match (Manifest::read(image), checksums) {
         (Err(error @ (ManifestError::Version { .. } | ManifestError::Io { .. })), _) => Err(error.into()),
-        (_, Err(error @ (ChecksumsError::Version { .. } | ChecksumsError::Io { .. }))) => Err(error.into()),
+        (
+            _,
+            Err(error @ (ChecksumsError::Version { .. } | ChecksumsError::Io { .. } | ChecksumsError::Foreign { .. })),
+        ) => Err(error.into()),
         _ => Ok(()),
     }
 }

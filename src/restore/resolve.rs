@@ -60,6 +60,13 @@ impl Piece {
     }
 }
 
+/// The parts of pieces, which are in guest order, that lie in a range.
+pub(crate) fn within<'a>(pieces: &'a [Piece], range: &'a Range<u64>) -> impl Iterator<Item = Piece> + 'a {
+    let first = pieces.partition_point(|piece| piece.guest.end <= range.start);
+    let touching = pieces.iter().skip(first).take_while(|piece| piece.guest.start < range.end);
+    touching.map(|piece| piece.clip(range))
+}
+
 /// The pieces of a guest range, in guest order; between them there are zeroes. Layers come oldest first.
 pub(crate) fn resolve<M: Mapped>(
     layers: &[M],

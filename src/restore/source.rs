@@ -101,8 +101,7 @@ pub(super) fn start(source: &Source, storage: &dyn Storage) -> Result<Start> {
 }
 
 pub(super) fn evidence<'a>((source, storage): (&'a Source, &Arc<FileStorage>)) -> Result<Evidence<'a>> {
-    let start = start(source, &**storage)?;
-    Ok(Evidence { path: &source.path, told: source.format, raw_disk: source.raw_disk, start })
+    Ok(Evidence::of(source, start(source, &**storage)?))
 }
 
 /// As [`format::decide`].

@@ -36,12 +36,9 @@ pub struct Facts {
 pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
     let starts: Vec<Result<Start>> = chain.par_iter().map(start).collect();
     // what cannot be opened says nothing about the others
-    let evidence = chain.iter().zip(&starts).map(|(source, start)| Evidence {
-        path: &source.path,
-        told: source.format,
-        raw_disk: source.raw_disk,
-        start: start.as_ref().map_or(Start::Damaged, |start| *start),
-    });
+    let evidence = chain.iter().zip(&starts);
+    let evidence =
+        evidence.map(|(source, start)| Evidence::of(source, start.as_ref().map_or(Start::Damaged, |start| *start)));
     let Ok(formats) = format::decide(&evidence.collect::<Vec<_>>()) else {
         return chain.iter().map(|source| Err(Error::EitherFormat { path: source.path.clone() })).collect();
     };

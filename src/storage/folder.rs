@@ -1,14 +1,17 @@
-//! What lies in a folder.
+//! Folders: what lies in them, and new ones.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, FileType};
+
+/// Folders are for their owner to write to, whatever the umask permits.
+const MODE: u32 = 0o755;
 
 /// Lists a folder: names, and of what kind they are. Unlike that of the standard library, this does not panic where the
 /// folder cannot be closed.
@@ -38,6 +41,81 @@ fn kind(path: &Path) -> io::Result<FileType> {
         Ok(there) => Ok(FileType::from_raw_mode(there.st_mode)),
         Err(rustix::io::Errno::NOENT) => Ok(FileType::Unknown),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The folder that a path is in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Has the names in a folder on stable storage.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn sync_folder(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Makes a folder, and those above it that are missing, which stay whatever becomes of the system.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn create_folders(path: &Path) -> io::Result<()> {
+    let made = NewFolders::create(path)?;
+    if !path.metadata()?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    made.sync()?;
+    made.keep();
+    Ok(())
+}
+
+/// Folders that were made; removed again unless they are to be kept.
+#[derive(Debug, Default)]
+pub(super) struct NewFolders {
+    made: Vec<PathBuf>,
+}
+
+impl NewFolders {
+    pub(super) fn create(directory: &Path) -> io::Result<Self> {
+        let missing: Vec<_> = directory
+            .ancestors()
+            .filter(|path| *path != Path::new(""))
+            .take_while(|path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
+            .map(Path::to_owned)
+            .collect();
+        let mut folders = Self::default();
+        for path in missing.into_iter().rev() {
+            match DirBuilder::new().mode(MODE).create(&path) {
+                Ok(()) => folders.made.push(path),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(folders)
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let synced = |path: &PathBuf| match sync_folder(parent(path)) {
+            // one that only takes what is put in cannot be opened
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        };
+        self.made.iter().try_for_each(synced)
+    }
+
+    pub(super) fn keep(mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for path in self.made.iter().rev() {
+            // it stays where somebody else put something in
+            let _ = std::fs::remove_dir(path);
+        }
     }
 }
 

@@ -2,32 +2,13 @@
 //!
 //! What is looked at here can change before it is used, but not by who may not write to the folder anyway.
 
-use std::fs::{DirBuilder, Metadata};
+use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
-
-/// Folders are for their owner to write to, whatever the umask permits.
-const MODE: u32 = 0o755;
 
 /// In a folder with this bit, nobody renames or removes what is another's.
 const STICKY: u32 = 0o1000;
-
-/// Makes a folder, and those above it that are missing.
-///
-/// # Errors
-/// What the system says.
-pub(crate) fn create_folders(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(MODE).create(path)
-}
-
-/// Makes one folder.
-///
-/// # Errors
-/// What the system says, also that it is there.
-pub(super) fn create_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(MODE).create(path)
-}
 
 /// Whether a path below a folder stays inside: none of its parts that are there is a link. Nor is one in a folder like
 /// `/tmp`, where everybody may put something but not change what is another's, of a stranger.
@@ -63,7 +44,11 @@ pub(crate) fn check_inside(folder: &Path, below: &Path) -> io::Result<()> {
 
 /// Whether a file or folder is ours, the administrator's, or of the owner of the folder that it is in.
 pub(crate) fn is_trusted(there: &Metadata, folder: &Metadata) -> bool {
-    [rustix::process::geteuid().as_raw(), 0, folder.uid()].contains(&there.uid())
+    is_one_of_us(there.uid(), rustix::process::geteuid().as_raw(), folder.uid())
+}
+
+fn is_one_of_us(owner: u32, user: u32, owner_of_folder: u32) -> bool {
+    [user, 0, owner_of_folder].contains(&owner)
 }
 
 fn refused(path: &Path, reason: &str) -> io::Error {
@@ -102,6 +87,13 @@ mod tests {
         }
         for below in ["..", "disk/../../x", "/etc"] {
             assert_refused(&target, below, "leads out");
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_neither_the_user_nor_root_nor_the_owner_of_the_folder() {
+        for (owner, trusted) in [(1000, true), (0, true), (33, true), (12345, false)] {
+            assert_eq!(is_one_of_us(owner, 1000, 33), trusted, "{owner}");
         }
     }
 

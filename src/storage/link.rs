@@ -8,8 +8,8 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::folder::{parent, sync_folder};
 use super::leftover::PREFIX;
-use super::publish::{parent, sync};
 
 /// Opens a regular file that is no link to another one, nor a FIFO that makes us wait.
 ///
@@ -45,7 +45,7 @@ pub(crate) fn set_link(link: &Path, target: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&hidden);
     }
     renamed?;
-    sync(parent(link))
+    sync_folder(parent(link))
 }
 
 /// Whether there is a link; anything else is an error.

@@ -24,14 +24,14 @@ use std::sync::Arc;
 
 pub(crate) use blocks::BlockSet;
 pub use file::FileStorage;
-pub(crate) use folder::read_folder;
-pub(crate) use inside::{check_inside, create_folders, is_trusted};
+pub(crate) use folder::{create_folders, parent, read_folder, sync_folder};
+pub(crate) use inside::{check_inside, is_trusted};
 pub(crate) use link::{open_unlinked, set_link};
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub(crate) use offload::{moved_block, offload_min, shares_blocks};
+pub(crate) use publish::write_whole;
 pub use publish::{NewFile, Undurable};
-pub(crate) use publish::{parent, sync as sync_folder, write_whole};
 pub(crate) use ranges::{joined, push_joined};
 pub(crate) use removable::why_unremovable;
 pub(crate) use touched::Touched;
@@ -39,6 +39,11 @@ pub(crate) use writeback::{forget, start_writeback};
 
 /// Bytes that file systems can leave out, at multiples of it.
 pub(crate) const HOLE_MIN: usize = 4096;
+
+/// Whether an error says that there is no room, or that a quota is used up.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
 
 /// A source of bytes with random access, shared by threads.
 pub trait Storage: Send + Sync {

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
-use super::inside::create_folder;
+use super::folder::{NewFolders, parent, sync_folder};
 use super::leftover;
 
 /// A file on its way to its name.
@@ -72,7 +72,7 @@ impl NewFile {
             Some(name) => rename(name, &target, replace)?,
             None => link(&file, &target, &directory, replace)?,
         };
-        match sync(&directory).and_then(|()| folders.sync()) {
+        match sync_folder(&directory).and_then(|()| folders.sync()) {
             Ok(()) => folders.keep(),
             Err(error) if replaced => return Err(io::Error::other(Undurable(error))),
             Err(error) => {
@@ -150,57 +150,6 @@ fn link(file: &File, target: &Path, directory: &Path, replace: bool) -> io::Resu
             Ok(true)
         }
         result => Ok(result.map(|()| false)?),
-    }
-}
-
-pub(crate) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
-}
-
-pub(crate) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// Folders that were made on the way; removed again unless the file is published.
-#[derive(Debug, Default)]
-struct NewFolders {
-    made: Vec<PathBuf>,
-}
-
-impl NewFolders {
-    fn create(directory: &Path) -> io::Result<Self> {
-        let missing: Vec<_> = directory
-            .ancestors()
-            .filter(|path| *path != Path::new(""))
-            .take_while(|path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
-            .map(Path::to_owned)
-            .collect();
-        let mut folders = Self::default();
-        for path in missing.into_iter().rev() {
-            match create_folder(&path) {
-                Ok(()) => folders.made.push(path),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(folders)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.made.iter().try_for_each(|path| sync(parent(path)))
-    }
-
-    fn keep(mut self) {
-        self.made.clear();
-    }
-}
-
-impl Drop for NewFolders {
-    fn drop(&mut self) {
-        for path in self.made.iter().rev() {
-            // it stays where somebody else put something in
-            let _ = std::fs::remove_dir(path);
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use qmpbackup::qcow2::{self, Image};
 use qmpbackup::storage::FileStorage;
 
+use crate::support::program::Ended;
 use crate::support::tools;
 
 const GIB: u64 = 1 << 30;
@@ -207,4 +208,26 @@ fn holes_are_zeroes() {
     std::fs::write(claim.path(), bytes).unwrap();
     assert!(report.corruptions() > 100 && report.leaks > 0, "{report:#?}");
     assert_eq!(check(&claim.path()), report);
+}
+
+#[test]
+fn what_is_a_hole_in_an_image_is_one_in_what_is_made_of_it() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("FULL-100-disk");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"];
+    tools::run(tools::qemu_img().args(create).arg(&full).arg("256M"));
+    tools::run(tools::qemu_io().args(["-c", "write -q -P 7 10M 1100k"]).arg(&full));
+    for options in [&[][..], &["--format", "raw"], &["--detect-zeroes"], &["--verify"], &["--threads", "1"]] {
+        let out = folder.path().join("out");
+        let dir = folder.path().to_str().unwrap();
+        let words = ["merge", "--force", "--dir", dir, "--out", out.to_str().unwrap()];
+        let ended = Ended::run(words.iter().chain(options));
+        // without checksums not all can be verified
+        let verified = options.contains(&"--verify");
+        let ended = ended.with(if verified { 3 } else { 0 });
+        tools::run(tools::qemu_img().args(["compare", "-q"]).args([&full, &out]));
+        let blocks = out.metadata().unwrap().blocks() * 512;
+        assert!(blocks < 4 * MIB || verified, "{options:?}: {blocks} {ended:?}");
+    }
 }

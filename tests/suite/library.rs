@@ -126,7 +126,7 @@ fn an_image_above_4_tib_is_read_and_merged_at_both_ends() {
 
 #[test]
 fn a_table_that_changes_between_plan_and_copy_is_noticed_and_nothing_is_left() {
-    for compression in [None, Some(qmpbackup::qcow2::Codec::Zstd)] {
+    for compression in [None, Some(qmpbackup::qcow2::CompressionType::Zstd)] {
         let folder = tempfile::tempdir().unwrap();
         let full = folder.path().join("FULL-1-disk");
         create(&full, "cluster_size=65536", 1 << 20);

@@ -1,6 +1,6 @@
 //! What a damaged place in a file means for the disk: nothing changes but where `locate` says.
 
-use qmpbackup::qcow2::{GuestOffset, Image, Part, Reader, locate};
+use qmpbackup::qcow2::{GuestOffset, Image, ImageRegion, Reader, locate};
 
 use crate::support::edited::{Bench, memory};
 use crate::support::prng::Prng;
@@ -36,7 +36,7 @@ fn nothing_of_the_disk_changes_but_where_it_is_said() {
             let range = start as u64..(start + 512).min(sound.len()) as u64;
             let meaning = locate(&image, std::slice::from_ref(&range)).unwrap().remove(0);
             assert!(meaning.guest.windows(2).all(|pair| pair[0].end < pair[1].start), "{name} {start}");
-            let other = meaning.guest.iter().filter(|_| !meaning.parts.contains(&Part::Header));
+            let other = meaning.guest.iter().filter(|_| !meaning.parts.contains(&ImageRegion::Header));
             said += other.map(|guest| guest.end - guest.start).sum::<u64>();
             for _ in 0..3 {
                 let mut damaged = sound.clone();
@@ -44,7 +44,8 @@ fn nothing_of_the_disk_changes_but_where_it_is_said() {
                 damaged[at] ^= 1 << prng.below(8);
                 let Some(now) = sectors(&damaged) else {
                     let whole = 0..image.size();
-                    let metadata = [Part::Header, Part::L1Table].iter().any(|part| meaning.parts.contains(part));
+                    let metadata =
+                        [ImageRegion::Header, ImageRegion::L1Table].iter().any(|part| meaning.parts.contains(part));
                     assert!(metadata || meaning.guest == [whole], "{name}: {at} makes it unreadable, {meaning:?}");
                     continue;
                 };
@@ -56,10 +57,10 @@ fn nothing_of_the_disk_changes_but_where_it_is_said() {
             }
             parts.extend(meaning.parts);
         }
-        for part in [Part::Header, Part::L1Table, Part::L2Table, Part::Data] {
+        for part in [ImageRegion::Header, ImageRegion::L1Table, ImageRegion::L2Table, ImageRegion::Data] {
             assert!(parts.contains(&part), "{name} has no {part:?}");
         }
-        assert_eq!(parts.contains(&Part::Compressed), name == "zlib");
+        assert_eq!(parts.contains(&ImageRegion::Compressed), name == "zlib");
         let whole = locate(&image, std::slice::from_ref(&(0..sound.len() as u64))).unwrap().remove(0);
         assert_eq!(whole.guest, std::slice::from_ref(&(0..image.size())), "{name}");
         assert!(said < image.size() * 30, "{name}: it is said of much too much");
@@ -77,7 +78,7 @@ fn what_is_behind_the_header_in_its_cluster_is_nothing() {
     assert!((1100..3000).contains(&end), "{end}");
     let found = locate(&image, &[0..1, end - 1..end, end..65_536, 65_536..2 << 20]).unwrap();
     let parts: Vec<_> = found.iter().map(|meaning| &meaning.parts[..]).collect();
-    assert_eq!(parts, [&[Part::Header][..], &[Part::Header], &[], &[]]);
+    assert_eq!(parts, [&[ImageRegion::Header][..], &[ImageRegion::Header], &[], &[]]);
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn several_places_are_found_at_once() {
     let image = Image::open(memory(&scene.load("image"))).unwrap();
     let blocks: Vec<_> = (0..image.storage().length() / 65_536).map(|block| block << 16..(block + 1) << 16).collect();
     let together = locate(&image, &blocks).unwrap();
-    let data: Vec<_> = together.iter().filter(|meaning| meaning.parts == [Part::Data]).collect();
+    let data: Vec<_> = together.iter().filter(|meaning| meaning.parts == [ImageRegion::Data]).collect();
     assert_eq!(data.len(), 17);
     assert_eq!(data[16].guest, std::slice::from_ref(&(4 << 20..(4 << 20) + 65_536)));
     for (block, meaning) in blocks.iter().zip(&together) {

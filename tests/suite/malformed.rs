@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use qmpbackup::qcow2::{Codec, Geometry, GuestOffset, HostOffset, Image, Layout, Reader, RefcountWriter};
+use qmpbackup::qcow2::{CompressionType, Geometry, GuestOffset, HostOffset, Image, Layout, Reader, RefcountWriter};
 use qmpbackup::storage::MemoryStorage;
 
 const CLUSTER: usize = 1 << 16;
@@ -11,7 +11,7 @@ const SIZE: u64 = 1 << 20;
 
 /// A sound image: guest cluster 0 is data, 1 is zero, 2 is compressed, the rest is unallocated.
 fn sound() -> Vec<u8> {
-    let layout = Layout::new(Geometry::new(16, false).unwrap(), SIZE, Codec::Deflate, 1, 2).unwrap();
+    let layout = Layout::new(Geometry::new(16, false).unwrap(), SIZE, CompressionType::Deflate, 1, 2).unwrap();
     let mut bytes = vec![0; usize::try_from(layout.length()).unwrap()];
     let mut put = |host: HostOffset, part: &[u8]| {
         let start = usize::try_from(host.0).unwrap();
@@ -23,8 +23,10 @@ fn sound() -> Vec<u8> {
     refcounts.repeat(2, 1, &mut put).unwrap();
     refcounts.finish(&mut put).unwrap();
     let (data, compressed) = (layout.data_cluster(0), layout.data_cluster(1));
-    let stream =
-        qmpbackup::qcow2::Deflater::new(Codec::Deflate, CLUSTER as u64).deflate(&vec![7; CLUSTER]).unwrap().to_vec();
+    let stream = qmpbackup::qcow2::Deflater::new(CompressionType::Deflate, CLUSTER as u64)
+        .deflate(&vec![7; CLUSTER])
+        .unwrap()
+        .to_vec();
     let entries = [Layout::entry(data), 1, layout.compressed_entry(compressed, stream.len() as u64).unwrap()];
     put(layout.l1_entry(0), &Layout::entry(layout.l2_table(0)).to_be_bytes()).unwrap();
     put(layout.l2_table(0), &entries.map(u64::to_be_bytes).concat()).unwrap();

@@ -473,6 +473,23 @@ fn a_snapshot_is_made_without_a_look_at_what_others_hold() {
 }
 
 #[test]
+fn refcount_tables_of_several_clusters_are_given_back() {
+    let pair = Pair::new("cluster_size=512", 32 * MIB, false);
+    pair.part();
+    let mut writer = open(&pair.ours());
+    writer.write(&vec![1; 17 << 20], GuestOffset(0)).unwrap();
+    for number in 0..60 {
+        writer.write(&[7; 4096], GuestOffset(4 * MIB)).unwrap();
+        writer.create_snapshot(&number.to_string(), Duration::ZERO).unwrap();
+        if number % 10 == 0 {
+            assert_sound(&pair.ours());
+        }
+    }
+    writer.finish().unwrap();
+    assert_sound(&pair.ours());
+}
+
+#[test]
 fn snapshots_that_come_and_go_do_not_make_the_file_grow() {
     let pair = Pair::new("cluster_size=512", 4 * MIB, false);
     for _ in 0..10 {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use qmpbackup::chain::{self, BLOCK, Checksums, Clock, Disk, FormatHint, ImageName, Manifest, Renewal, When, discover};
-use qmpbackup::qcow2::{Image, Part};
+use qmpbackup::qcow2::{Image, ImageRegion};
 use qmpbackup::restore::{
     self, Flaw, FlawSeverity, Flawed, Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Silent, Source,
     Verified, VerifyOptions, VerifyTarget, verify,
@@ -125,7 +125,7 @@ struct Blocks<'a> {
     flawed: &'a Flawed,
     file: Range<u64>,
     guest: Option<&'a [Range<u64>]>,
-    parts: &'a [Part],
+    parts: &'a [ImageRegion],
 }
 
 /// The one finding about blocks.
@@ -178,7 +178,7 @@ fn damage(
         );
         // what is said of bytes as they are is exact, if all of them are others
         let all = right[start..end].iter().zip(&wrong[start..end]).all(|(right, wrong)| right != wrong);
-        if all && parts == [Part::Data] && others.len() == 1 {
+        if all && parts == [ImageRegion::Data] && others.len() == 1 {
             assert_eq!(listed(flawed), changed, "{said}: {}\n{verified:#?}", images[last].display());
         }
         // and nothing else is another
@@ -611,6 +611,6 @@ fn a_restore_point_is_verified_by_itself() {
     // the header is all of the disk, and of all that builds on it
     let Blocks { flawed, file, guest, parts } = blocks(&verified);
     assert_eq!((file.start, guest), (0, Some(std::slice::from_ref(&(0..crate::support::program::SIZE)))));
-    assert!(parts.contains(&Part::Header));
+    assert!(parts.contains(&ImageRegion::Header));
     assert_eq!(flawed.points.len(), 4);
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::capture::error::Error;
-use crate::qcow2::{Codec, Geometry, HostOffset, Layout, LayoutError, RefcountWriter};
+use crate::qcow2::{CompressionType, Geometry, HostOffset, Layout, LayoutError, RefcountWriter};
 use crate::qmp::Peer;
 
 /// Clusters of images of disks that have none themselves.
@@ -30,7 +30,7 @@ impl Empty {
     pub(crate) fn new(disk: &str, size: u64, cluster_size: Option<u64>) -> Result<Self, Error> {
         let failed = |source| Error::Layout { disk: disk.to_owned(), source };
         let geometry = geometry(cluster_size).ok_or(failed(LayoutError::ExtendedL2))?;
-        let layout = Layout::new(geometry, size, Codec::Deflate, 0, 0).map_err(failed)?;
+        let layout = Layout::new(geometry, size, CompressionType::Deflate, 0, 0).map_err(failed)?;
         Ok(Self { layout })
     }
 

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use crate::capture::error::Error;
 use crate::capture::folder::files;
 use crate::capture::folder::journal::Entry;
-use crate::chain::{self, BOOKKEEPING, Checksums, FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
+use crate::chain::{self, BOOKKEEPING, Checksums, Clock, FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
 use crate::qcow2::Header;
-use crate::storage;
+use crate::storage::{self, Access, FileStorage};
 
 /// The folder of the run: one for each month, if so asked.
 pub(crate) fn folder(target: &Path, monthly: bool) -> Result<PathBuf, Error> {
     if !monthly {
         return Ok(target.to_owned());
     }
-    let month = jiff::Zoned::now().strftime("%Y-%m").to_string();
+    let month = Clock::system().local().strftime("%Y-%m").to_string();
     if target.exists() {
         files::check_inside(target, Path::new(&month))?;
     }
@@ -79,6 +79,16 @@ pub(crate) fn verify(partial: &Path, image: &File, size: u64) -> Result<(), Erro
     Ok(())
 }
 
+/// Keeps programs from writing to what has the name of an image, as QEMU would to its disk.
+pub(crate) fn hold(image: &Path) -> Result<Option<FileStorage>, Error> {
+    let held = FileStorage::open(image).and_then(|there| there.lock(Access::Read).map(|()| there));
+    match held {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(Error::InUse { path: image.to_owned() }),
+        // one that cannot be read is one that nobody has locked
+        held => Ok(held.ok()),
+    }
+}
+
 /// Gives an image its name, and before that its checksums and its manifest, if they have not got them yet. One that
 /// somebody has removed before it had its name is none: then the answer is no.
 pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
@@ -95,6 +105,8 @@ pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
         discard(folder, entry)?;
         return Ok(false);
     }
+    // a machine may have been started on it since the run began
+    let _held = hold(&image)?;
     match std::fs::rename(Checksums::path(&partial), Checksums::path(&image)) {
         // done before
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -217,6 +229,19 @@ mod tests {
             assert_eq!(said(&image), ["new"; 3], "{done}");
             assert_eq!(said(&partial), [""; 3], "{done}");
         }
+    }
+
+    #[test]
+    fn a_file_that_a_machine_writes_to_by_now_keeps_its_name() {
+        let (folder, entry) = on_the_way();
+        let image = folder.path().join("disk");
+        let machine = FileStorage::open(&image).unwrap();
+        machine.lock(Access::Write).unwrap();
+        assert!(matches!(publish(folder.path(), &entry), Err(Error::InUse { path }) if path == image));
+        assert_eq!(said(&image), ["old"; 3]);
+        drop(machine);
+        assert!(publish(folder.path(), &entry).unwrap());
+        assert_eq!(said(&image), ["new"; 3]);
     }
 
     #[test]

@@ -86,8 +86,8 @@ impl<'a> Machine<'a> {
         // A writable disk on USB or SCSI may be removable, too, and QEMU shows even a tray; without a device QEMU says
         // so of every drive
         let is_medium = |disk: &Device| qdev.is_some() && (disk.read_only || disk.format == "raw");
-        let base = disk.as_ref().map(|disk| disk.base.as_str());
-        let keys = names.into_iter().chain([base]).flatten().chain(path.iter().copied());
+        let files = disk.as_ref().map(|disk| [disk.base.as_str(), disk.file.as_str()]);
+        let keys = names.into_iter().flatten().chain(files.into_iter().flatten()).chain(path.iter().copied());
         Ok(Drive {
             label: names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default().to_owned(),
             keys: keys.filter(|key| !key.is_empty()).map(str::to_owned).collect(),

@@ -3,7 +3,7 @@
 //! Pure: from what is going on to the commands. A run that succeeds ends the same way.
 
 use crate::capture::machine::observe::Observed;
-use crate::capture::names::{self, Part};
+use crate::capture::names::{self, NodeRole};
 use crate::capture::plan::set_drive;
 use crate::qmp::Command;
 
@@ -34,15 +34,15 @@ impl Teardown {
         let dismiss = ours().filter(|job| job.is_concluded());
         let mut dismantle: Vec<Command> =
             dismiss.map(|job| Command::new("job-dismiss").with("id", job.id.clone())).collect();
-        dismantle.extend(delete(observed, Part::Snapshot));
+        dismantle.extend(delete(observed, NodeRole::Snapshot));
         dismantle.extend(observed.drives.iter().filter_map(|drive| {
-            is_part(&drive.node, Part::CopyBeforeWrite).then_some(())?;
+            is_part(&drive.node, NodeRole::CopyBeforeWrite).then_some(())?;
             Some(set_drive(&drive.qdev, observed.graph.child(&drive.node, "file")?))
         }));
-        for part in [Part::CopyBeforeWrite, Part::Fleece, Part::Target] {
+        for part in [NodeRole::CopyBeforeWrite, NodeRole::Fleece, NodeRole::Target] {
             dismantle.extend(delete(observed, part));
         }
-        let filters = observed.nodes.iter().filter(|node| is_part(&node.name, Part::CopyBeforeWrite));
+        let filters = observed.nodes.iter().filter(|node| is_part(&node.name, NodeRole::CopyBeforeWrite));
         let bypass = filters.filter_map(|node| {
             let overlay = observed.graph.overlay(&node.name)?;
             Some(bypass(overlay, &node.name, observed.graph.child(&node.name, "file")?))
@@ -74,11 +74,11 @@ fn bypass(overlay: &str, filter: &str, disk: &str) -> Command {
         .with("base-node", disk)
 }
 
-fn delete(observed: &Observed, part: Part) -> impl Iterator<Item = Command> {
+fn delete(observed: &Observed, part: NodeRole) -> impl Iterator<Item = Command> {
     observed.nodes.iter().filter(move |node| is_part(&node.name, part)).map(|node| delete_node(&node.name))
 }
 
-fn is_part(node: &str, part: Part) -> bool {
+fn is_part(node: &str, part: NodeRole) -> bool {
     let number = node.strip_prefix(names::PREFIX).and_then(|rest| rest.split('-').next());
     number.and_then(|number| number.parse().ok()).is_some_and(|number| part.node(number) == node)
 }

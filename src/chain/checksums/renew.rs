@@ -33,8 +33,8 @@ pub struct Renewal {
 impl Renewal {
     /// Says that blocks of an image are about to change; it may get more of them.
     ///
-    /// Damaged and foreign checksums stay as they are: they say nothing of the image, and making new ones would say that all of it is
-    /// right.
+    /// Damaged and foreign checksums stay as they are: they say nothing of the image, and making new ones would say that all
+    /// of it is right.
     ///
     /// # Errors
     /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.

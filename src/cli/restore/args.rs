@@ -11,7 +11,7 @@ use crate::chain::When;
 use crate::cli::exit::Exit;
 use crate::cli::start::Global;
 use crate::cli::units;
-use crate::qcow2::{Codec, Repair};
+use crate::qcow2::{CompressionType, Repair};
 use crate::restore::{Format, Share};
 
 /// Restores disk images from backup folders
@@ -24,8 +24,26 @@ use crate::restore::{Format, Share};
 pub struct Arguments {
     #[command(flatten)]
     pub(super) global: Global,
+    /// As with the command, where the Python tool has it
+    #[arg(long, hide = true)]
+    pub(super) skip_check: bool,
+    /// Does nothing here
+    #[arg(long, hide = true)]
+    pub(super) use_writeback: bool,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+impl Command {
+    /// Does not check images before they are read, where the command knows that.
+    pub(super) fn skip_check(&mut self) {
+        match self {
+            Self::Merge(merge) => merge.skip_check = true,
+            Self::Commit(commit) | Self::Snapshotrebase(commit) => commit.skip_check = true,
+            Self::Rebase(rebase) => rebase.skip_check = true,
+            Self::List(_) | Self::Check(_) | Self::Verify(_) | Self::Manifest(_) => {}
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -324,7 +342,7 @@ impl From<FormatName> for Format {
     }
 }
 
-impl From<CodecName> for Codec {
+impl From<CodecName> for CompressionType {
     fn from(name: CodecName) -> Self {
         match name {
             CodecName::Zlib => Self::Deflate,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::args::Place;
 use crate::chain::{Checksums, Manifest, RestorePoint, Unfinished};
 use crate::cli::text::{self, shell_word};
-use crate::qcow2::Codec;
+use crate::qcow2::CompressionType;
 use crate::restore::{CommitSummary, Format, OutputFormat, Rebase};
 
 /// Longer words are refused by Linux (128 KiB).
@@ -89,8 +89,8 @@ impl ByHand<'_> {
             OutputFormat::Qcow2 { compression, .. } => {
                 let codec = match compression {
                     None => "",
-                    Some(Codec::Deflate) => " -c",
-                    Some(Codec::Zstd) => ",compression_type=zstd -c",
+                    Some(CompressionType::Deflate) => " -c",
+                    Some(CompressionType::Zstd) => ",compression_type=zstd -c",
                 };
                 format!("-O qcow2 -o cluster_size={}{codec}", self.cluster_size)
             }

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 use super::args::{self, FormatName};
@@ -23,8 +24,13 @@ use crate::restore::{Layer, Layers, Losses, Merge, MergeOptions, Merged, Output,
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
-    if arguments.streams() && !arguments.dry_run && io::stdout().is_terminal() {
-        return Err(Failure::Usage("the disk does not go to a terminal: send stdout to a file or a pipe"));
+    if arguments.streams() && !arguments.dry_run {
+        if io::stdout().is_terminal() {
+            return Err(Failure::Usage("the disk does not go to a terminal: send stdout to a file or a pipe"));
+        }
+        if is_closed(io::stdout()) {
+            return Err(Failure::Usage("stdout is closed: send it to a file or a pipe"));
+        }
     }
     signals::watch(None)?;
     let start = Instant::now();
@@ -120,6 +126,18 @@ fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions
         rate_limit: NonZeroU64::new(arguments.rate_limit),
         replace: arguments.force,
     })
+}
+
+/// Whether the program was started without a stdout. The standard library has opened `/dev/null` instead then, to read and to
+/// write, which nobody does who wants the output to be lost.
+fn is_closed(stdout: impl AsFd) -> bool {
+    /// Major and minor number of `/dev/null`.
+    const NULL: (u32, u32) = (1, 3);
+    let is_null = rustix::fs::fstat(&stdout).is_ok_and(|there| {
+        let device = there.st_rdev;
+        (rustix::fs::major(device), rustix::fs::minor(device)) == NULL
+    });
+    is_null && rustix::fs::fcntl_getfl(&stdout).is_ok_and(|flags| flags.contains(OFlags::RDWR))
 }
 
 pub(super) fn stdout() -> io::Result<File> {

@@ -34,7 +34,11 @@ impl Arguments {
     /// # Errors
     /// How the program ends then.
     pub fn read(words: &[OsString]) -> Result<Self, Exit> {
-        start::read(words, |words| Self::try_parse_from(words))
+        let mut arguments = start::read(words, |words| Self::try_parse_from(words))?;
+        if arguments.skip_check {
+            arguments.command.skip_check();
+        }
+        Ok(arguments)
     }
 
     /// Does what the arguments say.

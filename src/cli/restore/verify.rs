@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::args;
@@ -16,7 +15,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::{signals, units};
-use crate::qcow2::Part;
+use crate::qcow2::ImageRegion;
 use crate::restore::{
     Due, ErrorKind, Flaw, FlawSeverity, Flawed, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,
 };
@@ -48,7 +47,7 @@ pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, F
     let due = (arguments.sample.is_some() || arguments.max_age.is_some()).then(|| Due {
         sample: arguments.sample,
         max_age: arguments.max_age,
-        now: Timestamp::now().as_second(),
+        now: Clock::system().now.as_second(),
     });
     let options = VerifyOptions { threads: arguments.threads, due };
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
@@ -60,11 +59,14 @@ pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, F
     } else {
         console.result(&verified.flaws.iter().map(line).collect::<Vec<_>>())?;
     }
-    Ok(finish(&verified, start, console))
+    Ok(finish(&verified, options.due.is_some(), start, console))
 }
 
-/// Says how it ended.
-fn finish(verified: &Verified, start: Instant, console: &Console) -> Exit {
+/// Says how it ended; `may_be_none` where it may be that no image is due.
+fn finish(verified: &Verified, may_be_none: bool, start: Instant, console: &Console) -> Exit {
+    if verified.images.is_empty() && verified.flaws.is_empty() && !may_be_none {
+        console.warning("there is no image to verify: the first backup has not ended yet, or has failed");
+    }
     let warned = if console.has_warned() { Exit::Warnings } else { Exit::Success };
     let exit = verified.flaws.iter().map(|flawed| exit(&flawed.flaw)).fold(warned, Exit::worse);
     let time = start.elapsed();
@@ -168,13 +170,13 @@ fn fields(flawed: &Flawed) -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn part(part: Part) -> &'static str {
+fn part(part: ImageRegion) -> &'static str {
     match part {
-        Part::Header => "header",
-        Part::L1Table => "l1 table",
-        Part::L2Table => "l2 table",
-        Part::Data => "data",
-        Part::Compressed => "compressed",
+        ImageRegion::Header => "header",
+        ImageRegion::L1Table => "l1 table",
+        ImageRegion::L2Table => "l2 table",
+        ImageRegion::Data => "data",
+        ImageRegion::Compressed => "compressed",
     }
 }
 

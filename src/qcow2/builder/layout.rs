@@ -3,7 +3,7 @@
 use zerocopy::IntoBytes;
 
 use crate::qcow2::address::HostOffset;
-use crate::qcow2::codec::Codec;
+use crate::qcow2::codec::CompressionType;
 use crate::qcow2::entry::encode_compressed;
 use crate::qcow2::features::Features;
 use crate::qcow2::geometry::Geometry;
@@ -14,7 +14,7 @@ use crate::qcow2::wire::{self, FLAG_COPIED, RawHeader};
 pub struct Layout {
     geometry: Geometry,
     size: u64,
-    codec: Codec,
+    codec: CompressionType,
     refcount_table_clusters: u64,
     refcount_blocks: u64,
     l1_clusters: u64,
@@ -57,7 +57,7 @@ impl Layout {
     pub fn new(
         geometry: Geometry,
         size: u64,
-        codec: Codec,
+        codec: CompressionType,
         l2_tables: u64,
         data_clusters: u64,
     ) -> Result<Self, LayoutError> {
@@ -104,7 +104,7 @@ impl Layout {
 
     /// What its clusters are compressed with, where they are.
     #[must_use]
-    pub fn codec(&self) -> Codec {
+    pub fn codec(&self) -> CompressionType {
         self.codec
     }
 
@@ -154,7 +154,7 @@ impl Layout {
     /// The bytes of the header; what follows in its cluster is zero.
     #[must_use]
     pub fn header(&self) -> Vec<u8> {
-        let zstd = self.codec == Codec::Zstd;
+        let zstd = self.codec == CompressionType::Zstd;
         let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).into();
         RawHeader {
             magic: wire::MAGIC.into(),
@@ -215,7 +215,7 @@ mod tests {
             bits in 9u32..=21, size in 0u64..1 << 44, tables in 0u64..5000, data in 0u64..1 << 24, zstd: bool,
         ) {
             let geometry = Geometry::new(bits, false).unwrap();
-            let codec = if zstd { Codec::Zstd } else { Codec::Deflate };
+            let codec = if zstd { CompressionType::Zstd } else { CompressionType::Deflate };
             let Ok(layout) = Layout::new(geometry, size, codec, tables, data) else { return Ok(()) };
             let clusters = layout.length() / geometry.cluster_size();
             prop_assert!(layout.refcount_blocks() * geometry.cluster_size() / 2 >= clusters);
@@ -232,8 +232,11 @@ mod tests {
     #[test]
     fn what_qemu_could_not_open_is_refused() {
         let small = Geometry::new(9, false).unwrap();
-        assert!(matches!(Layout::new(small, 1 << 40, Codec::Deflate, 0, 0), Err(LayoutError::DiskTooLarge { .. })));
-        let many = Layout::new(small, 1 << 37, Codec::Deflate, 1 << 22, 1 << 28);
+        assert!(matches!(
+            Layout::new(small, 1 << 40, CompressionType::Deflate, 0, 0),
+            Err(LayoutError::DiskTooLarge { .. })
+        ));
+        let many = Layout::new(small, 1 << 37, CompressionType::Deflate, 1 << 22, 1 << 28);
         assert!(matches!(many, Err(LayoutError::TooManyClusters { .. })));
     }
 }

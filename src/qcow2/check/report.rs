@@ -58,6 +58,13 @@ impl Report {
         self.structure_errors > 0 || (self.refcount_errors > 0 && !self.dirty)
     }
 
+    /// The first finding of the worst that there are, where the image is corrupt. Of very many findings not all are kept.
+    #[must_use]
+    pub fn worst(&self) -> Option<&Finding> {
+        let worst = if self.structure_errors > 0 { Severity::Structure } else { Severity::Refcount };
+        self.findings.iter().find(|finding| self.is_corrupt() && finding.severity() >= worst)
+    }
+
     /// Whether space is lost.
     #[must_use]
     pub fn has_leaks(&self) -> bool {

@@ -7,12 +7,13 @@ use super::roots::{Kind, Root, Roots};
 use super::tables::Tables;
 use super::{CheckLimits, Observe};
 use crate::qcow2::address::HostOffset;
+use crate::qcow2::bitmap::BitmapTableEntry;
 use crate::qcow2::entry::{EntryRules, L1Entry};
 use crate::qcow2::error::{Allowed, Invalid, Result};
 use crate::qcow2::header::Header;
 use crate::qcow2::l1::read_table;
 use crate::qcow2::pieces::Pieces;
-use crate::qcow2::wire::{BITMAP_ENTRY_ONES, FLAG_COPIED, OFFSET_MASK};
+use crate::qcow2::wire::{FLAG_COPIED, OFFSET_MASK};
 use crate::storage::Storage;
 
 /// One pass over all tables.
@@ -101,17 +102,13 @@ impl Walk<'_, '_> {
     fn bitmap(&mut self, root: Root) -> Result<()> {
         read_table(self.storage, root.table, root.kind.name(), |index, value| {
             let entry = HostOffset(root.table.offset.0 + index * 8);
-            let offset = value & OFFSET_MASK;
-            let known = if offset == 0 { BITMAP_ENTRY_ONES } else { OFFSET_MASK };
-            let allowed = if value & !known != 0 {
-                Allowed::Bits(known)
-            } else if offset % self.cluster_size() != 0 {
-                Allowed::MultipleOf(self.cluster_size())
-            } else {
-                if offset != 0 {
-                    self.claim_inside("bitmap data", offset, self.cluster_size(), root.references, Owner::Metadata);
+            let allowed = match BitmapTableEntry::decode(value, self.rules.geometry) {
+                Ok(BitmapTableEntry::At(bits)) => {
+                    self.claim_inside("bitmap data", bits.0, self.cluster_size(), root.references, Owner::Metadata);
+                    return Ok(());
                 }
-                return Ok(());
+                Ok(BitmapTableEntry::Zeroes | BitmapTableEntry::Ones) => return Ok(()),
+                Err(allowed) => allowed,
             };
             self.find(Invalid { field: "bitmap table entry", offset: entry, value, allowed });
             Ok(())

@@ -2,7 +2,7 @@
 
 use super::Writer;
 use super::head::Head;
-use super::rewrite::{Change, Part};
+use super::rewrite::{Change, Edit};
 use crate::qcow2::error::{Error, Result};
 use crate::qcow2::header::Backing;
 use crate::qcow2::wire;
@@ -58,7 +58,7 @@ fn change<'a>(head: &Head, backing: Option<&'a Backing>) -> Result<Option<Change
         format.iter().try_for_each(|format| check_text("the backing file format", format, wire::BACKING_FORMAT_MAX))?;
     }
     let other = head.header().backing.as_ref() != backing;
-    Ok(other.then(|| Change { backing: Part::Becomes(backing), ..Change::default() }))
+    Ok(other.then(|| Change { backing: Edit::Becomes(backing), ..Change::default() }))
 }
 
 fn check_text(what: &'static str, text: &str, most: u64) -> Result<()> {

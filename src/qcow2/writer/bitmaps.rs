@@ -56,7 +56,7 @@ impl Bitmaps {
         let mut entries = Vec::new();
         bitmap::read(storage, header, extension, |offset, bitmap| {
             let bitmap = bitmap?;
-            bitmap::check_inside(storage, &bitmap)?;
+            bitmap.table.check_inside(storage, "a bitmap table")?;
             let lost = bitmap.is_lost();
             entries.push(Entry { bitmap, at: offset.0 - extension.directory_offset.0, lost });
             Ok(())

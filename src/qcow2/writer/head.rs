@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::rewrite::{self, Change, Part};
+use super::rewrite::{self, Change, Edit};
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::error::{Error, Result};
 use crate::qcow2::header::Header;
@@ -22,7 +22,7 @@ pub(in crate::qcow2) struct Head {
 
 /// The ways of the header cluster to what was asked: each but the last means what the one before meant.
 #[derive(Debug)]
-pub(super) struct Way(Vec<(Header, Vec<u8>)>);
+pub(super) struct HeaderUpdate(Vec<(Header, Vec<u8>)>);
 
 impl Head {
     pub(in crate::qcow2) fn read(storage: &dyn Storage) -> Result<Self> {
@@ -83,19 +83,19 @@ impl Head {
                 return Ok(());
             }
         }
-        let way = self.plan(&Change { bitmaps: Part::Becomes(new), ..Change::default() })?;
+        let way = self.plan(&Change { bitmaps: Edit::Becomes(new), ..Change::default() })?;
         self.go(storage, way)
     }
 
     /// How extensions or the backing file name can be changed; nothing is written yet.
-    pub(super) fn plan(&self, change: &Change<'_>) -> Result<Way> {
+    pub(super) fn plan(&self, change: &Change<'_>) -> Result<HeaderUpdate> {
         let states = rewrite::plan(&self.header, &self.cluster, change)?;
         let parsed = states.into_iter().map(|cluster| Ok((Header::parse(&cluster)?, cluster)));
-        Ok(Way(parsed.collect::<Result<_>>()?))
+        Ok(HeaderUpdate(parsed.collect::<Result<_>>()?))
     }
 
     /// Goes a way that was planned, and syncs. The caller has synced what extensions lead to.
-    pub(super) fn go(&mut self, storage: &dyn WritableStorage, way: Way) -> Result<()> {
+    pub(super) fn go(&mut self, storage: &dyn WritableStorage, way: HeaderUpdate) -> Result<()> {
         for (header, cluster) in way.0 {
             if let Some(range) = rewrite::changed_behind(&self.cluster, &cluster) {
                 let offset = HostOffset(range.start as u64);

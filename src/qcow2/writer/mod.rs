@@ -43,10 +43,11 @@
 
 mod allocate;
 mod backing;
+mod bitmap_bits;
 mod bitmaps;
 mod compress;
 mod dirty;
-mod granules;
+mod free_clusters;
 mod head;
 mod new_snapshot;
 mod read;
@@ -54,7 +55,6 @@ mod rebuild;
 mod refcounts;
 mod resize;
 mod rewrite;
-mod room;
 mod snapshots;
 mod tables;
 mod zero;
@@ -67,11 +67,11 @@ pub use self::allocate::Place;
 pub(crate) use self::backing::plan_backing;
 pub use self::backing::set_backing;
 use self::bitmaps::Bitmaps;
+pub(super) use self::free_clusters::FreeClusters;
 pub(super) use self::head::Head;
 pub(super) use self::rebuild::{Next, Rebuild, share};
 use self::refcounts::Refcounts;
 pub(super) use self::refcounts::{clusters_of, write};
-pub(super) use self::room::Room;
 use self::tables::Tables;
 use super::address::{GuestOffset, HostOffset};
 use super::codec::Deflater;
@@ -250,8 +250,7 @@ impl Writer {
     }
 
     fn rules(&self) -> EntryRules {
-        let header = self.header();
-        EntryRules { geometry: header.geometry, zero_flag: header.version > 2, data_file: false }
+        EntryRules::of(self.header())
     }
 
     /// The entry of a guest cluster, decoded.

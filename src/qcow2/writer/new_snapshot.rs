@@ -16,10 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use super::free_clusters::FreeClusters;
 use super::head::Head;
 use super::rebuild::{Made, Next, Places, count, grow, write_entries};
 use super::refcounts::{Refcounts, clusters_of, write};
-use super::room::Room;
 use super::sync;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::check::{CheckLimits, Recount, Window};
@@ -36,7 +36,7 @@ use crate::storage::{Storage as _, WritableStorage, to_usize};
 pub(super) struct NewSnapshot<'a> {
     pub(super) storage: &'a Arc<dyn WritableStorage>,
     /// Where the tables that the caller has placed are, too.
-    pub(super) room: Room<'a>,
+    pub(super) free: FreeClusters<'a>,
     /// Those of the image as it is.
     pub(super) refcounts: &'a mut Refcounts,
     /// Bytes of the snapshot table as it is.
@@ -67,14 +67,14 @@ impl NewSnapshot<'_> {
         let disk = disk(header);
         let used = self.referred(&disk)?;
         let copies = self.copies(&next.l1, geometry)?;
-        let l1_table = self.room.take_l1(header, next.l1.len())?;
+        let l1_table = self.free.take_l1(header, next.l1.len())?;
         let mut changes = self.changes(header, &next, l1_table, &copies);
         let used = used.into_iter().chain(changes.0.keys().map(|cluster| cluster / header.refcounts_per_block()));
         let old = self.refcounts.blocks().to_vec();
-        let places = Places::find(used.collect(), old, &mut self.room, header)?;
-        changes.replace(&places, self.refcounts.table(), geometry);
+        let places = Places::find(used.collect(), old, &mut self.free, header)?;
+        changes.replace(&places, geometry);
 
-        grow(storage, self.room.end())?;
+        grow(storage, self.free.end())?;
         for (from, to) in &copies {
             self.write_copy(*from, *to, geometry)?;
         }
@@ -94,19 +94,25 @@ impl NewSnapshot<'_> {
     /// The indices of the refcount blocks that count what the active disk refers to, which count all of that.
     fn referred(&mut self, disk: &Header) -> Result<BTreeSet<u64>> {
         let mut used = BTreeSet::new();
-        let unit = disk.refcounts_per_block();
+        let (unit, order) = (disk.refcounts_per_block(), disk.refcount_order);
         let (storage, refcounts) = (self.storage, &mut *self.refcounts);
         windows(storage, disk, self.limits, |window| {
-            window.runs(window.range(), |run, references| {
-                let references = count(references, run.start, disk)?;
-                for cluster in run.clone() {
-                    if refcounts.get(storage, cluster)? < references {
-                        return Err(Error::DamagedTables);
-                    }
-                }
-                used.extend(run.start / unit..run.end.div_ceil(unit));
-                Ok(())
-            })
+            let range = window.range();
+            let counted = refcounts.blocks().len() as u64;
+            for index in range.start / unit..range.end.div_ceil(unit).min(counted) {
+                let clusters = index * unit..(index + 1) * unit;
+                let block = refcounts.bytes(storage, index)?.unwrap_or_default();
+                window.runs(clusters.start.max(range.start)..clusters.end.min(range.end), |mut run, references| {
+                    used.insert(index);
+                    let references = count(references, run.start, disk)?;
+                    let is_counted =
+                        |cluster| refcount::get(block, to_usize(cluster - clusters.start), order) >= references;
+                    if run.all(is_counted) { Ok(()) } else { Err(Error::DamagedTables) }
+                })?;
+            }
+            // the table is too short to count these
+            let others = range.start.max(counted * unit)..range.end;
+            if others.is_empty() { Ok(()) } else { window.runs(others, |_, _| Err(Error::DamagedTables)) }
         })?;
         Ok(used)
     }
@@ -118,7 +124,7 @@ impl NewSnapshot<'_> {
         for table in l1.iter().map(|entry| HostOffset(entry & OFFSET_MASK)).filter(|table| table.0 != 0) {
             read_to_end(self.storage, &mut bytes, table, "an L2 table")?;
             if flags(&mut bytes, geometry).any(|flags| *flags & COPIED != 0) {
-                copies.insert(table, self.room.take()?);
+                copies.insert(table, self.free.take()?);
             }
         }
         Ok(copies)
@@ -131,7 +137,7 @@ impl NewSnapshot<'_> {
         write(&**self.storage, "an L2 table", to.0, &bytes)
     }
 
-    /// All that changes but for refcount blocks and their table.
+    /// All that changes but for refcount blocks and their new table.
     fn changes(&self, header: &Header, next: &Next, l1_table: Table, copies: &Copies) -> Changes {
         let geometry = header.geometry;
         let mut changes = Changes::default();
@@ -146,6 +152,7 @@ impl NewSnapshot<'_> {
         changes.add(clusters(next.snapshots_offset, next.snapshot_table.len() as u64, geometry), 1);
         changes.add(clusters_of(l1_table, geometry), 1);
         changes.add(clusters_of(self.l1_table, geometry), 1);
+        changes.add(clusters_of(self.refcounts.table(), geometry), -1);
         changes
     }
 
@@ -196,9 +203,8 @@ impl Changes {
         }
     }
 
-    /// Refcount blocks and their table get other places.
-    fn replace(&mut self, places: &Places, old_table: Table, geometry: Geometry) {
-        self.add(clusters_of(old_table, geometry), -1);
+    /// Refcount blocks get other places, and their table.
+    fn replace(&mut self, places: &Places, geometry: Geometry) {
         self.add(clusters_of(places.table, geometry), 1);
         for (old, new) in places.replaced() {
             self.add(clusters(HostOffset(old), u64::from(old != 0), geometry), -1);

@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::free_clusters::FreeClusters;
 use super::head::Head;
 use super::refcounts::write;
-use super::room::Room;
 use super::sync;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::check::{CheckLimits, Progress, Recount};
@@ -47,7 +47,7 @@ pub(in crate::qcow2) struct Next {
 pub(in crate::qcow2) struct Rebuild<'a> {
     pub(in crate::qcow2) storage: &'a Arc<dyn WritableStorage>,
     /// Where new tables of the caller's are, too.
-    pub(in crate::qcow2) room: Room<'a>,
+    pub(in crate::qcow2) free: FreeClusters<'a>,
     /// Damaged tables are no reason to stop.
     pub(in crate::qcow2) takes_damage: bool,
     pub(in crate::qcow2) limits: CheckLimits,
@@ -85,10 +85,10 @@ impl Rebuild<'_> {
     /// Writes all that the header will lead to.
     fn make(&mut self, head: &Head, mut next: Next, observer: Observer<'_>) -> Result<Made> {
         let storage = &**self.storage;
-        let active = self.room.take_l1(head.header(), next.l1.len())?.offset;
+        let active = self.free.take_l1(head.header(), next.l1.len())?.offset;
         write(storage, "the snapshot table", next.snapshots_offset.0, &next.snapshot_table)?;
         write_entries(storage, "the L1 table", active, &next.l1)?;
-        grow(storage, self.room.end())?;
+        grow(storage, self.free.end())?;
         let header = head.preview(|raw| next.put(raw, active))?;
         let header = Header { refcount_table: Table { offset: HostOffset(0), entries: 0 }, ..header };
         let (used, moved) = self.first_count(&header, &mut *observer)?;
@@ -97,8 +97,8 @@ impl Rebuild<'_> {
             *entry = moved.get(&table).map_or(*entry, |to| *entry & !OFFSET_MASK | to.0);
         }
         write_entries(storage, "the L1 table", active, &next.l1)?;
-        let places = Places::find(used, Vec::new(), &mut self.room, &header)?;
-        grow(storage, self.room.end())?;
+        let places = Places::find(used, Vec::new(), &mut self.free, &header)?;
+        grow(storage, self.free.end())?;
         let header = Header { refcount_table: places.table, ..header };
         self.second_count(&header, &places, &mut next.l1, observer)?;
         write_entries(storage, "the refcount table", places.table.offset, &places.entries())?;
@@ -125,7 +125,7 @@ impl Rebuild<'_> {
                 check_table(&used)
             })?;
             let mut flags =
-                Flags { storage, room: &mut self.room, moved: &mut moved, table: None, geometry: header.geometry };
+                Flags { storage, free: &mut self.free, moved: &mut moved, table: None, geometry: header.geometry };
             let mut result = Ok(());
             window.wrong_flags(&mut |entry, copied| {
                 if result.is_ok() {
@@ -196,15 +196,20 @@ impl Next {
 impl Places {
     /// Finds places for refcount blocks with these indices, which count themselves and their table, and no more those that
     /// a table with entries `old` leads to.
-    pub(super) fn find(mut used: BTreeSet<u64>, old: Vec<u64>, room: &mut Room<'_>, header: &Header) -> Result<Self> {
+    pub(super) fn find(
+        mut used: BTreeSet<u64>,
+        old: Vec<u64>,
+        free: &mut FreeClusters<'_>,
+        header: &Header,
+    ) -> Result<Self> {
         let (geometry, unit) = (header.geometry, header.refcounts_per_block());
         let mut blocks = BTreeMap::new();
         let mut table = Table { offset: HostOffset(0), entries: 0 };
         loop {
-            used.extend(room.blocks());
+            used.extend(free.blocks());
             let missing: Vec<u64> = used.iter().copied().filter(|index| !blocks.contains_key(index)).collect();
             for index in &missing {
-                blocks.insert(*index, room.take()?);
+                blocks.insert(*index, free.take()?);
                 let replaced = old.get(to_usize(*index)).filter(|block| **block != 0);
                 used.extend(replaced.map(|block| (block >> geometry.cluster_bits()) / unit));
             }
@@ -218,7 +223,7 @@ impl Places {
             check_table(&used)?;
             let bytes = (entries * 8).next_multiple_of(geometry.cluster_size());
             // one that is too short is not used, so that it is free
-            table = Table { offset: room.take_run(bytes)?, entries: bytes / 8 };
+            table = Table { offset: free.take_run(bytes)?, entries: bytes / 8 };
         }
     }
 
@@ -249,7 +254,7 @@ impl Made {
 /// Sets COPIED flags, in copies.
 struct Flags<'a, 'b> {
     storage: &'a Arc<dyn WritableStorage>,
-    room: &'a mut Room<'b>,
+    free: &'a mut FreeClusters<'b>,
     moved: &'a mut BTreeMap<HostOffset, HostOffset>,
     geometry: Geometry,
     /// A table, its copy and the bytes of that.
@@ -265,7 +270,7 @@ impl Flags<'_, '_> {
             let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
             let copy = self.moved.get(&table).copied();
             read_to_end(self.storage, &mut bytes, copy.unwrap_or(table), "an L2 table")?;
-            let copy = copy.map_or_else(|| self.room.take(), Ok)?;
+            let copy = copy.map_or_else(|| self.free.take(), Ok)?;
             self.moved.insert(table, copy);
             self.table = Some((table, copy, bytes));
         }

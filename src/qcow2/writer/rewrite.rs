@@ -24,14 +24,14 @@ use crate::storage::to_usize;
 /// What is to be changed.
 #[derive(Debug, Default)]
 pub(super) struct Change<'a> {
-    pub(super) backing: Part<&'a Backing>,
+    pub(super) backing: Edit<&'a Backing>,
     /// The bitmaps extension, and the autoclear bit that says that it is true.
-    pub(super) bitmaps: Part<RawBitmapsExtension>,
+    pub(super) bitmaps: Edit<RawBitmapsExtension>,
 }
 
 /// What becomes of a part of the header.
 #[derive(Debug, Default)]
-pub(super) enum Part<T> {
+pub(super) enum Edit<T> {
     #[default]
     Stays,
     Becomes(Option<T>),
@@ -56,7 +56,7 @@ pub(super) fn plan(header: &Header, cluster: &[u8], change: &Change<'_>) -> Resu
     if file_length < length {
         return Err(Error::Truncated { what: "the header cluster", offset: HostOffset(0), length, file_length });
     }
-    if header.version == 2 && matches!(change.bitmaps, Part::Becomes(Some(_))) {
+    if header.version == 2 && matches!(change.bitmaps, Edit::Becomes(Some(_))) {
         return Err(Error::NotWritable { reason: "images of version 2 have no bitmaps" });
     }
     let old = Parts::of(header, cluster)?;
@@ -76,7 +76,7 @@ pub(super) fn plan(header: &Header, cluster: &[u8], change: &Change<'_>) -> Resu
             }
         }
     }
-    let bitmaps = matches!(change.bitmaps, Part::Becomes(_));
+    let bitmaps = matches!(change.bitmaps, Edit::Becomes(_));
     let what = if bitmaps { "the bitmaps extension" } else { "the backing file name" };
     Err(Error::NoRoomInHeader { what, cluster_size: length })
 }
@@ -114,11 +114,11 @@ impl Parts {
 
     fn changed(&self, change: &Change<'_>) -> Self {
         let mut new = self.clone();
-        if let Part::Becomes(backing) = change.backing {
+        if let Edit::Becomes(backing) = change.backing {
             new.name = backing.map(|backing| backing.name.clone().into_bytes()).unwrap_or_default();
             new.format = backing.and_then(|backing| backing.format.clone()).map(String::into_bytes);
         }
-        if let Part::Becomes(bitmaps) = &change.bitmaps {
+        if let Edit::Becomes(bitmaps) = &change.bitmaps {
             new.others.retain(|(kind, _)| *kind != wire::EXTENSION_BITMAPS);
             new.others.extend(bitmaps.iter().map(|raw| (wire::EXTENSION_BITMAPS, raw.as_bytes().to_vec())));
             new.autoclear = if bitmaps.is_some() { Features::BITMAPS } else { 0 };

@@ -8,9 +8,9 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::Writer;
+use super::free_clusters::FreeClusters;
 use super::new_snapshot::NewSnapshot;
 use super::rebuild::{Next, Rebuild};
-use super::room::Room;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::bitmap;
 use crate::qcow2::check::CheckLimits;
@@ -52,15 +52,15 @@ impl Writer {
         }
         let id = entries.unused_id();
         let storage = Arc::clone(&self.storage);
-        let mut room = Room::free(&storage, self.header())?;
+        let mut free = FreeClusters::by_refcounts(&storage, self.header())?;
         let l1 = self.tables.entries().to_vec();
-        let l1_table = room.take_l1(self.header(), l1.len())?;
+        let l1_table = free.take_l1(self.header(), l1.len())?;
         let snapshot_table = entries.table()?.len() as u64;
         entries.bytes.push(new_entry(&id, name, date, l1_table, self.header().size)?);
-        let next = self.next(l1, &entries, &mut room)?;
+        let next = self.next(l1, &entries, &mut free)?;
         let refcounts = &mut self.refcounts;
         let limits = CheckLimits::default();
-        let new = NewSnapshot { storage: &storage, room, refcounts, snapshot_table, l1_table, limits };
+        let new = NewSnapshot { storage: &storage, free, refcounts, snapshot_table, l1_table, limits };
         let made = new.run(&mut self.head, next);
         self.reopen(made)?;
         Ok(id)
@@ -72,7 +72,7 @@ impl Writer {
     /// [`Error::NoSuch`]; [`Error::NotWritable`] where the image has bitmaps, which know nothing of such a change: nothing
     /// is changed then. As [`Writer::create_snapshot`].
     pub fn apply_snapshot(&mut self, id_or_name: &str) -> Result<()> {
-        self.rebuilt(|writer, room| {
+        self.rebuilt(|writer, free| {
             let entries = writer.entries()?;
             let snapshot = entries.snapshots.get(entries.find(id_or_name)?);
             if bitmap::consistent(writer.header()).is_some_and(|bitmaps| bitmaps.nb_bitmaps > 0) {
@@ -87,7 +87,7 @@ impl Writer {
             )?;
             let needed = writer.header().geometry.l1_entries(size);
             l1.resize(l1.len().max(to_usize(needed.min(L1_BYTES_MAX / 8))), 0);
-            let next = writer.next(l1, &Entries::default(), room)?;
+            let next = writer.next(l1, &Entries::default(), free)?;
             let (nb_snapshots, snapshots_offset) = (writer.header().nb_snapshots, writer.header().snapshots_offset);
             Ok((Next { size, nb_snapshots, snapshots_offset, ..next }, ()))
         })
@@ -98,21 +98,21 @@ impl Writer {
     /// # Errors
     /// [`Error::NoSuch`]: nothing is changed then. As [`Writer::create_snapshot`].
     pub fn delete_snapshot(&mut self, id_or_name: &str) -> Result<()> {
-        self.rebuilt(|writer, room| {
+        self.rebuilt(|writer, free| {
             let mut entries = writer.entries()?;
             let index = entries.find(id_or_name)?;
             entries.bytes.remove(index);
-            Ok((writer.next(writer.tables.entries().to_vec(), &entries, room)?, ()))
+            Ok((writer.next(writer.tables.entries().to_vec(), &entries, free)?, ()))
         })
     }
 
     /// Flushes, makes the state that `next` describes, and goes on with that.
-    fn rebuilt<T>(&mut self, next: impl FnOnce(&Self, &mut Room<'_>) -> Result<(Next, T)>) -> Result<T> {
+    fn rebuilt<T>(&mut self, next: impl FnOnce(&Self, &mut FreeClusters<'_>) -> Result<(Next, T)>) -> Result<T> {
         self.flush()?;
         let storage = Arc::clone(&self.storage);
-        let mut room = Room::free(&storage, self.header())?;
-        let (next, result) = next(self, &mut room)?;
-        let rebuild = Rebuild { storage: &storage, room, takes_damage: false, limits: CheckLimits::default() };
+        let mut free = FreeClusters::by_refcounts(&storage, self.header())?;
+        let (next, result) = next(self, &mut free)?;
+        let rebuild = Rebuild { storage: &storage, free, takes_damage: false, limits: CheckLimits::default() };
         let made = rebuild.run(&mut self.head, next, &mut |_| ControlFlow::Continue(()));
         self.reopen(made)?;
         Ok(result)
@@ -145,10 +145,10 @@ impl Writer {
     }
 
     /// This disk with an L1 table and snapshots.
-    fn next(&self, l1: Vec<u64>, entries: &Entries, room: &mut Room<'_>) -> Result<Next> {
+    fn next(&self, l1: Vec<u64>, entries: &Entries, free: &mut FreeClusters<'_>) -> Result<Next> {
         let snapshot_table = entries.table()?;
         let length = snapshot_table.len() as u64;
-        let snapshots_offset = if length == 0 { HostOffset(0) } else { room.take_run(length)? };
+        let snapshots_offset = if length == 0 { HostOffset(0) } else { free.take_run(length)? };
         Ok(Next {
             l1,
             size: self.header().size,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::qcow2::{self, MapBuffer, Place, Writer};
-use crate::restore::copier::{Copier, Transfer};
+use crate::restore::copier::{Copier, Holes, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place;
 use crate::restore::layer::Layer;
@@ -39,7 +39,7 @@ pub fn apply_layers(layers: &Layers, path: &Path, writer: &mut Writer, observer:
     if writer.header().backing.is_some() {
         return Err(in_place::refused(path, "has a backing file: only what stands alone takes images from above"));
     }
-    apply(&Transfer { layers: layers.as_slice(), limiter: None, observer, leaves_holes: false }, path, writer)
+    apply(&Transfer { layers: layers.as_slice(), limiter: None, observer, holes: Holes::None }, path, writer)
 }
 
 /// Makes the disk of an image, which has no backing file, what it is with these layers above it.

@@ -53,7 +53,7 @@ pub use self::apply::apply_layers;
 use crate::chain::{self, Image, ImageId, RestorePoint, Unfinished, Work};
 use crate::qcow2::Writer;
 use crate::restore::check;
-use crate::restore::copier::Transfer;
+use crate::restore::copier::{Holes, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place::{self, InPlace};
 use crate::restore::layer::Layer;
@@ -297,6 +297,9 @@ impl Commit {
             // the last INC may have gone before that
             self.chain.renewed_full()?.finish(observer)?;
         }
+        if let Some(begun) = &self.resumed {
+            in_place::remove_books_of_gone(full, &begun.incs)?;
+        }
         self.remove(&self.incs, observer)?;
         Unfinished::remove(full).map_err(|source| journal_error(full, source))?;
         self.pool.install(|| self.chain.close());
@@ -307,7 +310,7 @@ impl Commit {
     fn write(&self, writer: &mut Writer, incs: std::ops::Range<usize>, observer: &dyn Observer) -> Result<()> {
         let limiter = self.options.rate_limit.map(Limiter::new);
         let layers = self.chain.incs().get(incs).unwrap_or_default();
-        let work = Transfer { layers, limiter: limiter.as_ref(), observer, leaves_holes: false };
+        let work = Transfer { layers, limiter: limiter.as_ref(), observer, holes: Holes::None };
         self.pool.install(|| apply::apply(&work, &self.summary.full, writer))
     }
 

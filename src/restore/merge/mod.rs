@@ -10,9 +10,9 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use self::output::{Destination, Target};
-use crate::qcow2::{Codec, Geometry, Layout};
+use crate::qcow2::{CompressionType, Geometry, Layout};
 use crate::restore::check;
-use crate::restore::copier::Transfer;
+use crate::restore::copier::{Holes, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::layers::Layers;
 use crate::restore::limiter::Limiter;
@@ -78,7 +78,7 @@ pub enum OutputFormat {
         cluster_size: Option<u64>,
         /// Compressed with this codec, or plain. Clusters that are compressed with it already, and of that size, are
         /// passed through as they are.
-        compression: Option<Codec>,
+        compression: Option<CompressionType>,
     },
     /// The disk's bytes.
     Raw,
@@ -241,7 +241,8 @@ impl Merge {
         let MergeOptions { output, format, rate_limit, replace, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
         let limiter = limiter.as_ref();
-        let work = Transfer { layers: layers.as_slice(), limiter, observer, leaves_holes: detects_zeroes };
+        let holes = if detects_zeroes { Holes::Made } else { Holes::Kept };
+        let work = Transfer { layers: layers.as_slice(), limiter, observer, holes };
         observer.phase(Phase::Copying { bytes: plan.bytes });
         let copied = |error| layers.located(error);
         let name = output.name().to_owned();
@@ -266,7 +267,7 @@ impl Merge {
                         Err(Error::Changed) if layers.are_tolerant() && attempts < ATTEMPTS => attempts += 1,
                         length => break length.map_err(copied)?,
                     }
-                    target.set_len(0)?;
+                    destination.empty(target)?;
                     plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
                     layout = lay_out(format, geometry, &layers, &plan)?;
                     observer.phase(Phase::Copying { bytes: plan.bytes });
@@ -291,7 +292,7 @@ impl Merge {
 /// The layout of a qcow2 image.
 fn lay_out(format: OutputFormat, geometry: Geometry, layers: &Layers, plan: &Plan) -> Result<Option<Layout>> {
     let OutputFormat::Qcow2 { compression, .. } = format else { return Ok(None) };
-    let codec = compression.unwrap_or(Codec::Deflate);
+    let codec = compression.unwrap_or(CompressionType::Deflate);
     // QEMU has the last sector of a raw disk whole, and of a qcow2 image leaves out what is less than a sector
     let size =
         if layers.is_raw() { plan.size.checked_next_multiple_of(SECTOR).unwrap_or(plan.size) } else { plan.size };
@@ -307,7 +308,7 @@ fn write_file(
     destination: &Destination,
     target: Target<'_>,
 ) -> Result<u64> {
-    let whole = &Transfer { leaves_holes: false, ..*work };
+    let whole = &Transfer { holes: Holes::None, ..*work };
     match (destination, layout, format) {
         (Destination::Device(_), _, _) => sink::write_device(whole, plan, target),
         (Destination::File(_), None, _) => sink::write_raw(work, plan, target),

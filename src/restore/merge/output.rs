@@ -30,6 +30,14 @@ impl Destination {
         Target { path, file }
     }
 
+    /// Gives up what was written, before it is written anew. A device is overwritten.
+    pub(super) fn empty(&self, target: Target<'_>) -> Result<()> {
+        match self {
+            Self::File(_) => target.set_len(0),
+            Self::Device(_) => Ok(()),
+        }
+    }
+
     /// How its bytes are to be understood.
     pub(super) fn format(&self, format: OutputFormat) -> Format {
         match (self, format) {

@@ -12,7 +12,7 @@ use crate::restore::merge::output::Target;
 use crate::restore::observer::Phase;
 use crate::restore::plan::Plan;
 use crate::restore::pool;
-use crate::restore::resolve::{Piece, resolve};
+use crate::restore::resolve::{Piece, resolve, within};
 use crate::restore::slices::{self, Slices};
 use crate::storage::{FileStorage, Storage, forget, to_usize};
 
@@ -77,23 +77,16 @@ impl Side {
         Ok(())
     }
 
-    /// The pieces that touch a range.
-    fn inside(&self, part: &Range<u64>) -> impl Iterator<Item = &Piece> {
-        let first = self.pieces.partition_point(|piece| piece.guest.end <= part.start);
-        let end = part.end;
-        self.pieces.iter().skip(first).take_while(move |piece| piece.guest.start < end)
-    }
-
     fn touches(&self, part: &Range<u64>) -> bool {
-        self.inside(part).next().is_some()
+        within(&self.pieces, part).next().is_some()
     }
 
     fn length(&self, part: &Range<u64>) -> u64 {
-        self.inside(part).map(|piece| piece.guest.end.min(part.end) - piece.guest.start.max(part.start)).sum()
+        within(&self.pieces, part).map(|piece| piece.guest.end - piece.guest.start).sum()
     }
 
     fn read(&mut self, work: &Transfer<'_>, part: &Range<u64>) -> Result<&[u8]> {
-        let pieces: Vec<Piece> = self.inside(part).map(|piece| piece.clip(part)).collect();
+        let pieces: Vec<Piece> = within(&self.pieces, part).collect();
         self.bytes.clear();
         self.bytes.resize(to_usize(part.end - part.start), 0);
         for operation in work.operations(pieces, |guest| guest - part.start) {
@@ -109,6 +102,7 @@ impl Side {
 mod tests {
     use super::*;
     use crate::qcow2::Image;
+    use crate::restore::copier::Holes;
     use crate::restore::{Layers, Silent};
     use crate::storage::MemoryStorage;
     use std::path::PathBuf;
@@ -124,7 +118,7 @@ mod tests {
 
     fn compared(output: Vec<u8>, format: Format) -> Result<()> {
         let layers = Layers::of(vec![layer(full(), Format::Qcow2)]);
-        let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+        let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, holes: Holes::None };
         compare(&work, layers.size(), Path::new("out"), Arc::new(MemoryStorage::new(output)), format)
     }
 

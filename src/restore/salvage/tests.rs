@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::qcow2::{Image, MapBuffer, locate};
-use crate::restore::copier::{LayerReader, Transfer};
+use crate::restore::copier::{Holes, LayerReader, Transfer};
 use crate::restore::layer::{Format, Layer};
 use crate::restore::layers::Layers;
 use crate::restore::merge::{Merge, MergeOptions, Output, OutputFormat};
@@ -68,7 +68,7 @@ fn layers_that(
 
 /// The disk, as a salvage reads it.
 fn disk(layers: &Layers) -> Vec<u8> {
-    let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+    let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, holes: Holes::None };
     let mut disk = vec![0; usize::try_from(layers.size()).unwrap()];
     let pieces = resolve(layers.as_slice(), 0..layers.size(), &mut MapBuffer::default()).unwrap();
     let mut reader = LayerReader::default();
@@ -156,7 +156,7 @@ fn a_table_that_cannot_be_read_at_times_costs_nothing_that_is_not_listed() {
     let right = disk(&layers(|_| Vec::new()).unwrap());
     let qcow2 = |compression| OutputFormat::Qcow2 { cluster_size: None, compression };
     let (mut lost, mut kept) = (0, 0);
-    for format in [OutputFormat::Raw, qcow2(None), qcow2(Some(crate::qcow2::Codec::Deflate))] {
+    for format in [OutputFormat::Raw, qcow2(None), qcow2(Some(crate::qcow2::CompressionType::Deflate))] {
         for number in [0, 3] {
             let page = table_page(&recorded()[number].1);
             let bad = |layer| if layer == number { vec![page.clone()] } else { Vec::new() };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::chain::{ChecksumsError, Doubt, Fault, Image, ManifestError};
-use crate::qcow2::{self, Part};
+use crate::qcow2::{self, ImageRegion};
 use crate::restore::error::{Error, ErrorKind};
 
 /// Ranges that a message lists before it only counts the rest.
@@ -88,7 +88,7 @@ pub enum Flaw {
         /// What of the disk they hold; `None` where that cannot be told, and may be all of it.
         guest: Option<Vec<Range<u64>>>,
         /// What they are. Nothing is refcounts, snapshots, bitmaps and free space.
-        parts: Vec<Part>,
+        parts: Vec<ImageRegion>,
         /// What the system said, where they cannot be read at all.
         unreadable: Option<io::Error>,
     },
@@ -198,18 +198,18 @@ impl fmt::Display for Bytes<'_> {
 }
 
 /// What a guest loses.
-struct Harm<'a>(Option<&'a [Range<u64>]>, &'a [Part]);
+struct Harm<'a>(Option<&'a [Range<u64>]>, &'a [ImageRegion]);
 
 impl fmt::Display for Harm<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(guest, parts) = self;
         for (at, part) in parts.iter().enumerate() {
             let part = match part {
-                Part::Header => "the header",
-                Part::L1Table => "the L1 table",
-                Part::L2Table => "an L2 table",
-                Part::Data => "guest data",
-                Part::Compressed => "compressed guest data",
+                ImageRegion::Header => "the header",
+                ImageRegion::L1Table => "the L1 table",
+                ImageRegion::L2Table => "an L2 table",
+                ImageRegion::Data => "guest data",
+                ImageRegion::Compressed => "compressed guest data",
             };
             write!(f, "{}{part}", if at == 0 { "" } else { ", " })?;
         }

@@ -7,7 +7,7 @@ use super::flaw::{Flaw, FlawSeverity};
 use super::look::{Looked, Subject};
 use super::read::{Bad, Found};
 use crate::chain::{self, BLOCK};
-use crate::qcow2::{Image, Meaning, Part, locate};
+use crate::qcow2::{Image, ImageRegion, Meaning, locate};
 use crate::restore::error::Error;
 use crate::restore::layer::Format;
 use crate::restore::source;
@@ -90,7 +90,7 @@ fn told(
     );
     let flaw = |((bad, file), meaning): ((Bad, Range<u64>), Option<Meaning>)| {
         let reach = match &meaning {
-            Some(meaning) if meaning.parts.contains(&Part::Header) => Reach::All,
+            Some(meaning) if meaning.parts.contains(&ImageRegion::Header) => Reach::All,
             Some(meaning) if meaning.guest.is_empty() => Reach::Nothing,
             Some(meaning) => Reach::Guest(meaning.guest.clone()),
             None => Reach::All,
@@ -109,7 +109,7 @@ fn meanings(
     ranges: &[Range<u64>],
 ) -> Option<Vec<Meaning>> {
     if subject.format == Format::Raw {
-        let data = |range: &Range<u64>| Meaning { parts: vec![Part::Data], guest: vec![range.clone()] };
+        let data = |range: &Range<u64>| Meaning { parts: vec![ImageRegion::Data], guest: vec![range.clone()] };
         return Some(ranges.iter().map(data).collect());
     }
     let is_short = looked.sums.as_ref().is_some_and(|sums| storage.length() < sums.length);
@@ -117,7 +117,7 @@ fn meanings(
     let mut meanings = locate(&image, ranges).ok()?;
     let size = image.size().max(looked.disk_size.unwrap_or_default());
     // what the header says of the size may be wrong itself
-    for meaning in meanings.iter_mut().filter(|meaning| meaning.parts.contains(&Part::Header)) {
+    for meaning in meanings.iter_mut().filter(|meaning| meaning.parts.contains(&ImageRegion::Header)) {
         meaning.guest = std::iter::once(0..size).collect();
     }
     Some(meanings)
@@ -125,7 +125,7 @@ fn meanings(
 
 /// What a range of an image holds whose header or tables say nothing.
 fn unknown(range: &Range<u64>, looked: &Looked) -> Option<Meaning> {
-    let whole = |size| Meaning { parts: vec![Part::Header], guest: std::iter::once(0..size).collect() };
+    let whole = |size| Meaning { parts: vec![ImageRegion::Header], guest: std::iter::once(0..size).collect() };
     looked.disk_size.filter(|_| range.start == 0).map(whole)
 }
 
@@ -141,6 +141,7 @@ fn with_reach(flaw: Flaw) -> (Flaw, Reach) {
 
 /// Whether tables that say what an image holds are damaged.
 fn is_table(flaw: &Flaw) -> bool {
-    let is_table = |part: &Part| matches!(part, Part::Header | Part::L1Table | Part::L2Table);
+    let is_table =
+        |part: &ImageRegion| matches!(part, ImageRegion::Header | ImageRegion::L1Table | ImageRegion::L2Table);
     matches!(flaw, Flaw::Blocks { parts, .. } if parts.iter().any(is_table))
 }

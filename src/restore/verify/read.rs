@@ -8,7 +8,7 @@ use super::due::Chosen;
 use super::flaw::Flaw;
 use super::look::{Looked, Subject, Sums};
 use crate::chain::{BLOCK, Checksums, ZERO_BLOCK_SUM};
-use crate::qcow2::{self, Report, Severity};
+use crate::qcow2::{self, Report};
 use crate::restore::check::{image_error, observed};
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::{Format, Layer};
@@ -264,11 +264,10 @@ fn push(list: &mut Vec<Bad>, next: Bad) {
 fn judged(report: &Report) -> Vec<Flaw> {
     let mut flaws = Vec::new();
     if report.is_corrupt() {
-        let worst = if report.structure_errors > 0 { Severity::Structure } else { Severity::Refcount };
         flaws.push(Flaw::Structure {
             errors: report.structure_errors,
             refcount_errors: report.refcount_errors,
-            first: report.findings.iter().find(|finding| finding.severity() >= worst).cloned().map(Box::new),
+            first: report.worst().cloned().map(Box::new),
         });
     } else if report.refcount_errors > 0 {
         flaws.push(Flaw::Stale);

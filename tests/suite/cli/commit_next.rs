@@ -7,7 +7,7 @@ use qmpbackup::chain::{Checksums, Manifest};
 use qmpbackup::qcow2::Header;
 use qmpbackup::storage::FileStorage;
 
-use crate::support::program::Backup;
+use crate::support::program::{Backup, Ended};
 use crate::support::sparse;
 
 const COMMANDS: [&str; 2] = ["commit", "snapshotrebase"];
@@ -122,6 +122,11 @@ fn a_full_of_before_that_was_put_back_is_noticed() {
         fs::write(&files[2], &away[2]).unwrap();
         copy.does(&["verify"]).fails(4).says("has the checksums of image");
         copy.merged(["--verify", "--out=no"]).fails(4).says("has the checksums of image");
+        for command in COMMANDS {
+            copy.refuses(&[command], 4, "has the checksums of image");
+        }
+        Ended::run(["check", "--repair=all", full.to_str().unwrap()]).fails(4).says("has the checksums of image");
+        assert_eq!(fs::read(&full).unwrap(), away[0]);
         fs::write(&files[1], &away[1]).unwrap();
         copy.does(&["list"]).with(3).says("builds on another image of the name");
         copy.does(&["verify"]).fails(4).says("builds on another image of the name");

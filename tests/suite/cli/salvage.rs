@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use qmpbackup::chain::{Checksums, Manifest, Phase, Unfinished, Work};
-use qmpbackup::qcow2::{Codec, Deflater};
+use qmpbackup::qcow2::{CompressionType, Deflater};
 
 use crate::support::program::{Backup, Ended, SIZE, event, qmprestore};
 use crate::support::tools;
@@ -295,7 +295,7 @@ fn hostile_images_take_little_time_and_memory() {
     (2..100).for_each(|number| std::fs::remove_file(inc(number)).unwrap());
     // a damaged stream of a large cluster, of which each other sector is hidden
     let stream = {
-        let mut stream = Deflater::new(Codec::Deflate, 2 << 20).deflate(&vec![7; 2 << 20]).unwrap().to_vec();
+        let mut stream = Deflater::new(CompressionType::Deflate, 2 << 20).deflate(&vec![7; 2 << 20]).unwrap().to_vec();
         let end = stream.len() - 4;
         stream.truncate(end);
         stream.resize(end.next_multiple_of(512), 0xff);

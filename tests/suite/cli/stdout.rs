@@ -1,7 +1,7 @@
 //! Results that cannot be printed.
 
 use std::fs::File;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::support::program::{Backup, Ended};
 
@@ -28,4 +28,16 @@ fn json_lines_that_cannot_be_printed_are_a_warning_and_the_work_is_done() {
         assert_eq!(ended.stderr.matches("JSON lines are missing").count(), 1, "{ended:#?}");
     }
     assert!(backup.path("made").is_file());
+}
+
+#[test]
+fn no_disk_goes_to_a_stdout_that_is_closed() {
+    let backup = Backup::new();
+    let program = env!("CARGO_BIN_EXE_qmprestore");
+    let merge = |to: &str| {
+        let words = format!("exec '{program}' merge --quiet --dir '{}' --out - {to}", backup.dir.display());
+        Ended::of(Command::new("sh").args(["-c", &words]))
+    };
+    merge(">&-").with(2).says("stdout is closed");
+    merge(">/dev/null").with(0);
 }

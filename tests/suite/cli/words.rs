@@ -268,3 +268,20 @@ fn help_and_version_say_what_there_is() {
     assert_eq!(Ended::run(["-V"]).with(0).stdout, version);
     Ended::run(["merge", "-V"]).with(0).says(env!("CARGO_PKG_VERSION"));
 }
+
+#[test]
+fn options_of_the_python_tool_may_stand_before_the_command() {
+    let backup = Backup::new();
+    let (dir, out) = (backup.dir.to_str().unwrap(), backup.path("made"));
+    let merge = |option| Ended::run([option, "merge", "--dir", dir, "--out", out.to_str().unwrap()]);
+    backup.set_header_refcount(0, 0);
+    merge("--use-writeback").fails(4);
+    merge("--skip-check").with(0);
+}
+
+#[test]
+fn where_no_image_is_whole_there_is_nothing_to_verify() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("FULL-5-disk.partial"), "").unwrap();
+    Ended::run(["verify", "--dir", folder.path().to_str().unwrap()]).with(3).says("there is no image to verify");
+}

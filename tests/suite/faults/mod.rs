@@ -97,7 +97,7 @@ impl Case<'_> {
                 assert!(ended.code == Some(3) || ended.stdout == self.scene.said, "something else was said");
             }
             Does::Salvages if ended.code == Some(3) && !self.fault.is_harmless() => {
-                let kinds = ["lost", "stale", "damaged", "manifest", "checksums", "is not locked", ".json is ignored"];
+                let kinds = ["lost", "stale", "damaged", "manifest", "checksums", "is not locked", " is ignored"];
                 let said = format!("{}{}", ended.stdout, ended.stderr);
                 assert!(kinds.iter().any(|kind| said.contains(kind)), "no loss is told");
                 let (is, after) = (self.scene.tree(), &self.scene.after);

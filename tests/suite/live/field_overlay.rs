@@ -1,5 +1,6 @@
 //! External snapshots that somebody takes between two backups: the disk then is an overlay on what it was.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -65,6 +66,23 @@ fn an_inc_does_not_follow_when_the_disk_has_become_an_overlay_and_auto_makes_a_f
         let folders: Vec<_> =
             folders.map(|entry| entry.unwrap().file_name()).filter(|name| name != ".qmpbackup").collect();
         assert_eq!(folders, ["disk0"]);
+    }
+}
+
+#[test]
+fn the_full_of_an_overlay_holds_no_more_than_its_disk_does() {
+    for release in releases(&["7.2", "10.0", "11"]) {
+        let mut field = Setup::of(release).image("disk.qcow2", "256M", "").qcow2("disk0", "disk.qcow2").start();
+        field.scribble("disk0");
+        field.makes("--level full", 0, "disk0 FULL");
+        take_snapshot(&mut field, "disk0");
+        for (level, makes) in [("--level full", "disk0 FULL"), ("--level inc", "disk0 INC")] {
+            field.scribble("disk0");
+            field.makes(level, 0, makes);
+            let bytes = field.newest("disk0").metadata().unwrap().blocks() * 512;
+            assert!(bytes < 16 << 20, "{release}: {bytes} bytes");
+        }
+        field.verify();
     }
 }
 

@@ -40,6 +40,12 @@ fn a_month_has_a_folder_and_a_chain_of_its_own() {
         field.backup("--level inc --monthly", 1).says("there is no FULL in");
         field.makes("--level auto --monthly", 0, "disk0 FULL");
         field.scribble("disk0");
+        // what cannot be put in order there is told, and keeps nobody from this month's
+        let journal = field.target.join("2020-01/.qmpbackup/run.json");
+        std::fs::write(&journal, "{").unwrap();
+        field.backup("--level auto --monthly", 3).says("not all is in order yet");
+        std::fs::remove_file(&journal).unwrap();
+        field.scribble("disk0");
         field.makes("--level auto --monthly", 0, "disk0 INC");
         field.verify();
         let uuid = |month: &str| std::fs::read_to_string(field.target.join(month).join("uuid")).unwrap();

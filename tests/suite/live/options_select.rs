@@ -33,6 +33,8 @@ fn disks_are_chosen_by_drive_node_and_device() {
             let skipped = ended.events().iter().filter(|event| event["event"] == "skipped").count();
             assert_eq!(skipped, 1 - made.matches(", ").count(), "{ended:#?}");
         }
+        let file = field.vm.path("a.qcow2");
+        field.makes(&format!("--level copy --include {}", file.display()), 0, "drive0 COPY");
     }
 }
 

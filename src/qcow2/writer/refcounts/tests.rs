@@ -1,7 +1,7 @@
 //! Refcounts against a model.
 
 use super::*;
-use crate::qcow2::{Codec, Layout, RefcountWriter};
+use crate::qcow2::{CompressionType, Layout, RefcountWriter};
 use crate::storage::MemoryStorage;
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// An image without clusters for data, with refcounts of this width.
 fn empty(order: u32) -> MemoryStorage {
     let storage = MemoryStorage::default();
-    let layout = Layout::new(Geometry::new(9, false).unwrap(), 4096, Codec::Deflate, 0, 0).unwrap();
+    let layout = Layout::new(Geometry::new(9, false).unwrap(), 4096, CompressionType::Deflate, 0, 0).unwrap();
     let mut put = |host: HostOffset, bytes: &[u8]| storage.write_all_at(bytes, host.0);
     put(HostOffset(0), &layout.header()).unwrap();
     RefcountWriter::new(&layout, &mut put).unwrap().finish(&mut put).unwrap();

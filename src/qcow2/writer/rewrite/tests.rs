@@ -212,10 +212,10 @@ fn assert_harmless(made: &Made, change: &Change<'_>) -> Result<()> {
     let image = made.image().unwrap();
     let (old, names) = meaning(&image);
     let mut new = old.clone();
-    if let Part::Becomes(backing) = change.backing {
+    if let Edit::Becomes(backing) = change.backing {
         new.backing = backing.cloned();
     }
-    if let Part::Becomes(bitmaps) = &change.bitmaps {
+    if let Edit::Becomes(bitmaps) = &change.bitmaps {
         new.bitmaps = bitmaps.iter().map(|raw| raw.as_bytes().to_vec()).collect();
         new.bitmaps_are_true = bitmaps.is_some();
     }
@@ -305,8 +305,8 @@ proptest! {
         let bitmaps = bitmaps.filter(|_| made.version == 3).map(raw_bitmaps);
         let short = made.is_short() && made.header_length < 400;
         let change = Change {
-            backing: if which == 0 { Part::Stays } else { Part::Becomes(wanted.as_ref()) },
-            bitmaps: if which == 1 { Part::Stays } else { Part::Becomes(bitmaps) },
+            backing: if which == 0 { Edit::Stays } else { Edit::Becomes(wanted.as_ref()) },
+            bitmaps: if which == 1 { Edit::Stays } else { Edit::Becomes(bitmaps) },
         };
         let result = assert_harmless(&made, &change);
         // the format and the bitmaps may come to what is there
@@ -351,11 +351,11 @@ fn bitmaps_come_go_and_change() {
     for (before, length) in [(false, 6), (true, 6), (true, 300)] {
         let made = Made::usual(&"x".repeat(length), before);
         for bitmaps in [None, Some(raw_bitmaps(3))] {
-            assert_harmless(&made, &Change { bitmaps: Part::Becomes(bitmaps), ..Change::default() }).unwrap();
+            assert_harmless(&made, &Change { bitmaps: Edit::Becomes(bitmaps), ..Change::default() }).unwrap();
         }
     }
     let made = Made { version: 2, header_length: 72, ..Made::usual("FULL-1", false) };
-    let change = Change { bitmaps: Part::Becomes(Some(raw_bitmaps(3))), ..Change::default() };
+    let change = Change { bitmaps: Edit::Becomes(Some(raw_bitmaps(3))), ..Change::default() };
     assert!(matches!(assert_harmless(&made, &change), Err(Error::NotWritable { .. })));
 }
 
@@ -364,7 +364,7 @@ fn in_the_smallest_cluster_the_table_goes_and_then_there_is_no_room() {
     let made = Made { cluster_bits: 9, ..Made::usual("FULL-1", false) };
     let fits = 512 - 112 - 16 - 8;
     let long = backing(&"x".repeat(fits), Some("qcow2"));
-    assert_harmless(&made, &Change { backing: Part::Becomes(Some(&long)), ..Change::default() }).unwrap();
+    assert_harmless(&made, &Change { backing: Edit::Becomes(Some(&long)), ..Change::default() }).unwrap();
     let longer = backing(&"x".repeat(fits + 1), Some("qcow2"));
     let tape = Tape::new(made.image().unwrap());
     for result in [set_backing(&tape, Some(&longer)), plan_backing(&tape, Some(&longer)).map(drop)] {

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::qcow2::{HostOffset, Layout, MapBuffer};
-use crate::restore::copier::{Copier, Transfer};
+use crate::restore::copier::{Copier, Holes, Transfer};
 use crate::restore::error::{Error, Result};
 use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Plan, PlannedSlice};
@@ -57,7 +57,7 @@ impl Arrangement {
     pub(super) fn of(work: &Transfer<'_>, plan: &Plan, layout: &Layout, target: Target<'_>) -> Result<Option<Self>> {
         let shares = |file| shares_blocks(file, target.file);
         let is_shared = work.layers.iter().all(|layer| layer.tolerance().is_none() && layer.file().is_some_and(shares));
-        if is_shared && !work.leaves_holes && layout.geometry().cluster_size() >= BLOCK {
+        if is_shared && work.holes != Holes::Made && layout.geometry().cluster_size() >= BLOCK {
             Self::new(work, plan, layout)
         } else {
             Ok(None)
@@ -174,7 +174,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::qcow2::{Codec, Geometry, GuestOffset, Image, Reader, RefcountWriter, Writer, check};
+    use crate::qcow2::{CompressionType, Geometry, GuestOffset, Image, Reader, RefcountWriter, Writer, check};
     use crate::restore::layer::{Format, Layer};
     use crate::restore::merge::sink::qcow2::{write_arranged, write_qcow2};
     use crate::restore::{Layers, Silent};
@@ -191,7 +191,7 @@ mod tests {
     /// An image in which clusters were written in this order.
     fn image(written: &[u64], byte: u8) -> Arc<MemoryStorage> {
         let storage = Arc::new(MemoryStorage::default());
-        let layout = Layout::new(geometry(), SIZE, Codec::Deflate, 0, 0).unwrap();
+        let layout = Layout::new(geometry(), SIZE, CompressionType::Deflate, 0, 0).unwrap();
         storage.set_length(layout.length()).unwrap();
         let mut write = |host: HostOffset, bytes: &[u8]| storage.write_all_at(bytes, host.0);
         write(HostOffset(0), &layout.header()).unwrap();
@@ -227,9 +227,9 @@ mod tests {
                 Layer::new("image".into(), storage, Format::Qcow2).unwrap()
             });
             let layers = Layers::of(images.collect());
-            let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+            let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, holes: Holes::None };
             let plan = Plan::new(&layers, geometry(), &Silent).unwrap();
-            let layout = Layout::new(geometry(), SIZE, Codec::Deflate, plan.l2_tables, plan.clusters).unwrap();
+            let layout = Layout::new(geometry(), SIZE, CompressionType::Deflate, plan.l2_tables, plan.clusters).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let paths = ["usual", "arranged"].map(|name| folder.path().join(name));
             let files = paths.each_ref().map(|path| std::fs::File::create_new(path).unwrap());
@@ -275,11 +275,11 @@ mod tests {
     #[test]
     fn clusters_that_are_not_whole_keep_the_order_of_the_disk() {
         let layers = Layers::of(vec![Layer::new("image".into(), image(&[3], 1), Format::Qcow2).unwrap()]);
-        let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, leaves_holes: false };
+        let work = Transfer { layers: layers.as_slice(), limiter: None, observer: &Silent, holes: Holes::None };
         for (bits, is_arranged) in [(12, true), (11, true), (13, false)] {
             let geometry = Geometry::new(bits, false).unwrap();
             let plan = Plan::new(&layers, geometry, &Silent).unwrap();
-            let layout = Layout::new(geometry, SIZE, Codec::Deflate, plan.l2_tables, plan.clusters).unwrap();
+            let layout = Layout::new(geometry, SIZE, CompressionType::Deflate, plan.l2_tables, plan.clusters).unwrap();
             assert_eq!(Arrangement::new(&work, &plan, &layout).unwrap().is_some(), is_arranged, "{bits}");
         }
     }

@@ -15,7 +15,7 @@ use crate::restore::error::{Error, Result};
 use crate::restore::merge::output::Target;
 use crate::restore::plan::{self, Operation, Origin, Plan};
 use crate::restore::pool;
-use crate::restore::resolve::{Piece, resolve};
+use crate::restore::resolve::{Piece, resolve, within};
 use crate::restore::slices;
 use crate::storage::to_usize;
 
@@ -88,7 +88,7 @@ impl<'a> Maker<'a> {
         let mut part = Part::default();
         for cluster in plan::touched(&pieces, self.layout.geometry()) {
             let range = cluster << bits..(cluster + 1) << bits;
-            let inside = clip(&pieces, &range);
+            let inside: Vec<Piece> = within(&pieces, &range).collect();
             let length = inside.iter().map(|piece| piece.guest.end - piece.guest.start).sum();
             self.work.pace(length)?;
             let stored = if let Some(stored) = self.pass_through(&inside, &range, &mut part.bytes)? {
@@ -152,13 +152,6 @@ impl<'a> Maker<'a> {
         passed.read(layer, image, &Stream { cluster, data, length }, &mut self.clusters, bytes)?;
         Ok(Some(Stored::Compressed(start..bytes.len())))
     }
-}
-
-/// The parts of pieces that lie in a range.
-fn clip(pieces: &[Piece], range: &Range<u64>) -> Vec<Piece> {
-    let first = pieces.partition_point(|piece| piece.guest.end <= range.start);
-    let inside = pieces.iter().skip(first).take_while(|piece| piece.guest.start < range.end);
-    inside.map(|piece| piece.clip(range)).collect()
 }
 
 /// Places parts in order and writes them with their tables.

@@ -6,29 +6,21 @@ use super::bitmaps::Entry;
 use super::refcounts::write;
 use super::{Writer, sync};
 use crate::qcow2::address::HostOffset;
-use crate::qcow2::bitmap::{self, Bitmap};
+use crate::qcow2::bitmap::{self, Bitmap, BitmapTableEntry};
 use crate::qcow2::error::{Allowed, Error, Invalid, Result};
 use crate::qcow2::header::Table;
 use crate::qcow2::l1::read_table;
-use crate::qcow2::wire::{BITMAP_BYTES_MAX, BITMAP_ENTRY_ONES, OFFSET_MASK};
+use crate::qcow2::wire::{BITMAP_BYTES_MAX, BITMAP_ENTRY_ONES};
 use crate::storage::to_usize;
 
 /// Table entries that wait in memory for the clusters that they lead to.
 const LINKS: usize = 1 << 16;
 
-/// An entry of a bitmap table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bits {
-    Zeroes,
-    Ones,
-    At(HostOffset),
-}
-
 /// The part of a bitmap that one table entry stands for.
 #[derive(Debug)]
-struct Part {
+struct BitmapCluster {
     index: u64,
-    bits: Bits,
+    bits: BitmapTableEntry,
     bytes: Vec<u8>,
     changed: bool,
 }
@@ -51,7 +43,7 @@ impl Writer {
                     range.start >> bitmap.granularity_bits..=(range.end.min(size) - 1) >> bitmap.granularity_bits;
                 let each = self.bits_of_entry();
                 for index in bits.start() / each..=bits.end() / each {
-                    if part.as_ref().is_none_or(|part: &Part| part.index != index) {
+                    if part.as_ref().is_none_or(|part: &BitmapCluster| part.index != index) {
                         self.close_part(&bitmap, part.take(), &mut links)?;
                         part = Some(self.open_part(&bitmap, index)?);
                     }
@@ -129,14 +121,14 @@ impl Writer {
         let mut values = vec![0; to_usize(entries)];
         for (index, bits) in self.parts(bitmap)? {
             let value = if index * each >= kept {
-                if let Bits::At(host) = bits {
+                if let BitmapTableEntry::At(host) = bits {
                     gone.push(host.0 >> geometry.cluster_bits());
                 }
                 0
             } else if (index + 1) * each > kept {
                 self.cut_part(bitmap, index, kept - index * each)?
             } else {
-                encode(bits)
+                bits.encode()
             };
             if let Some(entry) = values.get_mut(to_usize(index)) {
                 *entry = value;
@@ -152,21 +144,21 @@ impl Writer {
         let before = part.bytes.clone();
         clear(&mut part.bytes, from);
         match part.bits {
-            Bits::At(host) if part.bytes != before => {
+            BitmapTableEntry::At(host) if part.bytes != before => {
                 self.check_own(host.0 >> self.header().geometry.cluster_bits())?;
                 write(&*self.storage, "a bitmap", host.0, &part.bytes)?;
                 Ok(host.0)
             }
-            Bits::Ones => Ok(self.write_beside("a bitmap", &part.bytes)?.0),
-            bits => Ok(encode(bits)),
+            BitmapTableEntry::Ones => Ok(self.write_beside("a bitmap", &part.bytes)?.0),
+            bits => Ok(bits.encode()),
         }
     }
 
     /// The clusters that hold the bits of a bitmap.
     pub(super) fn bitmap_clusters(&self, bitmap: &Bitmap) -> Result<Vec<u64>> {
         let cluster = |(_, bits)| match bits {
-            Bits::At(host) => Some(host.0 >> self.header().geometry.cluster_bits()),
-            Bits::Zeroes | Bits::Ones => None,
+            BitmapTableEntry::At(host) => Some(host.0 >> self.header().geometry.cluster_bits()),
+            BitmapTableEntry::Zeroes | BitmapTableEntry::Ones => None,
         };
         Ok(self.parts(bitmap)?.into_iter().filter_map(cluster).collect())
     }
@@ -177,7 +169,7 @@ impl Writer {
     }
 
     /// The table entries of a bitmap that are not zero.
-    fn parts(&self, bitmap: &Bitmap) -> Result<Vec<(u64, Bits)>> {
+    fn parts(&self, bitmap: &Bitmap) -> Result<Vec<(u64, BitmapTableEntry)>> {
         let mut parts = Vec::new();
         read_table(&self.storage, bitmap.table, "a bitmap table", |index, value| {
             parts.push((index, self.decode(HostOffset(bitmap.table.offset.0 + index * 8), value)?));
@@ -186,46 +178,43 @@ impl Writer {
         Ok(parts)
     }
 
-    fn decode(&self, offset: HostOffset, value: u64) -> Result<Bits> {
-        let (unit, end) = (self.header().geometry.cluster_size(), self.storage.length());
-        let host = value & OFFSET_MASK;
-        let known = if host == 0 { BITMAP_ENTRY_ONES } else { OFFSET_MASK };
-        let allowed = match value {
-            0 => return Ok(Bits::Zeroes),
-            BITMAP_ENTRY_ONES => return Ok(Bits::Ones),
-            _ if value & !known != 0 => Allowed::Bits(known),
-            _ if host % unit != 0 => Allowed::MultipleOf(unit),
-            _ if host + unit > end => Allowed::BeforeEnd(end),
-            _ => return Ok(Bits::At(HostOffset(host))),
+    fn decode(&self, offset: HostOffset, value: u64) -> Result<BitmapTableEntry> {
+        let (geometry, end) = (self.header().geometry, self.storage.length());
+        let allowed = match BitmapTableEntry::decode(value, geometry) {
+            Ok(BitmapTableEntry::At(host)) if host.0 + geometry.cluster_size() > end => Allowed::BeforeEnd(end),
+            Ok(bits) => return Ok(bits),
+            Err(allowed) => allowed,
         };
         Err(Invalid { field: "bitmap table entry", offset, value, allowed }.into())
     }
 
-    fn open_part(&self, bitmap: &Bitmap, index: u64) -> Result<Part> {
+    fn open_part(&self, bitmap: &Bitmap, index: u64) -> Result<BitmapCluster> {
         let offset = HostOffset(bitmap.table.offset.0 + index * 8);
         let mut value = [0; 8];
         let io = |source| Error::Io { what: "a bitmap table", offset, source };
         self.storage.read_exact_at(&mut value, offset.0).map_err(io)?;
         let bits = self.decode(offset, BigEndian::read_u64(&value))?;
-        let mut bytes =
-            vec![if bits == Bits::Ones { u8::MAX } else { 0 }; to_usize(self.header().geometry.cluster_size())];
-        if let Bits::At(host) = bits {
+        let mut bytes = vec![
+            if bits == BitmapTableEntry::Ones { u8::MAX } else { 0 };
+            to_usize(self.header().geometry.cluster_size())
+        ];
+        if let BitmapTableEntry::At(host) = bits {
             let io = |source| Error::Io { what: "a bitmap", offset: host, source };
             self.storage.read_exact_at(&mut bytes, host.0).map_err(io)?;
         }
-        Ok(Part { index, bits, bytes, changed: false })
+        Ok(BitmapCluster { index, bits, bytes, changed: false })
     }
 
     /// Writes the bits of a part; a cluster of their own they get where they had none, and `links` what leads to it.
-    fn close_part(&mut self, bitmap: &Bitmap, part: Option<Part>, links: &mut Vec<(u64, u64)>) -> Result<()> {
+    fn close_part(&mut self, bitmap: &Bitmap, part: Option<BitmapCluster>, links: &mut Vec<(u64, u64)>) -> Result<()> {
         let Some(part) = part.filter(|part| part.changed) else { return Ok(()) };
         match part.bits {
-            Bits::Ones => {}
-            Bits::At(host) => {
+            BitmapTableEntry::Ones => {}
+            BitmapTableEntry::At(host) => {
                 self.check_own(host.0 >> self.header().geometry.cluster_bits())?;
                 write(&*self.storage, "a bitmap", host.0, &part.bytes)?;
             }
-            Bits::Zeroes => {
+            BitmapTableEntry::Zeroes => {
                 let all = self.header().size.div_ceil(1 << bitmap.granularity_bits) - part.index * self.bits_of_entry();
                 let ones: u64 = part.bytes.iter().map(|byte| u64::from(byte.count_ones())).sum();
                 let value = if ones >= all.min(self.bits_of_entry()) {
@@ -248,14 +237,6 @@ impl Writer {
             write(&*self.storage, "a bitmap table", offset, &value.to_be_bytes())?;
         }
         sync(&*self.storage)
-    }
-}
-
-fn encode(bits: Bits) -> u64 {
-    match bits {
-        Bits::Zeroes => 0,
-        Bits::Ones => BITMAP_ENTRY_ONES,
-        Bits::At(host) => host.0,
     }
 }
 

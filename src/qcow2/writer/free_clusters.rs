@@ -11,7 +11,7 @@ use crate::qcow2::header::{Header, Table};
 use crate::storage::{Storage, to_usize};
 
 /// Gives clusters away, in order. What was not given away is as free as before.
-pub(in crate::qcow2) struct Room<'a> {
+pub(in crate::qcow2) struct FreeClusters<'a> {
     geometry: Geometry,
     /// Refcounts in a block.
     unit: u64,
@@ -28,16 +28,16 @@ pub(in crate::qcow2) struct Room<'a> {
     blocks: BTreeSet<u64>,
 }
 
-impl<'a> Room<'a> {
+impl<'a> FreeClusters<'a> {
     /// Clusters with refcount zero, behind the end of the file too.
-    pub(in crate::qcow2) fn free(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
+    pub(in crate::qcow2) fn by_refcounts(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
         // damaged entries give no free clusters
         let stored = Stored::read(storage, header, &mut Report::default())?;
-        Ok(Self { stored: Some(stored), next: 1, ..Self::behind(storage, header) })
+        Ok(Self { stored: Some(stored), next: 1, ..Self::behind_end(storage, header) })
     }
 
     /// Clusters behind the end of the file.
-    pub(in crate::qcow2) fn behind(storage: &dyn Storage, header: &Header) -> Self {
+    pub(in crate::qcow2) fn behind_end(storage: &dyn Storage, header: &Header) -> Self {
         let geometry = header.geometry;
         Self {
             geometry,
