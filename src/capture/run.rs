@@ -89,9 +89,10 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
 /// a backup of this month.
 async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) -> Result<(), Error> {
     for folder in target::with_months(&request.target)?.iter().filter(|folder| *folder != own) {
-        if let Err(left) = restore_month(machine, request, folder).await {
-            machine.go_on()?;
-            trouble(machine, &left);
+        match restore_month(machine, request, folder).await {
+            Ok(()) => {}
+            Err(error @ (Error::Monitor(_) | Error::Cancelled)) => return Err(error),
+            Err(left) => trouble(machine, &left),
         }
     }
     Ok(())

@@ -66,6 +66,13 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// Manifests that could not be listed: images of the folder may be missing without a word.
+    Manifests {
+        /// The folder with the images.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A link to a folder elsewhere: images in there are missing here.
     Link {
         /// The link.
@@ -82,7 +89,7 @@ impl Note {
     /// Where images may be missing.
     fn place(&self) -> Option<&Path> {
         match self {
-            Self::Folder { path, .. } | Self::Link { path } => Some(path),
+            Self::Folder { path, .. } | Self::Manifests { path, .. } | Self::Link { path } => Some(path),
             Self::Config { .. } | Self::Manifest { .. } | Self::Moment { .. } => None,
         }
     }
@@ -91,7 +98,11 @@ impl Note {
     fn folder(&self) -> Option<(&Path, &str)> {
         match self {
             Self::Folder { path, reason } => Some((path, reason)),
-            Self::Config { .. } | Self::Manifest { .. } | Self::Link { .. } | Self::Moment { .. } => None,
+            Self::Config { .. }
+            | Self::Manifest { .. }
+            | Self::Manifests { .. }
+            | Self::Link { .. }
+            | Self::Moment { .. } => None,
         }
     }
 }
@@ -101,6 +112,9 @@ impl fmt::Display for Note {
         match self {
             Self::Config { path, reason } | Self::Manifest { path, reason } | Self::Folder { path, reason } => {
                 write!(f, "{} is ignored: {reason}", path.display())
+            }
+            Self::Manifests { path, reason } => {
+                write!(f, "{} is ignored: {reason}", path.join(BOOKKEEPING).display())
             }
             Self::Link { path } => {
                 write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
@@ -141,7 +155,7 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
     }
     let mut left = MAX_ENTRIES;
     for folder in &folders {
-        for found in missing(&real, folder, &mut left, &mut notes) {
+        for found in missing(dir, folder, &mut left, &mut notes)? {
             let group = groups.entry(without_months(&folder.relative)).or_default();
             let disk = found.disk.clone();
             let missing = Image { missing: true, ..image(dir, folder.relative.join(&found.file), found) };
@@ -305,17 +319,19 @@ fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
     }
 }
 
-/// The images of a folder of which only manifests are there; at most `left` entries are looked at.
-fn missing(root: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>) -> Vec<Found> {
-    let path = root.join(&folder.relative).join(BOOKKEEPING);
-    let listing = read_folder(&path).and_then(|entries| entries.take(*left).collect::<io::Result<Vec<_>>>());
+/// The images of a folder of which only manifests are there; `left` more entries may be looked at.
+fn missing(dir: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>) -> Result<Vec<Found>, Error> {
+    let path = dir.join(&folder.relative);
+    let listing = read_folder(&path.join(BOOKKEEPING))
+        .and_then(|entries| entries.take(left.saturating_add(1)).collect::<io::Result<Vec<_>>>());
     let entries = listing.unwrap_or_else(|error| {
         if error.kind() != io::ErrorKind::NotFound {
-            notes.push(Note::Folder { path, reason: error.to_string() });
+            notes.push(Note::Manifests { path, reason: error.to_string() });
         }
         Vec::new()
     });
-    *left -= entries.len();
+    let too_many = || Error::TooManyEntries { path: dir.to_owned(), limit: MAX_ENTRIES };
+    *left = left.checked_sub(entries.len()).ok_or_else(too_many)?;
     let names = entries.iter().filter_map(|(name, _)| Manifest::image_of(name));
     let mut missing: Vec<Found> = names
         .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)))
@@ -323,7 +339,7 @@ fn missing(root: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>
         .filter(|found| !found.partial)
         .collect();
     missing.sort_by(|one, other| one.file.cmp(&other.file));
-    missing
+    Ok(missing)
 }
 
 /// For each folder, the disks of images with a time in the folders below it.

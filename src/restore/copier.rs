@@ -46,7 +46,7 @@ use super::observer::Observer;
 use super::plan::{self, Operation, Origin};
 use super::resolve::Piece;
 use crate::qcow2::{ClusterReader, CompressedCluster, GuestOffset, HostOffset};
-use crate::storage::{HOLE_MIN, WritableStorage, offload_min, start_writeback, to_usize};
+use crate::storage::{HOLE_MIN, LastHole, WritableStorage, offload_min, start_writeback, to_usize};
 
 /// What all threads of a merge share.
 #[derive(Clone, Copy)]
@@ -182,6 +182,8 @@ pub(super) struct Copier<'a> {
     reader: LayerReader,
     /// Shorter copies are gathered; longer ones are left to the kernel, if any.
     offload_min: Option<u64>,
+    /// The holes of images that were found last, by layer.
+    holes: BTreeMap<usize, LastHole>,
     gathered: Vec<u8>,
     /// Where the gathered bytes go.
     start: u64,
@@ -194,7 +196,8 @@ impl<'a> Copier<'a> {
     pub(super) fn new(work: &'a Transfer<'a>, output: &'a Path, target: &'a dyn WritableStorage) -> Self {
         // what is left to the kernel is not looked at
         let offload_min = target.as_file().filter(|_| work.holes != Holes::Made).and_then(offload_min);
-        Self { work, output, target, reader: LayerReader::default(), offload_min, gathered: Vec::new(), start: 0 }
+        let (reader, holes, gathered) = (LayerReader::default(), BTreeMap::new(), Vec::new());
+        Self { work, output, target, reader, offload_min, holes, gathered, start: 0 }
     }
 
     /// Does the operations of a slice.
@@ -228,15 +231,15 @@ impl<'a> Copier<'a> {
     }
 
     fn copy_part(&mut self, operation: &Operation, start: u64, length: u64) -> Result<()> {
-        let mut done = 0;
-        if self.offload_min.is_some_and(|min| length >= min) {
-            done = self.offload(operation, start, length)?;
+        let mut done = self.hole(operation, start, length);
+        if self.offload_min.is_some_and(|min| length - done >= min) {
+            done += self.offload(operation, start + done, length - done)?;
         }
         while done < length {
+            done += self.hole(operation, start + done, length - done);
             let part = to_usize(length - done).min(Self::GATHER);
-            if self.is_hole(operation, start + done, part as u64) {
-                done += part as u64;
-                continue;
+            if part == 0 {
+                break;
             }
             let target = operation.target + start + done;
             self.make_room(target, part)?;
@@ -249,17 +252,20 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    /// Whether there are no bytes to copy: the image has a hole, as files have that were made with all their metadata.
-    fn is_hole(&self, operation: &Operation, start: u64, length: u64) -> bool {
+    /// How many bytes there are none of to copy: the image has a hole first, as files have that were made with all their
+    /// metadata.
+    fn hole(&mut self, operation: &Operation, start: u64, length: u64) -> u64 {
         let (Origin::Plain(host), Some(layer)) = (operation.source, self.work.layers.get(operation.layer)) else {
-            return false;
+            return 0;
         };
+        // what is checked while it is read has no file
+        let Some(file) = layer.file().filter(|_| self.work.holes != Holes::None) else { return 0 };
         let range = host.0 + start..host.0 + start + length;
-        // what is checked while it is read has no file, and what is behind the end is no hole
-        self.work.holes != Holes::None
-            && layer.file().is_some()
-            && range.end <= layer.data().length()
-            && layer.data().next_data_within(range).is_ok_and(|data| data.is_none())
+        let data = self.holes.entry(operation.layer).or_default().next_data_within(layer.data(), range.clone());
+        let hole = data.map_or(0, |data| data.unwrap_or(range.end) - range.start);
+        // what is behind the end is none, also where the file has become shorter: reading it says that
+        let is_inside = || file.metadata().is_ok_and(|file| range.start + hole <= file.len());
+        if hole > 0 && range.start + hole <= layer.data().length() && is_inside() { hole } else { 0 }
     }
 
     /// Copies what the kernel takes, which may be nothing: then the caller reads and writes.

@@ -98,8 +98,10 @@ impl NewFolders {
 
     pub(super) fn sync(&self) -> io::Result<()> {
         let synced = |path: &PathBuf| match sync_folder(parent(path)) {
-            // one that only takes what is put in cannot be opened
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            // one that only takes what is put in cannot be opened, and some file systems sync no folders
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
+                Ok(())
+            }
             synced => synced,
         };
         self.made.iter().try_for_each(synced)

@@ -84,7 +84,7 @@ pub(crate) fn hold(image: &Path) -> Result<Option<FileStorage>, Error> {
     let held = FileStorage::open(image).and_then(|there| there.lock(Access::Read).map(|()| there));
     match held {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(Error::InUse { path: image.to_owned() }),
-        // one that cannot be read is one that nobody has locked
+        // nobody can be asked about one that cannot be read
         held => Ok(held.ok()),
     }
 }
@@ -105,8 +105,8 @@ pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
         discard(folder, entry)?;
         return Ok(false);
     }
-    // a machine may have been started on it since the run began
-    let _held = hold(&image)?;
+    // a machine may have been started on what has the name since the run began
+    let _held = if is_gone(&partial) { None } else { hold(&image)? };
     match std::fs::rename(Checksums::path(&partial), Checksums::path(&image)) {
         // done before
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

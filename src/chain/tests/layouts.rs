@@ -353,7 +353,7 @@ proptest! {
 fn a_folder_of_manifests_that_cannot_be_read_is_noted() {
     let tree = Tree::new(["disk/FULL-5-disk", "disk/.qmpbackup"]);
     let notes = tree.discover().notes;
-    assert!(matches!(&notes[..], [Note::Folder { path, .. }] if path.ends_with("disk/.qmpbackup")), "{notes:?}");
+    assert!(matches!(&notes[..], [Note::Manifests { path, .. }] if path.ends_with("disk")), "{notes:?}");
     let tree = Tree::new(["disk/FULL-5-disk"]);
     assert_eq!(tree.discover().notes, []);
 }

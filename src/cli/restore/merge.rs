@@ -28,8 +28,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         if io::stdout().is_terminal() {
             return Err(Failure::Usage("the disk does not go to a terminal: send stdout to a file or a pipe"));
         }
-        if is_closed(io::stdout()) {
-            return Err(Failure::Usage("stdout is closed: send it to a file or a pipe"));
+        if may_be_closed(io::stdout()) {
+            console.warning("the disk is lost: stdout is closed, or it is /dev/null");
         }
     }
     signals::watch(None)?;
@@ -128,9 +128,9 @@ fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions
     })
 }
 
-/// Whether the program was started without a stdout. The standard library has opened `/dev/null` instead then, to read and to
-/// write, which nobody does who wants the output to be lost.
-fn is_closed(stdout: impl AsFd) -> bool {
+/// Whether the program may have been started without a stdout: the standard library has opened `/dev/null` instead then, to
+/// read and to write, as hardly anybody does who wants the output to be lost.
+fn may_be_closed(stdout: impl AsFd) -> bool {
     /// Major and minor number of `/dev/null`.
     const NULL: (u32, u32) = (1, 3);
     let is_null = rustix::fs::fstat(&stdout).is_ok_and(|there| {

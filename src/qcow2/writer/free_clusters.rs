@@ -17,6 +17,8 @@ pub(in crate::qcow2) struct FreeClusters<'a> {
     unit: u64,
     /// Refcounts of the image; none where they are not to be believed.
     stored: Option<Stored<'a>>,
+    /// Clusters that are in use, whatever refcounts say.
+    used: BTreeSet<u64>,
     /// Whether clusters are free, those of one block.
     known: (u64, Vec<bool>),
     next: u64,
@@ -29,11 +31,15 @@ pub(in crate::qcow2) struct FreeClusters<'a> {
 }
 
 impl<'a> FreeClusters<'a> {
-    /// Clusters with refcount zero, behind the end of the file too.
-    pub(in crate::qcow2) fn by_refcounts(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
+    /// Clusters with refcount zero, behind the end of the file too, but for some that are known to be in use.
+    pub(in crate::qcow2) fn by_refcounts(
+        storage: &'a dyn Storage,
+        header: &Header,
+        used: BTreeSet<u64>,
+    ) -> Result<Self> {
         // damaged entries give no free clusters
         let stored = Stored::read(storage, header, &mut Report::default())?;
-        Ok(Self { stored: Some(stored), next: 1, ..Self::behind_end(storage, header) })
+        Ok(Self { stored: Some(stored), used, next: 1, ..Self::behind_end(storage, header) })
     }
 
     /// Clusters behind the end of the file.
@@ -43,6 +49,7 @@ impl<'a> FreeClusters<'a> {
             geometry,
             unit: header.refcounts_per_block(),
             stored: None,
+            used: BTreeSet::new(),
             known: (0, Vec::new()),
             next: geometry.clusters(storage.length()),
             runs: Vec::new(),
@@ -100,7 +107,7 @@ impl<'a> FreeClusters<'a> {
     }
 
     fn is_free(&mut self, cluster: u64) -> Result<bool> {
-        if self.runs.iter().any(|run| run.contains(&cluster)) {
+        if self.used.contains(&cluster) || self.runs.iter().any(|run| run.contains(&cluster)) {
             return Ok(false);
         }
         let Some(stored) = &self.stored else { return Ok(true) };

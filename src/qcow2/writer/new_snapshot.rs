@@ -2,15 +2,16 @@
 //! leads to gets one reference more.
 //!
 //! ```text
-//! 1  L2 tables with COPIED flags are found: each gets a copy without them, since its clusters are shared now
-//! 2  what the active disk refers to is counted, and compared with the refcounts
+//! 1  what the active disk refers to is counted, and compared with the refcounts
+//! 2  L2 tables with COPIED flags are found: each gets a copy without them, since its clusters are shared now
 //! 3  copies, L1 tables for the disk and the snapshot, the snapshot table
-//! 4  what the disk refers to is counted again, into refcount blocks that replace the old, and a table     sync
-//! 5  the header                                                                                          sync
+//! 4  what the active disk refers to is counted again, into refcount blocks beside the old ones of the same clusters;
+//!    other blocks stay; a table that leads to all of them                                                sync
+//! 5  the header                                                                                         sync
 //! ```
 //!
 //! What other snapshots hold is not read, so that one takes as long as another however many there are. Nothing is written
-//! before step 3, and then only to clusters that nothing refers to.
+//! before step 3, and then only to clusters that neither the active disk nor a table that is known here is in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -40,7 +41,7 @@ pub(super) struct NewSnapshot<'a> {
     /// Those of the image as it is.
     pub(super) refcounts: &'a mut Refcounts,
     /// Bytes of the snapshot table as it is.
-    pub(super) snapshot_table: u64,
+    pub(super) old_snapshot_table: u64,
     /// The L1 table of the new snapshot.
     pub(super) l1_table: Table,
     pub(super) limits: CheckLimits,
@@ -64,7 +65,7 @@ impl NewSnapshot<'_> {
     /// Writes all that the header will lead to.
     fn make(&mut self, header: &Header, mut next: Next) -> Result<Made> {
         let (storage, geometry) = (&**self.storage, header.geometry);
-        let disk = disk(header);
+        let disk = active_disk(header);
         let used = self.referred(&disk)?;
         let copies = self.copies(&next.l1, geometry)?;
         let l1_table = self.free.take_l1(header, next.l1.len())?;
@@ -101,10 +102,10 @@ impl NewSnapshot<'_> {
             let counted = refcounts.blocks().len() as u64;
             for index in range.start / unit..range.end.div_ceil(unit).min(counted) {
                 let clusters = index * unit..(index + 1) * unit;
-                let block = refcounts.bytes(storage, index)?.unwrap_or_default();
                 window.runs(clusters.start.max(range.start)..clusters.end.min(range.end), |mut run, references| {
                     used.insert(index);
                     let references = count(references, run.start, disk)?;
+                    let block = refcounts.bytes(storage, index)?.unwrap_or_default();
                     let is_counted =
                         |cluster| refcount::get(block, to_usize(cluster - clusters.start), order) >= references;
                     if run.all(is_counted) { Ok(()) } else { Err(Error::DamagedTables) }
@@ -148,7 +149,7 @@ impl NewSnapshot<'_> {
             changes.add(clusters(*from, 1, geometry), -2);
             changes.add(clusters(*to, 1, geometry), 2);
         }
-        changes.add(clusters(header.snapshots_offset, self.snapshot_table, geometry), -1);
+        changes.add(clusters(header.snapshots_offset, self.old_snapshot_table, geometry), -1);
         changes.add(clusters(next.snapshots_offset, next.snapshot_table.len() as u64, geometry), 1);
         changes.add(clusters_of(l1_table, geometry), 1);
         changes.add(clusters_of(self.l1_table, geometry), 1);
@@ -229,13 +230,14 @@ fn flags(table: &mut [u8], geometry: Geometry) -> impl Iterator<Item = &mut u8> 
     table.iter_mut().step_by(to_usize(geometry.l2_entry_size()))
 }
 
-fn clusters(offset: HostOffset, bytes: u64, geometry: Geometry) -> Range<u64> {
+/// The clusters of so many bytes.
+pub(super) fn clusters(offset: HostOffset, bytes: u64, geometry: Geometry) -> Range<u64> {
     let first = offset.0 >> geometry.cluster_bits();
     first..first + geometry.clusters(bytes)
 }
 
 /// A header that leads to the active disk only.
-fn disk(header: &Header) -> Header {
+fn active_disk(header: &Header) -> Header {
     let features = Features { autoclear: 0, ..header.features };
     let refcount_table = Table { offset: HostOffset(0), entries: 0 };
     Header { refcount_table, nb_snapshots: 0, features, ..header.clone() }
@@ -252,4 +254,68 @@ fn windows(
     let mut recount = Recount::read(storage, disk, &[], limits)?;
     recount.windows(observer, each)?;
     if recount.is_damaged() { Err(Error::DamagedTables) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::qcow2::{CompressionType, GuestOffset, Layout, RefcountWriter, Writer, check};
+    use crate::storage::MemoryStorage;
+
+    const SIZE: u64 = 1 << 20;
+
+    /// An empty image with clusters of 512 bytes, where what a snapshot counts is soon more than a few.
+    fn image() -> Arc<MemoryStorage> {
+        let storage = MemoryStorage::default();
+        let layout = Layout::new(Geometry::new(9, false).unwrap(), SIZE, CompressionType::Deflate, 0, 0).unwrap();
+        let mut put = |host: HostOffset, bytes: &[u8]| storage.write_all_at(bytes, host.0);
+        put(HostOffset(0), &layout.header()).unwrap();
+        RefcountWriter::new(&layout, &mut put).unwrap().finish(&mut put).unwrap();
+        storage.set_length(layout.length()).unwrap();
+        Arc::new(storage)
+    }
+
+    fn open(image: &Arc<MemoryStorage>) -> Writer {
+        Writer::open(Arc::clone(image) as Arc<dyn WritableStorage>).unwrap()
+    }
+
+    #[test]
+    fn the_image_is_the_same_however_few_clusters_are_counted_at_a_time() {
+        let few = CheckLimits { window: 16, tables: 2 };
+        let made = [CheckLimits::default(), few].map(|limits| {
+            let image = image();
+            let mut writer = open(&image);
+            for number in 0..12u8 {
+                for place in (0..40).map(|at| at * 25_600 + u64::from(number) * 512) {
+                    writer.write(&[number + 1; 512], GuestOffset(place)).unwrap();
+                }
+                writer.create_snapshot_within(&number.to_string(), Duration::ZERO, limits).unwrap();
+                let report = check(&*image, &mut |_| ControlFlow::Continue(())).unwrap();
+                assert!(!report.is_corrupt() && !report.has_leaks(), "{number}: {:?}", report.findings);
+            }
+            writer.finish().unwrap();
+            image.to_vec()
+        });
+        assert!(made[0] == made[1]);
+    }
+
+    #[test]
+    fn tables_whose_own_refcount_is_zero_are_not_overwritten() {
+        let header = Header::read(&*image()).unwrap();
+        let table = header.refcount_table.offset;
+        let mut block = [0; 8];
+        image().read_exact_at(&mut block, table.0).unwrap();
+        let block = HostOffset(u64::from_be_bytes(block));
+        for place in [table, block, header.l1_table.offset] {
+            let image = image();
+            let count = block.0 + (place.0 >> 9) * 2;
+            image.write_all_at(&[0; 2], count).unwrap();
+            let before = image.to_vec();
+            let made = open(&image).create_snapshot("one", Duration::ZERO);
+            assert!(matches!(made, Err(Error::DamagedTables)), "{place}: {made:?}");
+            assert!(image.to_vec() == before, "{place}");
+        }
+    }
 }

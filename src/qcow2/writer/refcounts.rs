@@ -106,6 +106,11 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Clusters with tables of the active disk, of refcounts, and the header.
+    pub(super) fn metadata(&self) -> &BTreeSet<u64> {
+        &self.metadata
+    }
+
     /// Whether a table lies in a cluster.
     pub(super) fn is_metadata(&self, cluster: u64) -> bool {
         self.metadata.contains(&cluster)

@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 use super::Writer;
 use super::free_clusters::FreeClusters;
-use super::new_snapshot::NewSnapshot;
+use super::new_snapshot::{NewSnapshot, clusters};
 use super::rebuild::{Next, Rebuild};
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::bitmap;
@@ -19,7 +19,7 @@ use crate::qcow2::header::Table;
 use crate::qcow2::l1::l1_entries;
 use crate::qcow2::snapshot::{self, Snapshot};
 use crate::qcow2::wire::{L1_BYTES_MAX, RawSnapshot, SNAPSHOT_TABLE_BYTES_MAX, SNAPSHOTS_MAX};
-use crate::storage::{Storage as _, to_usize};
+use crate::storage::{Storage, to_usize};
 
 /// The snapshot table, entry by entry.
 #[derive(Default)]
@@ -44,6 +44,11 @@ impl Writer {
     /// [`Error::RefcountOverflow`] where refcounts are too narrow for one more owner, and [`Error::TooMany`],
     /// [`Error::TableTooLarge`], [`Error::DamagedTables`]: nothing is changed then. What the system says.
     pub fn create_snapshot(&mut self, name: &str, date: Duration) -> Result<String> {
+        self.create_snapshot_within(name, date, CheckLimits::default())
+    }
+
+    /// As [`create_snapshot`](Self::create_snapshot), with so much in memory at a time; the image is the same.
+    pub(super) fn create_snapshot_within(&mut self, name: &str, date: Duration, limits: CheckLimits) -> Result<String> {
         self.flush()?;
         let mut entries = self.entries()?;
         let (count, most) = (entries.snapshots.len() as u64 + 1, u64::from(SNAPSHOTS_MAX));
@@ -52,15 +57,14 @@ impl Writer {
         }
         let id = entries.unused_id();
         let storage = Arc::clone(&self.storage);
-        let mut free = FreeClusters::by_refcounts(&storage, self.header())?;
+        let mut free = self.free_clusters(&storage, &entries)?;
         let l1 = self.tables.entries().to_vec();
         let l1_table = free.take_l1(self.header(), l1.len())?;
-        let snapshot_table = entries.table()?.len() as u64;
+        let old_snapshot_table = entries.table()?.len() as u64;
         entries.bytes.push(new_entry(&id, name, date, l1_table, self.header().size)?);
         let next = self.next(l1, &entries, &mut free)?;
         let refcounts = &mut self.refcounts;
-        let limits = CheckLimits::default();
-        let new = NewSnapshot { storage: &storage, free, refcounts, snapshot_table, l1_table, limits };
+        let new = NewSnapshot { storage: &storage, free, refcounts, old_snapshot_table, l1_table, limits };
         let made = new.run(&mut self.head, next);
         self.reopen(made)?;
         Ok(id)
@@ -106,11 +110,19 @@ impl Writer {
         })
     }
 
+    /// Free clusters, none of which tables are in, whatever their refcounts say.
+    fn free_clusters<'a>(&self, storage: &'a dyn Storage, entries: &Entries) -> Result<FreeClusters<'a>> {
+        let header = self.header();
+        let snapshots = clusters(header.snapshots_offset, entries.table()?.len() as u64, header.geometry);
+        let used = self.refcounts.metadata().iter().copied().chain(snapshots);
+        FreeClusters::by_refcounts(storage, header, used.collect())
+    }
+
     /// Flushes, makes the state that `next` describes, and goes on with that.
     fn rebuilt<T>(&mut self, next: impl FnOnce(&Self, &mut FreeClusters<'_>) -> Result<(Next, T)>) -> Result<T> {
         self.flush()?;
         let storage = Arc::clone(&self.storage);
-        let mut free = FreeClusters::by_refcounts(&storage, self.header())?;
+        let mut free = self.free_clusters(&storage, &self.entries()?)?;
         let (next, result) = next(self, &mut free)?;
         let rebuild = Rebuild { storage: &storage, free, takes_damage: false, limits: CheckLimits::default() };
         let made = rebuild.run(&mut self.head, next, &mut |_| ControlFlow::Continue(()));

@@ -31,13 +31,13 @@ fn json_lines_that_cannot_be_printed_are_a_warning_and_the_work_is_done() {
 }
 
 #[test]
-fn no_disk_goes_to_a_stdout_that_is_closed() {
+fn a_disk_that_goes_to_a_stdout_that_is_closed_is_a_warning() {
     let backup = Backup::new();
     let program = env!("CARGO_BIN_EXE_qmprestore");
     let merge = |to: &str| {
         let words = format!("exec '{program}' merge --quiet --dir '{}' --out - {to}", backup.dir.display());
         Ended::of(Command::new("sh").args(["-c", &words]))
     };
-    merge(">&-").with(2).says("stdout is closed");
+    merge(">&-").with(3).says("stdout is closed");
     merge(">/dev/null").with(0);
 }
