@@ -102,10 +102,14 @@ impl NewSnapshot<'_> {
             let counted = refcounts.blocks().len() as u64;
             for index in range.start / unit..range.end.div_ceil(unit).min(counted) {
                 let clusters = index * unit..(index + 1) * unit;
+                let mut block: Option<Vec<u8>> = None;
                 window.runs(clusters.start.max(range.start)..clusters.end.min(range.end), |mut run, references| {
-                    used.insert(index);
                     let references = count(references, run.start, disk)?;
-                    let block = refcounts.bytes(storage, index)?.unwrap_or_default();
+                    if block.is_none() {
+                        used.insert(index);
+                        block = Some(refcounts.bytes(storage, index)?.unwrap_or_default().to_vec());
+                    }
+                    let block = block.as_deref().unwrap_or_default();
                     let is_counted =
                         |cluster| refcount::get(block, to_usize(cluster - clusters.start), order) >= references;
                     if run.all(is_counted) { Ok(()) } else { Err(Error::DamagedTables) }
