@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use super::free_clusters::FreeClusters;
 use super::head::Head;
-use super::rebuild::{Made, Next, Places, count, grow, write_entries};
-use super::refcounts::{Refcounts, clusters_of, write};
+use super::rebuild::{Made, Next, Places, count, grow, switch, write_entries};
+use super::refcounts::{Refcounts, clusters, clusters_of, write};
 use super::sync;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::check::{CheckLimits, Recount, Window};
@@ -31,7 +31,7 @@ use crate::qcow2::header::{Header, Table};
 use crate::qcow2::image::read_to_end;
 use crate::qcow2::refcount;
 use crate::qcow2::wire::{FLAG_COPIED, OFFSET_MASK};
-use crate::storage::{Storage as _, WritableStorage, to_usize};
+use crate::storage::{WritableStorage, to_usize};
 
 /// What a snapshot is made with.
 pub(super) struct NewSnapshot<'a> {
@@ -53,13 +53,7 @@ type Copies = BTreeMap<HostOffset, HostOffset>;
 impl NewSnapshot<'_> {
     /// Makes all of it and switches. What fails before the switch leaves the image as it was.
     pub(super) fn run(mut self, head: &mut Head, next: Next) -> Result<()> {
-        let (storage, length) = (&**self.storage, self.storage.length());
-        let made = self.make(head.header(), next).inspect_err(|_| {
-            // nothing leads there; a file that stays longer is no harm
-            let _ = storage.set_length(length);
-        })?;
-        head.update(storage, |raw| made.put(raw))?;
-        sync(storage)
+        switch(&**self.storage, head, |head| self.make(head.header(), next))
     }
 
     /// Writes all that the header will lead to.
@@ -234,12 +228,6 @@ fn flags(table: &mut [u8], geometry: Geometry) -> impl Iterator<Item = &mut u8> 
     table.iter_mut().step_by(to_usize(geometry.l2_entry_size()))
 }
 
-/// The clusters of so many bytes.
-pub(super) fn clusters(offset: HostOffset, bytes: u64, geometry: Geometry) -> Range<u64> {
-    let first = offset.0 >> geometry.cluster_bits();
-    first..first + geometry.clusters(bytes)
-}
-
 /// A header that leads to the active disk only.
 fn active_disk(header: &Header) -> Header {
     let features = Features { autoclear: 0, ..header.features };
@@ -266,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::qcow2::{CompressionType, GuestOffset, Layout, RefcountWriter, Writer, check};
-    use crate::storage::MemoryStorage;
+    use crate::storage::{MemoryStorage, Storage as _};
 
     const SIZE: u64 = 1 << 20;
 

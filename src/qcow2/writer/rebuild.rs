@@ -73,13 +73,7 @@ pub(super) struct Made {
 impl Rebuild<'_> {
     /// Makes all of it and switches. What fails before the switch leaves the image as it was.
     pub(in crate::qcow2) fn run(mut self, head: &mut Head, next: Next, observer: Observer<'_>) -> Result<()> {
-        let (storage, length) = (&**self.storage, self.storage.length());
-        let made = self.make(head, next, observer).inspect_err(|_| {
-            // nothing leads there; a file that stays longer is no harm
-            let _ = storage.set_length(length);
-        })?;
-        head.update(storage, |raw| made.put(raw))?;
-        sync(storage)
+        switch(&**self.storage, head, |head| self.make(head, next, observer))
     }
 
     /// Writes all that the header will lead to.
@@ -286,6 +280,21 @@ impl Flags<'_, '_> {
             None => Ok(()),
         }
     }
+}
+
+/// Has the header lead to what is made beside the old.
+pub(super) fn switch(
+    storage: &dyn WritableStorage,
+    head: &mut Head,
+    work: impl FnOnce(&Head) -> Result<Made>,
+) -> Result<()> {
+    let length = storage.length();
+    let made = work(head).inspect_err(|_| {
+        // nothing leads there; a file that stays longer is no harm
+        let _ = storage.set_length(length);
+    })?;
+    head.update(storage, |raw| made.put(raw))?;
+    sync(storage)
 }
 
 /// A refcount table can lead to these blocks.

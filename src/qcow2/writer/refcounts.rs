@@ -382,8 +382,13 @@ impl Refcounts {
 
 /// The clusters of a table.
 pub(in crate::qcow2) fn clusters_of(table: Table, geometry: Geometry) -> Range<u64> {
-    let first = table.offset.0 >> geometry.cluster_bits();
-    first..first + geometry.clusters(table.bytes())
+    clusters(table.offset, table.bytes(), geometry)
+}
+
+/// The clusters of so many bytes.
+pub(super) fn clusters(offset: HostOffset, bytes: u64, geometry: Geometry) -> Range<u64> {
+    let first = offset.0 >> geometry.cluster_bits();
+    first..first + geometry.clusters(bytes)
 }
 
 pub(in crate::qcow2) fn write(

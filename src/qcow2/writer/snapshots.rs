@@ -9,8 +9,9 @@ use zerocopy::IntoBytes;
 
 use super::Writer;
 use super::free_clusters::FreeClusters;
-use super::new_snapshot::{NewSnapshot, clusters};
+use super::new_snapshot::NewSnapshot;
 use super::rebuild::{Next, Rebuild};
+use super::refcounts::clusters;
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::bitmap;
 use crate::qcow2::check::CheckLimits;
