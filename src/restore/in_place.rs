@@ -207,8 +207,13 @@ impl InPlace {
         storage.file().set_permissions(Permissions::from_mode(kept)).map_err(failed)
     }
 
+    /// Gives back what a run that was interrupted has allocated in the FULL and nothing uses, and makes its checksums right.
+    pub(super) fn free_leaks(&self, observer: &dyn Observer) -> Result<()> {
+        Arc::new(self.renewed_full()?).repair(Repair::Leaks, observer).map(drop)
+    }
+
     /// The FULL as a file whose checksums follow what is written.
-    pub(super) fn renewed_full(&self) -> Result<Renewed> {
+    fn renewed_full(&self) -> Result<Renewed> {
         let full = self.images.first().zip(self.storages.first());
         full.map(|(image, storage)| Renewed::whole(&image.path, storage)).ok_or(Error::Empty)
     }

@@ -293,14 +293,14 @@ impl Commit {
                     image.finish(observer)?;
                 }
             }
-        } else if self.resumed.is_some() {
-            // the last INC may have gone before that
-            self.chain.renewed_full()?.finish(observer)?;
         }
         if let Some(begun) = &self.resumed {
             in_place::remove_books_of_gone(full, &begun.incs)?;
         }
         self.remove(&self.incs, observer)?;
+        if self.resumed.is_some() {
+            self.pool.install(|| self.chain.free_leaks(observer))?;
+        }
         Unfinished::remove(full).map_err(|source| journal_error(full, source))?;
         self.pool.install(|| self.chain.close());
         Ok(())

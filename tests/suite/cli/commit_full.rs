@@ -117,7 +117,7 @@ fn a_disk_that_gets_full_meanwhile_stops_the_work_which_ends_right_later() {
             small.free();
             backup.does(&[command]).with(0);
             backup.assert_holds(3, &expected);
-            assert_sound(&backup.images[0], true);
+            assert_sound(&backup.images[0], false);
             assert_eq!(backup.held_time(), TIMES[3]);
         }
     }
