@@ -157,9 +157,10 @@ pub(super) fn mark(node: &str) -> Command {
     Command::new("blockdev-add").with("driver", "null-co").with("node-name", node)
 }
 
-/// The image that a job writes.
+/// The image that a job writes. QEMU writes the last tables when it closes it, and tells nobody if it cannot. With lazy
+/// refcounts it marks an image that it writes to as dirty, and takes the mark away only when all of it is written.
 fn target(number: usize, disk: &DiskPlan, settings: &Settings) -> Command {
-    let image = image(NodeRole::Target.node(number), &disk.target, Some(settings));
+    let image = image(NodeRole::Target.node(number), &disk.target, Some(settings)).with("lazy-refcounts", true);
     // of an overlay, a snapshot does not say where nothing is: the job copies zeroes there
     if disk.is_overlay && disk.way != Way::Plain { image.with("detect-zeroes", "on") } else { image }
 }

@@ -69,12 +69,15 @@ pub(crate) fn open(partial: &Path) -> Result<File, Error> {
     file.map_err(Error::io(partial))
 }
 
-/// Whether QEMU has made what it says: an image of the right size.
+/// Whether QEMU has made what it says: an image of the right size, all of it written when it was closed.
 pub(crate) fn verify(partial: &Path, image: &File, size: u64) -> Result<(), Error> {
     let torn = |reason: String| Error::Torn { path: partial.to_owned(), reason };
     let header = Header::read(image).map_err(|error| torn(error.to_string()))?;
     if header.size != size {
         return Err(torn(format!("its disk has {} bytes, not {size}", header.size)));
+    }
+    if header.is_dirty() {
+        return Err(torn("its last tables could not be written".to_owned()));
     }
     Ok(())
 }

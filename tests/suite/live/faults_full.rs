@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::faults_hooks::while_copying;
 use super::faults_scene::{Scene, Way};
 use super::proxy::Action;
@@ -39,6 +41,30 @@ fn a_target_that_gets_full_costs_one_run() {
         }
         scene.vm.kill();
         drop(small);
+    }
+}
+
+/// QEMU tells nobody of them: it writes them when it closes an image.
+#[test]
+fn tables_that_cannot_be_written_any_more_cost_one_run() {
+    for (release, way) in [("5.2", Way::Plain), ("7.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Fleece)] {
+        let mut scene = Scene::new(release, way);
+        for level in ["full", "inc"] {
+            scene.write();
+            let limit = scene.vm.file_limit();
+            let hook = move |command: &Value, _| {
+                let node = command["arguments"]["node-name"].as_str().unwrap_or_default();
+                limit.set((command["execute"] == "blockdev-del" && node.ends_with("-target")).then_some(0));
+                Action::Forward
+            };
+            let ended = scene.run_between(&["--level", level], Box::new(hook));
+            scene.vm.file_limit().set(None);
+            ended
+                .with(1)
+                .says("QEMU says that the image is whole, but it is not: its last tables could not be written");
+            scene.assert_clean();
+            scene.assert_continues(&[]);
+        }
     }
 }
 

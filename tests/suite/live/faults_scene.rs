@@ -123,13 +123,18 @@ impl Scene {
 
     /// Runs a backup with somebody in between, who writes before each command.
     pub(super) fn run_with(&self, more: &[&str], mut hook: Hook) -> Ended {
-        let tool = Tool::built("qmpbackup");
         let writer = Arc::clone(&self.writer);
         let hook = move |command: &Value, number| {
             writer.lock().unwrap().write();
             hook(command, number)
         };
-        let proxy = Proxy::start(&self.vm.path("proxy"), &self.vm.socket(), &tool.victim, Box::new(hook));
+        self.run_between(more, Box::new(hook))
+    }
+
+    /// Runs a backup with somebody in between.
+    pub(super) fn run_between(&self, more: &[&str], hook: Hook) -> Ended {
+        let tool = Tool::built("qmpbackup");
+        let proxy = Proxy::start(&self.vm.path("proxy"), &self.vm.socket(), &tool.victim, hook);
         let ended = run(&tool, &self.words(proxy.path(), more));
         proxy.end();
         ended

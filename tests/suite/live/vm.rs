@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -187,6 +188,11 @@ impl Vm {
         self.device(number)["inserted"]["node-name"].as_str().unwrap().to_owned()
     }
 
+    /// What says how long files may become that it writes to.
+    pub(super) fn file_limit(&self) -> FileLimit {
+        FileLimit(Pid::from_child(&self.process.0))
+    }
+
     /// Ends it as a power cut would.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
@@ -205,6 +211,17 @@ impl Vm {
     /// Starts it again after it has ended, with the same disks.
     pub(crate) fn restart(&mut self) {
         (self.process, self.monitor) = spawn(self.release, &self.arguments, self.folder.path());
+    }
+}
+
+/// How long files may become that a process writes to; what is behind that cannot be written even where it is there.
+#[derive(Clone, Copy)]
+pub(super) struct FileLimit(Pid);
+
+impl FileLimit {
+    pub(super) fn set(self, bytes: Option<u64>) {
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(Some(self.0), Resource::Fsize, limit).unwrap();
     }
 }
 
@@ -231,7 +248,9 @@ fn spawn(release: &str, arguments: &[String], folder: &Path) -> (Process, Monito
     let _ = std::fs::remove_file(&look);
     // qemu-io tells there what became of a write, not in the monitor
     let said = File::options().create(true).append(true).open(folder.join("said")).unwrap();
-    let mut command = tools::qemu_system_of(release);
+    // a write beyond its limit is an error, and not its end
+    let mut command = Command::new("env");
+    command.arg("--ignore-signal=XFSZ").arg(tools::qemu_system_of(release).get_program());
     let child = command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(said).spawn();
     let mut process = Process(child.unwrap_or_else(|error| panic!("{}: {error}", tools::line(&command))));
     while !look.exists() {
