@@ -73,7 +73,7 @@ async fn ask(address: &Address) -> Vec<String> {
         heard.push(agent.status().await.map_or_else(|error| told(&error), |status| format!("{status:?}")));
         heard.push(agent.supports_freeze().await.map_or_else(|error| told(&error), |yes| yes.to_string()));
         // the number itself differs from time to time
-        heard.push(agent.freeze().await.map_or_else(|error| told(&error), |count| (count < 1000).to_string()));
+        heard.push(agent.freeze(LIMIT).await.map_or_else(|error| told(&error), |count| (count < 1000).to_string()));
         heard.push(agent.thaw().await.map_or_else(|error| told(&error), |count| (count < 1000).to_string()));
     }
     heard

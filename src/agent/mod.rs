@@ -36,7 +36,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Connects and finds out whether somebody answers. All of that, and each command after it, has this time limit.
+    /// Connects and finds out whether somebody answers. All of that, and each command after it but for the freeze, has this
+    /// time limit.
     ///
     /// # Errors
     /// [`Error::Connect`] where nothing listens, [`Error::NoAnswer`] where no agent runs in the guest, and
@@ -59,14 +60,16 @@ impl Agent {
         }
     }
 
-    /// Freezes all file systems that can be, and returns how many.
+    /// Freezes all file systems that can be, and returns how many. What is in the guest's memory is written before, which may
+    /// take longer than any other answer: it has a time limit of its own.
     ///
-    /// After [`Error::NoAnswer`] or [`Error::Lost`] they may be frozen, or be so later: thaw them in any case.
+    /// When the future was dropped, and after [`Error::NoAnswer`] or [`Error::Lost`] they may be frozen, or be so later: thaw them in any case.
     ///
     /// # Errors
     /// As with [`Agent::status`]; refused where they are frozen already.
-    pub async fn freeze(&mut self) -> Result<u64, Error> {
-        self.count("guest-fsfreeze-freeze").await
+    pub async fn freeze(&mut self, limit: Duration) -> Result<u64, Error> {
+        let command = Command::new("guest-fsfreeze-freeze");
+        count(&command, &self.session.execute_within(&command, limit).await?)
     }
 
     /// Thaws what is frozen, and returns how many file systems were.
@@ -74,7 +77,8 @@ impl Agent {
     /// # Errors
     /// As with [`Agent::status`].
     pub async fn thaw(&mut self) -> Result<u64, Error> {
-        self.count("guest-fsfreeze-thaw").await
+        let command = Command::new("guest-fsfreeze-thaw");
+        count(&command, &self.session.execute(&command).await?)
     }
 
     /// Whether the agent has what [`Agent::freeze`] and [`Agent::thaw`] need, and its administrator permits it. Only while the
@@ -93,10 +97,9 @@ impl Agent {
         };
         Ok(["guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"].into_iter().all(enabled))
     }
+}
 
-    async fn count(&mut self, name: &str) -> Result<u64, Error> {
-        let command = Command::new(name);
-        let value = self.session.execute(&command).await?;
-        value.as_u64().ok_or_else(|| Error::unexpected(&command, &value))
-    }
+/// How many file systems it was.
+fn count(command: &Command, answer: &Value) -> Result<u64, Error> {
+    answer.as_u64().ok_or_else(|| Error::unexpected(command, answer))
 }

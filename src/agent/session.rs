@@ -56,7 +56,11 @@ impl Session {
 
     /// Sends a command and waits for its answer, within the time limit. It may be dropped at any time.
     pub(super) async fn execute(&mut self, command: &Command) -> Result<Value, Error> {
-        let limit = self.limit;
+        self.execute_within(command, self.limit).await
+    }
+
+    /// As that, within another time limit.
+    pub(super) async fn execute_within(&mut self, command: &Command, limit: Duration) -> Result<Value, Error> {
         match timeout(limit, self.converse(command)).await {
             Ok(answer) => answer.map_err(|failure| failure.of(command)),
             Err(_) => Err(no_answer(command, limit)),

@@ -71,7 +71,7 @@ async fn file_systems_freeze_and_thaw() {
     let ((), ()) = tokio::join!(
         async {
             assert_eq!(agent.status().await.unwrap(), FsStatus::Thawed);
-            assert_eq!(agent.freeze().await.unwrap(), 3);
+            assert_eq!(agent.freeze(LONG).await.unwrap(), 3);
             assert_eq!(agent.status().await.unwrap(), FsStatus::Frozen);
             assert_eq!(agent.thaw().await.unwrap(), 2);
         },
@@ -135,7 +135,7 @@ async fn where_nothing_listens_there_is_no_agent() {
 #[tokio::test]
 async fn after_a_missing_answer_both_get_in_step_again() {
     let (mut agent, mut client) = connected(SHORT).await;
-    let error = agent.freeze().await.unwrap_err();
+    let error = agent.freeze(SHORT).await.unwrap_err();
     assert!(matches!(&error, Error::NoAnswer { command, .. } if command == "guest-fsfreeze-freeze"), "{error:?}");
     assert_eq!(client.hear().await["execute"], "guest-fsfreeze-freeze");
     let (thawed, ()) = tokio::join!(agent.thaw(), async {
@@ -154,7 +154,7 @@ async fn after_a_missing_answer_both_get_in_step_again() {
 #[tokio::test]
 async fn a_dropped_command_is_a_missing_answer() {
     let (mut agent, mut client) = connected(LONG).await;
-    assert!(tokio::time::timeout(SHORT, agent.freeze()).await.is_err());
+    assert!(tokio::time::timeout(SHORT, agent.freeze(LONG)).await.is_err());
     client.hear().await;
     let (status, ()) = tokio::join!(agent.status(), async {
         client.say("{\"return\": 77}\n").await;
@@ -169,7 +169,7 @@ async fn a_refusal_has_a_description_and_leaves_both_in_step() {
     let (mut agent, mut client) = connected(LONG).await;
     let desc = "Command guest-fsfreeze-freeze has been disabled: the command is not allowed";
     let error = json!({"error": {"class": "CommandNotFound", "desc": desc}});
-    let (refused, ()) = tokio::join!(agent.freeze(), serve(&mut client, "guest-fsfreeze-freeze", error));
+    let (refused, ()) = tokio::join!(agent.freeze(LONG), serve(&mut client, "guest-fsfreeze-freeze", error));
     let refused = refused.unwrap_err();
     assert!(matches!(&refused, Error::Refused { desc: told, .. } if told == desc), "{refused:?}");
     let (thawed, ()) = tokio::join!(agent.thaw(), serve(&mut client, "guest-fsfreeze-thaw", json!({"return": 0})));
@@ -199,7 +199,7 @@ async fn answers_that_make_no_sense_are_malformed() {
         (&"x".repeat((1 << 20) + 1), "it has more than 1048576 bytes"),
     ] {
         let (mut agent, mut client) = connected(LONG).await;
-        let (frozen, ()) = tokio::join!(agent.freeze(), async {
+        let (frozen, ()) = tokio::join!(agent.freeze(LONG), async {
             client.hear().await;
             client.say(reply).await;
         });
@@ -211,7 +211,7 @@ async fn answers_that_make_no_sense_are_malformed() {
 #[tokio::test]
 async fn after_an_answer_that_is_no_json_both_get_in_step_again() {
     let (mut agent, mut client) = connected(LONG).await;
-    let (frozen, ()) = tokio::join!(agent.freeze(), async {
+    let (frozen, ()) = tokio::join!(agent.freeze(LONG), async {
         client.hear().await;
         client.say("{\n\"return\": 1}\n").await;
     });

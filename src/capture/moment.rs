@@ -56,6 +56,7 @@ pub(super) async fn find_agent<'a>(
 /// is known to be.
 pub(super) async fn take(
     machine: &Machine<'_>,
+    request: &Request,
     prepared: &Prepared,
     plan: &Plan,
     agent: Option<(&Address, Agent)>,
@@ -77,13 +78,20 @@ pub(super) async fn take(
     // what is to be told waits until the guest goes on: nobody may read it
     let mut events = Vec::new();
     let mut frozen = None;
+    let mut cancelled = Ok(());
     if let Some(agent) = &mut agent {
-        match agent.freeze().await {
-            Ok(count) => frozen = Some((Instant::now(), count)),
-            Err(error) => events.push(Event::NotFrozen { reason: causes::line(&error) }),
+        tokio::select! {
+            froze = agent.freeze(request.connection.timeout) => match froze {
+                Ok(count) => frozen = Some((Instant::now(), count)),
+                Err(error) => events.push(Event::NotFrozen { reason: causes::line(&error) }),
+            },
+            error = machine.cancelled() => cancelled = Err(error),
         }
     }
-    let (result, stopped) = send(machine, prepared, plan, &mut events).await;
+    let (result, stopped) = match cancelled {
+        Ok(()) => send(machine, prepared, plan, &mut events).await,
+        cancelled => (cancelled, None),
+    };
     let thaw = async {
         // a freeze that was given up may have come to pass
         if let Some(agent) = &mut agent {

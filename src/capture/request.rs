@@ -13,7 +13,7 @@ pub struct Connection {
     pub monitor: Address,
     /// The guest agent.
     pub agent: Option<Address>,
-    /// How long one command of the monitor may take.
+    /// How long one command of the monitor may take, and a guest to freeze.
     pub timeout: Duration,
 }
 

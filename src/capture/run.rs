@@ -199,7 +199,7 @@ async fn make(
     }
     machine.go_on()?;
     let watch = machine.watch();
-    let thawed = moment::take(machine, prepared, &plan, agent).await?;
+    let thawed = moment::take(machine, request, prepared, &plan, agent).await?;
     tokio::select! {
         copied = copy(machine, request, prepared, &plan, watch) => copied?,
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},

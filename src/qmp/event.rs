@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 /// Something that happened, whether its name is known here or not.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,5 +61,18 @@ impl Events {
             RecvError::Lagged(count) => EventsError::Lagged(count),
             RecvError::Closed => EventsError::Closed,
         })
+    }
+
+    /// The next event that is here already, if there is one.
+    ///
+    /// # Errors
+    /// As with [`Events::next`].
+    pub fn try_next(&mut self) -> Result<Option<Event>, EventsError> {
+        match self.receiver.try_recv() {
+            Ok(event) => Ok(Some(event)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Lagged(count)) => Err(EventsError::Lagged(count)),
+            Err(TryRecvError::Closed) => Err(EventsError::Closed),
+        }
     }
 }

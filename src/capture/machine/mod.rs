@@ -55,6 +55,16 @@ impl Machine<'_> {
         if self.observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
+    /// Waits until the observer wants no more.
+    pub(crate) async fn cancelled(&self) -> Error {
+        loop {
+            if let Err(error) = self.go_on() {
+                return error;
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
     pub(crate) fn tell(&self, event: &Event) {
         self.observer.event(event);
     }
@@ -93,7 +103,7 @@ impl Machine<'_> {
         loop {
             self.go_on()?;
             let mut jobs = self.own_jobs().await?;
-            watch.drain().await;
+            watch.drain();
             // an event that came after the answer knows more
             jobs.retain(|job| !watch.ended.iter().any(|ended| ended.id == job.id));
             jobs.extend(watch.ended.iter().cloned());
@@ -195,9 +205,13 @@ impl Watch {
     }
 
     /// Takes in all that has happened by now.
-    async fn drain(&mut self) {
-        while let Ok(Ok(event)) = tokio::time::timeout(Duration::ZERO, self.events.next()).await {
-            self.keep(&event);
+    fn drain(&mut self) {
+        loop {
+            match self.events.try_next() {
+                Ok(Some(event)) => self.keep(&event),
+                Err(EventsError::Lagged(_)) => {}
+                Ok(None) | Err(EventsError::Closed) => return,
+            }
         }
     }
 

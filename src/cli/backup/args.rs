@@ -59,7 +59,7 @@ pub(super) struct Machine {
     /// The guest agent of the machine
     #[arg(long, global = true, value_name = "PATH|tcp:HOST:PORT", value_parser = Address::from_str)]
     pub(super) agent_socket: Option<Address>,
-    /// How long one command of the monitor may take
+    /// How long one command of the monitor may take, and a guest to freeze
     #[arg(long, global = true, value_name = "SECONDS", default_value = "60", value_parser = units::parse_seconds)]
     pub(super) timeout: Duration,
 }

@@ -2,8 +2,10 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 
 use super::clean::Found;
@@ -32,10 +34,14 @@ impl Machine {
     }
 
     fn backup(&self, more: &[&str]) -> Ended {
+        self.run(&Tool::built("qmpbackup"), more)
+    }
+
+    fn run(&self, tool: &Tool, more: &[&str]) -> Ended {
         let path = |name: &str| self.vm.path(name).to_str().unwrap().to_owned();
         let (socket, target) = (path("qmp"), path("target"));
         let words = ["--socket", &socket, "backup", "--level", "auto", "--target", &target, "--quiesce"];
-        Tool::built("qmpbackup").run(&[&words, more].concat())
+        tool.run(&[&words, more].concat())
     }
 
     fn with_agent(&self, agent: &Path, more: &[&str]) -> Ended {
@@ -155,10 +161,44 @@ fn an_agent_that_freezes_and_does_not_say_so_is_told_to_thaw() {
     let mut machine = Machine::start("10.0");
     let agent = machine.fake(with("guest-fsfreeze-freeze", 1, Say::Nothing));
     machine
-        .with_agent(&machine.vm.path("fake"), &[])
+        .with_agent(&machine.vm.path("fake"), &["--timeout", "3"])
         .with(3)
-        .says("freeze: the guest agent has not answered within 10s");
+        .says("freeze: the guest agent has not answered within 3s");
     assert_eq!((agent.heard().as_slice(), agent.is_frozen()), (&USUAL.map(str::to_owned)[..], false));
+    machine.assert_clean();
+}
+
+#[test]
+fn a_guest_may_take_longer_to_freeze_than_for_other_answers() {
+    let mut machine = Machine::start("10.0");
+    let agent = machine.fake(Box::new(|name| {
+        if name == "guest-fsfreeze-freeze" {
+            std::thread::sleep(Duration::from_secs(11));
+        }
+        Say::Usual
+    }));
+    machine.with_agent(&machine.vm.path("fake"), &[]).with(0).says("2 file systems were frozen for ");
+    assert!(!agent.is_frozen());
+    machine.assert_clean();
+}
+
+#[test]
+fn nobody_waits_for_a_freeze_that_is_not_wanted_any_more() {
+    let mut machine = Machine::start("10.0");
+    let tool = Tool::built("qmpbackup");
+    let victim = Arc::clone(&tool.victim);
+    let agent = machine.fake(Box::new(move |name| {
+        if name != "guest-fsfreeze-freeze" {
+            return Say::Usual;
+        }
+        kill_process(victim.lock().unwrap().unwrap(), Signal::TERM).unwrap();
+        Say::Nothing
+    }));
+    let started = Instant::now();
+    let fake = machine.vm.path("fake");
+    machine.run(&tool, &["--agent-socket", fake.to_str().unwrap()]).with(143).says("no image was made");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(agent.heard().starts_with(&USUAL.map(str::to_owned)) && !agent.is_frozen(), "{:?}", agent.heard());
     machine.assert_clean();
 }
 
