@@ -11,6 +11,9 @@ pub(super) const LOCK: &str = "qmpbackup-lock";
 /// A node that is there while a run may have stopped the machine.
 pub(super) const MOMENT: &str = "qmpbackup-moment";
 
+/// A node that is there while a guest may be frozen.
+pub(super) const FROZEN: &str = "qmpbackup-frozen";
+
 /// The bitmap that says what an INC copies, on the node of the snapshot.
 pub(super) const COPIED: &str = "qmpbackup-copied";
 
@@ -19,6 +22,14 @@ pub(super) const PREFIX: &str = "qmpbackup-";
 
 /// What jobs of the Python tool begin with.
 pub(super) const PYTHON_JOB: &str = "qmpbackup.";
+
+/// Whether a node is one of this tool's.
+pub(super) fn is_own_node(node: &str) -> bool {
+    const ROLES: [NodeRole; 4] = [NodeRole::Target, NodeRole::Fleece, NodeRole::CopyBeforeWrite, NodeRole::Snapshot];
+    let number = node.strip_prefix(PREFIX).and_then(|name| name.split_once('-')?.0.parse().ok());
+    [LOCK, MOMENT, FROZEN].contains(&node)
+        || number.is_some_and(|disk| ROLES.iter().any(|role| role.node(disk) == node))
+}
 
 /// A part of the block graph that a run adds for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +131,16 @@ mod tests {
             assert_eq!(since(other), None, "{other}");
         }
         assert_eq!(since("qmpbackup-99999999999999999999-c-1"), None);
+    }
+
+    #[test]
+    fn nodes_of_another_tool_are_known() {
+        for own in [LOCK, MOMENT, FROZEN, "qmpbackup-0-target", "qmpbackup-17-cbw"] {
+            assert!(is_own_node(own), "{own}");
+        }
+        for other in ["qmpbackup-virtio0", "qmpbackup-virtio0-cbw", "qmpbackup-0-fleeced", "qmpbackup-0", "0-target"] {
+            assert!(!is_own_node(other), "{other}");
+        }
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Prepared {
             let timeless = !request.timestamp && level != Level::Inc;
             if timeless {
                 check_free(&image, &live, place, folder)?;
-                history.allows_timeless(&image, level)?;
+                history.allows_timeless(&image, level, target::chain(folder)?.is_some())?;
             }
             let partial = files::partial(&image);
             if partial.symlink_metadata().is_ok() {

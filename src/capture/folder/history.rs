@@ -49,8 +49,9 @@ impl History {
     }
 
     /// Makes sure that an image whose name has no time costs no restore point, neither what it replaces nor by its place:
-    /// such a FULL stands before all images with a time.
-    pub(crate) fn allows_timeless(&self, image: &Path, level: Level) -> Result<(), Error> {
+    /// such a FULL stands before all images with a time. A COPY of the Python tool may have nothing that tells it from a FULL,
+    /// but that tool makes no id of a chain for it.
+    pub(crate) fn allows_timeless(&self, image: &Path, level: Level, has_chain: bool) -> Result<(), Error> {
         let path = image.to_owned();
         if level != Level::Inc && image.file_name().is_some_and(chain::means_else) {
             return Err(Error::Ambiguous { path });
@@ -58,10 +59,11 @@ impl History {
         let (own, others): (Vec<_>, Vec<_>) = self.chained.iter().partition(|chained| chained.path == image);
         let full = others.iter().find(|other| other.level == Level::Full);
         let after = full.or_else(|| others.first().filter(|_| own.is_empty()));
+        let may_be_copy = !has_chain && others.is_empty() && own.iter().all(|own| own.known().is_none());
         match (level, after) {
             (Level::Full, Some(after)) => Err(Error::Timeless { path, before: after.display_name() }),
             (Level::Full, None) if !others.is_empty() => Err(Error::Replaces { path }),
-            (Level::Copy, _) if !own.is_empty() => Err(Error::Replaces { path }),
+            (Level::Copy, _) if !own.is_empty() && !may_be_copy => Err(Error::Replaces { path }),
             _ => Ok(()),
         }
     }
@@ -75,7 +77,11 @@ impl History {
     pub(crate) fn of(inventory: &Inventory, folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
         // those of other months, if there are folders of months here; or of other folders that have disks of the same name
         let here = |image: &&Arc<Image>| image.path.parent() == Some(folder) && !live.writes_to(&image.path);
-        let is_here = |disk: &&chain::Disk| disk.images().iter().chain(disk.partials()).any(|image| here(&image));
+        // QEMU may still have open what a run was killed over
+        let left = |partial: &&Arc<Image>| partial.path.parent() == Some(folder) && partial.level != Level::Copy;
+        let is_here = |disk: &&chain::Disk| {
+            disk.images().iter().any(|image| here(&image)) || disk.partials().iter().any(|partial| left(&partial))
+        };
         let own = |disk: &&chain::Disk| disk.name() == Some(OsStr::new(base));
         // the oldest names do not tell the disk
         let nameless = |disk: &&chain::Disk| disk.name().is_none();
@@ -93,8 +99,8 @@ impl History {
         let full = images.iter().rfind(|image| image.level == Level::Full);
         // not the moment that it holds: INCs that were written into it since may lack what is in the partial
         let since = full.and_then(|full| full.named);
-        let partials = disk.partials().iter().filter(here).filter(|partial| partial.level != Level::Copy);
-        let partial = partials.into_iter().find(|partial| partial.time.is_none() || partial.time >= since);
+        let partial =
+            disk.partials().iter().filter(left).find(|partial| partial.time.is_none() || partial.time >= since);
         let state = disk.points().iter().find(|point| point.image().path == newest.path).map(chain::Point::state);
         let fault = match state {
             Some(chain::State::Broken(chain::Fault::NoFull)) => {
@@ -255,21 +261,21 @@ mod tests {
 
     #[test]
     fn a_name_without_a_time_takes_no_restore_point_from_others() {
-        let asked = |names: &[&str], level| {
+        let asked_of = |names: &[&str], level, has_chain| {
             let folder = tempfile::tempdir().unwrap();
             for name in names {
                 std::fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
                 std::fs::write(folder.path().join(name), "").unwrap();
             }
             let history = History::read(folder.path(), "vm.qcow2", &Live::default()).unwrap();
-            match history.allows_timeless(&folder.path().join("vm.qcow2"), level) {
+            match history.allows_timeless(&folder.path().join("vm.qcow2"), level, has_chain) {
                 Ok(()) => "yes".to_owned(),
                 Err(Error::Timeless { before, .. }) => before,
                 Err(Error::Replaces { .. }) => "a chain needs it".to_owned(),
                 Err(error) => panic!("{error}"),
             }
         };
-        let full_and_copy = |names: &[&str]| [Level::Full, Level::Copy].map(|level| asked(names, level));
+        let full_and_copy = |names: &[&str]| [Level::Full, Level::Copy].map(|level| asked_of(names, level, true));
         assert_eq!(full_and_copy(&[]), ["yes", "yes"]);
         assert_eq!(full_and_copy(&["vm.qcow2"]), ["yes", "a chain needs it"]);
         assert_eq!(full_and_copy(&["vm.qcow2", "INC-7-vm.qcow2"]), ["a chain needs it", "a chain needs it"]);
@@ -281,6 +287,9 @@ mod tests {
         // folders of other layouts below have disks of the same name
         assert_eq!(full_and_copy(&["ide0-hd0/FULL-3-vm.qcow2", "FULL-9-vm.qcow2"]), ["FULL-9-vm.qcow2", "yes"]);
         assert_eq!(full_and_copy(&["2021-11/FULL-3-vm.qcow2"]), ["yes", "yes"]);
+        // without a chain, it is a COPY
+        assert_eq!(asked_of(&["vm.qcow2"], Level::Copy, false), "yes");
+        assert_eq!(asked_of(&["vm.qcow2", "INC-7-vm.qcow2"], Level::Copy, false), "a chain needs it");
     }
 
     #[test]
@@ -290,7 +299,7 @@ mod tests {
         manifest().write(&full).unwrap();
         let history = History::read(folder.path(), "vm.qcow2", &Live::default()).unwrap();
         assert_eq!(history.newest, None);
-        let refused = history.allows_timeless(&folder.path().join("vm.qcow2"), Level::Full);
+        let refused = history.allows_timeless(&folder.path().join("vm.qcow2"), Level::Full, true);
         assert!(matches!(refused, Err(Error::Timeless { before, .. }) if before == "FULL-5-vm.qcow2"));
     }
 
@@ -299,12 +308,12 @@ mod tests {
         let history = History::default();
         for name in ["FULL-5-vm.qcow2", "INC-5", "COPY-5-x", "FULL-vm", "run", "verified"] {
             for level in [Level::Full, Level::Copy] {
-                let refused = history.allows_timeless(&Path::new("/backup").join(name), level);
+                let refused = history.allows_timeless(&Path::new("/backup").join(name), level, true);
                 assert!(matches!(refused, Err(Error::Ambiguous { .. })), "{name}");
             }
         }
-        history.allows_timeless(Path::new("/backup/INC-5-FULL-5-vm.qcow2"), Level::Inc).unwrap();
-        history.allows_timeless(Path::new("/backup/FULLY.qcow2"), Level::Full).unwrap();
+        history.allows_timeless(Path::new("/backup/INC-5-FULL-5-vm.qcow2"), Level::Inc, true).unwrap();
+        history.allows_timeless(Path::new("/backup/FULLY.qcow2"), Level::Full, true).unwrap();
     }
 
     #[test]

@@ -95,7 +95,26 @@ pub(crate) async fn recover(
         }
     }
     machine.remove_node(names::LOCK).await?;
+    if run.is_none() {
+        tell_strangers(machine, &observed);
+    }
     thawed
+}
+
+/// Tells what a run of the Python tool has left that was killed: its filter goes on for ever, and nobody but it knows what
+/// stood where before.
+fn tell_strangers(machine: &Machine<'_>, observed: &Observed) {
+    let names = observed.nodes.iter().map(|node| node.name.as_str());
+    let strangers: Vec<&str> =
+        names.filter(|name| name.starts_with(names::PREFIX) && !names::is_own_node(name)).collect();
+    if !strangers.is_empty() {
+        let what = format!(
+            "the machine has nodes of another tool, which perhaps was killed: {}; filters among them go on copying what the \
+             guest overwrites: `qom-set` gives a device its drive back, then `blockdev-del` removes them",
+            strangers.join(", ")
+        );
+        machine.tell(&Event::Trouble { what });
+    }
 }
 
 /// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.

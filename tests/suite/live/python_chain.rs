@@ -202,17 +202,29 @@ fn images_without_the_name_of_the_disk_are_built_on() {
     }
 }
 
+/// Its bitmap is clear, and QEMU may have the image open still.
 #[test]
 fn what_a_failed_run_of_the_python_tool_left_ends_its_chain() {
-    for release in releases(&["10.0"]) {
+    for (release, is_open) in [("10.0", false), ("10.0", true), ("5.2", true)] {
         let mut run = Run::of(release, NODE, layout("top", "-disk.qcow2"));
-        let partial = run.folder().join(format!("INC-{}-disk.qcow2.partial", INC + 60));
-        std::fs::write(&partial, "").unwrap();
-        run.field.usual.extend([".partial".to_owned(), format!("qmpbackup-{UUID}")]);
+        run.python("INC", INC + 60);
+        let image = run.image("INC", INC + 60);
+        let partial = PathBuf::from(format!("{}.partial", image.display()));
+        std::fs::rename(image, &partial).unwrap();
+        if is_open {
+            let file = json!({ "driver": "file", "filename": partial });
+            let target = json!({ "node-name": "qmpbackup-virtio0", "driver": "qcow2", "file": file });
+            run.field.execute("blockdev-add", &target);
+        }
+        run.field.usual.extend([".partial", "qmpbackup-virtio0", &format!("qmpbackup-{UUID}")].map(str::to_owned));
         run.field.backup("--level inc", 4).says("a run before failed and left").says("--level full");
         run.field.makes("--level auto", 3, "top FULL").says("a run before failed and left");
         run.field.scribble("disk0");
-        run.field.makes("--level inc", 0, "top INC");
+        let told = run.field.makes("--level inc", if is_open { 3 } else { 0 }, "top INC");
+        assert_eq!(
+            told.stderr.contains("nodes of another tool, which perhaps was killed: qmpbackup-virtio0;"),
+            is_open
+        );
         assert!(partial.exists(), "it is not ours");
         run.field.verify_as(&[("top", "disk0")]);
     }
