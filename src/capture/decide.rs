@@ -18,6 +18,8 @@ pub(super) struct Facts<'a> {
     pub(super) history: &'a History,
     /// Its bitmaps of the chain.
     pub(super) bitmaps: &'a Bitmaps<'a>,
+    /// The names of bitmaps on the images below it.
+    pub(super) bitmaps_below: &'a [String],
     /// Its size now.
     pub(super) size: u64,
     /// Whether QEMU can keep its bitmaps when it ends.
@@ -80,7 +82,7 @@ impl<'a> Decision<'a> {
             },
             // the bitmap ended with QEMU, as it had to
             Err(Unusable::Absent(_)) if !facts.persistent => {
-                Self::full("the bitmaps of this disk end with QEMU, and it was started again", Severity::Notice)
+                Self::full("no bitmap is left of the newest image: those of this disk end with QEMU", Severity::Notice)
             }
             Err(Unusable::Absent(reason) | Unusable::Bad(reason)) if wanted == Wanted::Auto => {
                 Self::full(format!("no INC can follow: {reason}"), Severity::Warning)
@@ -108,6 +110,10 @@ fn usable<'a>(newest: &Newest, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable
     let bitmap = bitmap.filter(|bitmap| newest.bitmap.as_ref().is_none_or(|own| *own == bitmap.name));
     let bitmap = bitmap.ok_or_else(|| Unusable::Absent("no bitmap goes back to the newest image".to_owned()))?;
     let bad = |what: &str| Err(Unusable::Bad(format!("the bitmap {} {what}", bitmap.name)));
+    // who takes an external snapshot may begin an empty one on the overlay for each that is there
+    if facts.bitmaps_below.contains(&bitmap.name) {
+        return bad("is on an image below, too: it lacks what was written before the snapshot");
+    }
     if bitmap.inconsistent {
         return bad("is inconsistent, QEMU did not end orderly");
     }
@@ -155,7 +161,8 @@ mod tests {
         persistent: bool,
     ) -> Result<(Level, Severity), String> {
         let bitmaps = Bitmaps::of(bitmaps, "c", &[]);
-        let facts = Facts { history, bitmaps: &bitmaps, size: 100, persistent, others_have_images: false };
+        let facts =
+            Facts { history, bitmaps: &bitmaps, bitmaps_below: &[], size: 100, persistent, others_have_images: false };
         match Decision::new(wanted, &facts) {
             Decision::Take { level, old, severity, .. } => {
                 assert_eq!(level == Level::Inc, old.is_some());
@@ -212,6 +219,7 @@ mod tests {
         let facts = Facts {
             history: &none,
             bitmaps: &Bitmaps::of(&[], "c", &[]),
+            bitmaps_below: &[],
             size: 100,
             persistent: true,
             others_have_images: true,

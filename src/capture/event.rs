@@ -62,6 +62,13 @@ pub enum Event {
     Sent(Command),
     /// A disk is left out.
     Skipped(Skipped),
+    /// The machine has no disk of these names.
+    NoSuchDisk {
+        /// The names.
+        names: Vec<String>,
+        /// Whether they were to be backed up, and not to be left out.
+        wanted: bool,
+    },
     /// The machine has an emulated TPM, whose state is on no disk.
     Tpm {
         /// Its name.
@@ -210,14 +217,18 @@ impl Event {
                 Why::Removable | Why::Excluded | Why::NotIncluded => Severity::Info,
                 Why::Raw => Severity::Notice,
             },
-            Self::Tpm { .. }
+            Self::NoSuchDisk { wanted: false, .. }
+            | Self::Tpm { .. }
             | Self::ForeignDisk { .. }
             | Self::Recovered { .. }
             | Self::ForeignBitmaps { .. }
             | Self::OtherUuid { .. }
             | Self::NoFleece { .. } => Severity::Notice,
             Self::Level { severity, .. } => *severity,
-            Self::ClockBehind { .. } | Self::NotFrozen { .. } | Self::Trouble { .. } => Severity::Warning,
+            Self::NoSuchDisk { wanted: true, .. }
+            | Self::ClockBehind { .. }
+            | Self::NotFrozen { .. }
+            | Self::Trouble { .. } => Severity::Warning,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::fleecing::Fleecing;
 use crate::capture::folder::files;
-use crate::capture::folder::history::History;
+use crate::capture::folder::history::{Histories, History};
 use crate::capture::folder::image::Empty;
 use crate::capture::folder::journal::{Entry, Journal};
 use crate::capture::folder::live::Live;
@@ -77,33 +77,39 @@ impl Prepared {
         let replies = Replies::ask(&machine.monitor, &machine.features).await?;
         let disks = replies.disks()?;
         let live = replies.live(machine)?;
-        let places = Place::all(folder, &disks, request.subdir, &live)?;
+        let mut folders = Histories::new(&live);
+        let places = Place::all(folder, &disks, request.subdir, &mut folders)?;
         let chosen = choose(machine, request, &replies)?;
-        let own = || disks.iter().zip(&places).filter(|(device, _)| chosen.contains(&device.node));
-        if own().next().is_none() {
+        let is_chosen = |device: &Device| chosen.contains(&device.node);
+        if !disks.iter().any(is_chosen) {
             return Err(Error::NoDisk);
         }
         let mut histories = Vec::new();
-        for (_, place) in own() {
+        for (device, place) in disks.iter().zip(&places) {
             // before anything is made there
             let below = place.folder.strip_prefix(folder).unwrap_or(&place.folder);
-            if folder.exists() {
+            if is_chosen(device) && folder.exists() {
                 files::check_inside(folder, &below.join(BOOKKEEPING))?;
             }
-            histories.push(History::read(&place.folder, &place.base, &live)?);
+            let history = folders.of(&place.folder, &place.base);
+            // what is wrong with those of others is their own matter
+            histories.push(if is_chosen(device) { history? } else { history.unwrap_or_default() });
         }
         let chain = chain(machine, request, folder)?;
         let time = time(machine, &histories);
         let fleece = Fleecing::new(machine, request, folder);
         let mut targets = Vec::new();
-        for ((device, place), history) in own().zip(&histories) {
+        let all = disks.iter().zip(&places).zip(&histories);
+        for ((device, place), history) in all.filter(|((device, _), _)| is_chosen(device)) {
             let id = chain.as_ref().map_or("", |(id, _)| id);
             let bitmaps = Bitmaps::of(&device.bitmaps, id, &device.names);
+            let persistent = device.persistent && request.persist;
             let facts = Facts {
                 history,
                 bitmaps: &bitmaps,
+                bitmaps_below: &device.bitmaps_below,
                 size: device.virtual_size,
-                persistent: device.persistent,
+                persistent,
                 others_have_images: histories.iter().any(|other| other.newest.is_some()),
             };
             let (level, old) = match Decision::new(request.level, &facts) {
@@ -117,11 +123,18 @@ impl Prepared {
                 }
                 Decision::Broken { reason } => return Err(Error::Broken { disk: place.disk.clone(), reason }),
             };
-            let image = place.image(level, time, request.timestamp);
-            let timeless = !request.timestamp && level != Level::Inc;
+            let mut image = place.image(level, time, request.timestamp);
+            let mut timeless = !request.timestamp && level != Level::Inc;
             if timeless {
                 check_free(&image, &live, place, folder)?;
-                history.allows_timeless(&image, level, target::chain(folder)?.is_some())?;
+                match history.allows_timeless(&image, level, target::chain(folder)?.is_some()) {
+                    // nobody asked for this FULL, and without it there would be no backup any more
+                    Err(error @ (Error::Replaces { .. } | Error::Timeless { .. })) if request.level == Wanted::Auto => {
+                        machine.tell(&Event::Trouble { what: format!("this FULL has a time in its name: {error}") });
+                        (image, timeless) = (place.image(level, time, true), false);
+                    }
+                    allowed => allowed?,
+                }
             }
             let partial = files::partial(&image);
             if partial.symlink_metadata().is_ok() {
@@ -150,22 +163,12 @@ impl Prepared {
                 link,
                 config: place.config.clone(),
                 foreign: history.foreign,
-                device: device.clone(),
+                device: Device { persistent, ..device.clone() },
                 image,
             });
         }
         let running = status == "running";
-        let settings = Settings {
-            lock: folder.join(BOOKKEEPING).join("lock"),
-            running,
-            pause: request.pause,
-            compress: request.compress,
-            speed: request.speed_limit,
-            cbw_timeout: cbw_timeout(request.cbw_timeout, machine.monitor.version()),
-            direct: request.direct,
-            aio: request.aio,
-            auto_dismiss: observe::is_fragile(&machine.features),
-        };
+        let settings = settings(machine, request, folder, running);
         Ok(Self { time, running, targets, chain, settings })
     }
 
@@ -268,6 +271,21 @@ impl Prepared {
     }
 }
 
+/// What holds for all disks.
+fn settings(machine: &Machine<'_>, request: &Request, folder: &Path, running: bool) -> Settings {
+    Settings {
+        lock: folder.join(BOOKKEEPING).join("lock"),
+        running,
+        pause: request.pause,
+        compress: request.compress,
+        speed: request.speed_limit,
+        cbw_timeout: cbw_timeout(request.cbw_timeout, machine.monitor.version()),
+        direct: request.direct,
+        aio: request.aio,
+        auto_dismiss: observe::is_fragile(&machine.features),
+    }
+}
+
 /// An image without a time comes in the place of a backup that nobody has open: neither this machine nor another. A file of
 /// no run, in a folder that none has been in, may be the disk of a machine that is off.
 fn check_free(image: &Path, live: &Live, place: &Place, folder: &Path) -> Result<(), Error> {
@@ -324,8 +342,16 @@ fn cbw_timeout(wanted: u32, version: &Version) -> u32 {
 /// The nodes of the disks that are asked for.
 fn choose(machine: &Machine<'_>, request: &Request, replies: &Replies) -> Result<Vec<String>, Error> {
     let found = replies.devices(&request.selection)?;
-    if !found.unmatched.is_empty() {
-        return Err(Error::NoSuchDisk { names: found.unmatched });
+    let named = request.selection.include.as_ref();
+    let is_wanted = |name: &String| named.is_some_and(|named| named.contains(name));
+    let (wanted, unwanted): (Vec<_>, Vec<_>) = found.unmatched.into_iter().partition(is_wanted);
+    if found.disks.is_empty() && !wanted.is_empty() {
+        return Err(Error::NoSuchDisk { names: wanted });
+    }
+    for (names, wanted) in [(wanted, true), (unwanted, false)] {
+        if !names.is_empty() {
+            machine.tell(&Event::NoSuchDisk { names, wanted });
+        }
     }
     found.skipped.into_iter().for_each(|skipped| machine.tell(&Event::Skipped(skipped)));
     Ok(found.disks.into_iter().map(|device| device.node).collect())
@@ -346,7 +372,7 @@ fn chain(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Opti
     Ok(Some((chain, false)))
 }
 
-/// Now, or a second after the newest image, whatever the clock says.
+/// Now, or a second after the newest image of any disk, whatever the clock says.
 fn time(machine: &Machine<'_>, histories: &[History]) -> i64 {
     /// Runs that follow each other within a second are ahead of the clock, too.
     const USUAL: i64 = 3600;

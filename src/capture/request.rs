@@ -72,6 +72,8 @@ pub struct Request {
     pub symlink: bool,
     /// The id of a new chain.
     pub uuid: Option<String>,
+    /// Bitmaps that stay when QEMU ends, where the disk can keep them.
+    pub persist: bool,
     /// Freeze the guest's file systems for the moment of the snapshot.
     pub quiesce: bool,
     /// Stop the machine for that moment also where QEMU does not need it.
@@ -108,6 +110,7 @@ impl Request {
             timestamp: true,
             symlink: true,
             uuid: None,
+            persist: true,
             quiesce: false,
             pause: false,
             fleece: Fleece::BesideDisk,

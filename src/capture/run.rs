@@ -25,7 +25,7 @@ use crate::capture::seal::early_sync::EarlySync;
 use crate::capture::seal::pauses::{Pauses, Settled};
 use crate::capture::{connect, seal};
 use crate::causes;
-use crate::chain::{FolderLock, Level, Manifest};
+use crate::chain::{FolderLock, Level, Manifest, Month};
 use crate::qmp::Command;
 
 /// What a backup has made.
@@ -89,6 +89,12 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
 /// a backup of this month.
 async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) -> Result<(), Error> {
     for folder in target::with_months(&request.target)?.iter().filter(|folder| *folder != own) {
+        let month = |folder: &Path| folder.file_name().and_then(Month::parse);
+        if month(folder) > month(own) {
+            let folder = folder.display();
+            let what = format!("{folder} is of a later month, which `--until latest` takes: look at the clock");
+            machine.tell(&Event::Trouble { what });
+        }
         match restore_month(machine, request, folder).await {
             Ok(()) => {}
             Err(error @ (Error::Monitor(_) | Error::Cancelled)) => return Err(error),

@@ -97,14 +97,14 @@ impl Image {
 
 /// The year and month of a `--monthly` folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Month {
+pub(crate) struct Month {
     year: i16,
     month: i8,
 }
 
 impl Month {
     /// Reads `2021-11`.
-    pub(super) fn parse(name: &OsStr) -> Option<Self> {
+    pub(crate) fn parse(name: &OsStr) -> Option<Self> {
         let (year, month) = std::str::from_utf8(name.as_bytes()).ok()?.split_once('-')?;
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         if (year.len(), month.len()) != (4, 2) || !digits(year) || !digits(month) {

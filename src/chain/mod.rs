@@ -101,6 +101,8 @@ pub(crate) use id::RANDOM;
 pub use id::is_chain_id;
 pub(crate) use id::{chain_id, random_id};
 pub use image::Image;
+#[cfg(feature = "capture")]
+pub(crate) use image::Month;
 pub use image_id::ImageId;
 pub use journal::{Phase, Unfinished, Work};
 pub use lineage::Lineage;

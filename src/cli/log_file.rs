@@ -21,6 +21,8 @@ pub(super) fn open(path: &Path) -> Result<File, Failure> {
 }
 
 fn open_to_append(path: &Path) -> io::Result<File> {
+    // opening says what is wrong
+    let _ = std::fs::create_dir_all(storage::parent(path));
     // else a pipe waits for somebody to read it
     let file = File::options().append(true).create(true).mode(0o644).custom_flags(libc::O_NONBLOCK).open(path)?;
     if file.metadata()?.file_type().is_block_device() {

@@ -65,7 +65,7 @@ impl Arguments {
     /// # Errors
     /// How the program ends then.
     pub fn read(words: &[OsString]) -> Result<Self, Exit> {
-        start::read(words, |given| Ok(Self { words: Words::try_parse_from(given)?, given: given.to_owned() }))
+        start::read(words, |given| Ok(Self { words: start::parse(given)?, given: given.to_owned() }))
     }
 
     /// Does what the arguments say.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgAction, Args, Parser};
 use serde_json::Value;
 
 use super::console::{Console, Wanted};
@@ -35,6 +35,28 @@ impl Global {
         let Self { debug, quiet, json, .. } = *self;
         Wanted { debug, quiet, json, ..Wanted::default() }
     }
+}
+
+/// Reads words as the Python tool does: a long option may be cut short as long as it is one, and of one that is there twice
+/// the last counts. Lists of names are added up.
+///
+/// # Errors
+/// What is wrong with the words, or the help or version that they ask for.
+pub(super) fn parse<T: Parser>(words: &[OsString]) -> Result<T, clap::Error> {
+    let mut command = lenient(T::command());
+    let mut matches = command.try_get_matches_from_mut(words)?;
+    T::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+fn lenient(command: clap::Command) -> clap::Command {
+    let command = command.infer_long_args(true).mut_args(|arg| match arg.get_action() {
+        ArgAction::Set | ArgAction::SetTrue => {
+            let id = arg.get_id().clone();
+            arg.overrides_with(id)
+        }
+        _ => arg,
+    });
+    command.mut_subcommands(lenient)
 }
 
 /// Reads arguments, or says what is wrong with them, or the help or version that they ask for.

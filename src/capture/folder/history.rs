@@ -1,5 +1,7 @@
 //! What the backup folder already holds of a disk.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -68,13 +70,8 @@ impl History {
         }
     }
 
-    /// Looks into the folder of a disk.
-    pub(crate) fn read(folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
-        inventory(folder)?.map_or_else(|| Ok(Self::default()), |inventory| Self::of(&inventory, folder, base, live))
-    }
-
     /// What the [inventory] of a folder has of a disk. What the machine itself writes to is no image of it, whatever its name.
-    pub(crate) fn of(inventory: &Inventory, folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
+    fn of(inventory: &Inventory, folder: &Path, base: &str, live: &Live) -> Result<Self, Error> {
         // those of other months, if there are folders of months here; or of other folders that have disks of the same name
         let here = |image: &&Arc<Image>| image.path.parent() == Some(folder) && !live.writes_to(&image.path);
         // QEMU may still have open what a run was killed over
@@ -131,8 +128,31 @@ impl History {
     }
 }
 
+/// Looks into folders of disks, into each of them once for all disks.
+#[derive(Debug)]
+pub(crate) struct Histories<'a> {
+    live: &'a Live,
+    inventories: BTreeMap<PathBuf, Option<Inventory>>,
+}
+
+impl<'a> Histories<'a> {
+    pub(crate) fn new(live: &'a Live) -> Self {
+        Self { live, inventories: BTreeMap::new() }
+    }
+
+    /// What a folder has of a disk.
+    pub(crate) fn of(&mut self, folder: &Path, base: &str) -> Result<History, Error> {
+        let inventory = match self.inventories.entry(folder.to_owned()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(inventory(folder)?),
+        };
+        let inventory = inventory.as_ref();
+        inventory.map_or_else(|| Ok(History::default()), |inventory| History::of(inventory, folder, base, self.live))
+    }
+}
+
 /// What a folder holds, where there is one.
-pub(crate) fn inventory(folder: &Path) -> Result<Option<Inventory>, Error> {
+fn inventory(folder: &Path) -> Result<Option<Inventory>, Error> {
     match folder.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(Some(discover(folder)?)),
         Ok(_) => Ok(None),
@@ -166,6 +186,10 @@ mod tests {
     use crate::capture::ErrorKind;
     use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work, create_checksums};
 
+    fn read(folder: &Path, base: &str) -> Result<History, Error> {
+        Histories::new(&Live::default()).of(folder, base)
+    }
+
     fn manifest() -> Manifest {
         Manifest {
             image: String::new(),
@@ -185,12 +209,12 @@ mod tests {
     #[test]
     fn an_image_without_a_time_is_there_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(History::read(folder.path(), "disk.qcow2", &Live::default()).unwrap().since(), None);
+        assert_eq!(read(folder.path(), "disk.qcow2").unwrap().since(), None);
         std::fs::write(folder.path().join("disk.qcow2"), "").unwrap();
         std::os::unix::fs::symlink("disk.qcow2", folder.path().join("FULL-disk.qcow2")).unwrap();
-        assert_eq!(History::read(folder.path(), "disk.qcow2", &Live::default()).unwrap().since(), Some(i64::MIN));
+        assert_eq!(read(folder.path(), "disk.qcow2").unwrap().since(), Some(i64::MIN));
         std::fs::write(folder.path().join("INC-7-disk.qcow2"), "").unwrap();
-        assert_eq!(History::read(folder.path(), "disk.qcow2", &Live::default()).unwrap().since(), Some(7));
+        assert_eq!(read(folder.path(), "disk.qcow2").unwrap().since(), Some(7));
     }
 
     #[test]
@@ -199,17 +223,17 @@ mod tests {
         let full = folder.path().join("FULL-5-disk");
         std::fs::write(&full, "").unwrap();
         manifest().write(&full).unwrap();
-        let history = History::read(folder.path(), "disk", &Live::default()).unwrap();
+        let history = read(folder.path(), "disk").unwrap();
         assert_eq!((history.since(), history.latest), (Some(9), Some(9)));
         // what a failed run has left between them is in neither
         std::fs::write(folder.path().join("INC-7-disk.partial"), "").unwrap();
-        assert!(History::read(folder.path(), "disk", &Live::default()).unwrap().partial.is_some());
+        assert!(read(folder.path(), "disk").unwrap().partial.is_some());
     }
 
     #[test]
     fn nothing_is_built_on_a_chain_with_an_image_of_another_length() {
         let folder = tempfile::tempdir().unwrap();
-        let fault = || History::read(folder.path(), "disk", &Live::default()).unwrap().newest.unwrap().fault;
+        let fault = || read(folder.path(), "disk").unwrap().newest.unwrap().fault;
         let images = ["FULL-5-disk", "INC-6-disk", "INC-7-disk"].map(|name| folder.path().join(name));
         for image in &images {
             std::fs::copy(
@@ -247,14 +271,14 @@ mod tests {
             full_id: None,
         };
         unfinished.write(&full).unwrap();
-        let fault = || History::read(folder.path(), "disk", &Live::default()).unwrap().newest.unwrap().fault.unwrap();
+        let fault = || read(folder.path(), "disk").unwrap().newest.unwrap().fault.unwrap();
         assert!(fault().contains("up to INC-9-disk was begun and not finished"), "{}", fault());
         std::fs::write(Unfinished::path(&full), "{").unwrap();
         assert!(fault().contains("FULL-5-disk.in-place.json cannot be understood"), "{}", fault());
         // nor is a new chain begun where a system does not say what is
         Unfinished::remove(&full).unwrap();
         std::os::unix::fs::symlink(Unfinished::path(&full), Unfinished::path(&full)).unwrap();
-        let error = History::read(folder.path(), "disk", &Live::default()).unwrap_err();
+        let error = read(folder.path(), "disk").unwrap_err();
         assert!(error.to_string().contains("FULL-5-disk.in-place.json cannot be read"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Other);
     }
@@ -267,7 +291,7 @@ mod tests {
                 std::fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
                 std::fs::write(folder.path().join(name), "").unwrap();
             }
-            let history = History::read(folder.path(), "vm.qcow2", &Live::default()).unwrap();
+            let history = read(folder.path(), "vm.qcow2").unwrap();
             match history.allows_timeless(&folder.path().join("vm.qcow2"), level, has_chain) {
                 Ok(()) => "yes".to_owned(),
                 Err(Error::Timeless { before, .. }) => before,
@@ -297,7 +321,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let full = folder.path().join("FULL-5-vm.qcow2");
         manifest().write(&full).unwrap();
-        let history = History::read(folder.path(), "vm.qcow2", &Live::default()).unwrap();
+        let history = read(folder.path(), "vm.qcow2").unwrap();
         assert_eq!(history.newest, None);
         let refused = history.allows_timeless(&folder.path().join("vm.qcow2"), Level::Full, true);
         assert!(matches!(refused, Err(Error::Timeless { before, .. }) if before == "FULL-5-vm.qcow2"));
@@ -319,8 +343,8 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_seen_is_not_an_empty_one() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(History::read(&folder.path().join("none"), "disk", &Live::default()).unwrap(), History::default());
+        assert_eq!(read(&folder.path().join("none"), "disk").unwrap(), History::default());
         std::os::unix::fs::symlink("round", folder.path().join("round")).unwrap();
-        assert!(History::read(&folder.path().join("round"), "disk", &Live::default()).is_err());
+        assert!(read(&folder.path().join("round"), "disk").is_err());
     }
 }

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::capture::error::Error;
-use crate::capture::folder::history::{History, Newest};
-use crate::capture::folder::live::Live;
+use crate::capture::folder::history::{Histories, Newest};
 use crate::capture::machine::device::Device;
 use crate::chain::{ImageName, Level};
 
@@ -24,7 +23,12 @@ pub(crate) struct Place {
 
 impl Place {
     /// Finds a place for each disk, the one where images of it are already before any other. No two share one.
-    pub(crate) fn all(target: &Path, devices: &[Device], subdir: bool, live: &Live) -> Result<Vec<Self>, Error> {
+    pub(crate) fn all(
+        target: &Path,
+        devices: &[Device],
+        subdir: bool,
+        histories: &mut Histories<'_>,
+    ) -> Result<Vec<Self>, Error> {
         let shared: BTreeSet<&str> = devices
             .iter()
             .enumerate()
@@ -36,7 +40,7 @@ impl Place {
         let mut places = Vec::new();
         for device in devices {
             let (name, base) = if subdir {
-                folder(target, device, &taken, live)?
+                folder(target, device, &taken, histories)?
             } else {
                 // what several disks stand on is the name of the one that goes on from its newest image
                 let is_free = |base: &str, newest: &Newest| {
@@ -46,7 +50,7 @@ impl Place {
                             || !devices.iter().any(is_other))
                 };
                 let name = device.names.first().unwrap_or(&device.base);
-                (name.clone(), before(target, device, live, is_free)?.unwrap_or_else(|| device.base.clone()))
+                (name.clone(), before(target, device, histories, is_free)?.unwrap_or_else(|| device.base.clone()))
             };
             let name = unique(&name, &mut taken);
             let is_shared = shared.contains(base.as_str());
@@ -76,9 +80,14 @@ impl Place {
 }
 
 /// The first of the disk's names under which it has images, else its best name; and what the images bear.
-fn folder(target: &Path, device: &Device, taken: &BTreeSet<String>, live: &Live) -> Result<(String, String), Error> {
+fn folder(
+    target: &Path,
+    device: &Device,
+    taken: &BTreeSet<String>,
+    histories: &mut Histories<'_>,
+) -> Result<(String, String), Error> {
     for name in device.names.iter().filter(|name| !taken.contains(*name)) {
-        if let Some(base) = before(&target.join(name), device, live, |_, _| true)? {
+        if let Some(base) = before(&target.join(name), device, histories, |_, _| true)? {
             return Ok((name.clone(), base));
         }
     }
@@ -89,11 +98,11 @@ fn folder(target: &Path, device: &Device, taken: &BTreeSet<String>, live: &Live)
 fn before(
     folder: &Path,
     device: &Device,
-    live: &Live,
+    histories: &mut Histories<'_>,
     is_free: impl Fn(&str, &Newest) -> bool,
 ) -> Result<Option<String>, Error> {
     for base in device.bases() {
-        let newest = History::read(folder, &base, live)?.newest;
+        let newest = histories.of(folder, &base)?.newest;
         if newest.is_some_and(|newest| base == device.base || is_free(&base, &newest)) {
             return Ok(Some(base));
         }
@@ -124,6 +133,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::capture::folder::live::Live;
     use crate::capture::machine::device::Bitmap;
     use crate::capture::machine::file_name::component;
     use crate::capture::names;
@@ -146,6 +156,7 @@ mod tests {
             shared: false,
             persistent: true,
             backing: Vec::new(),
+            bitmaps_below: Vec::new(),
             bitmaps: Vec::new(),
             image: Value::Null,
         }
@@ -173,7 +184,7 @@ mod tests {
     }
 
     fn bases(target: &Path, devices: &[Device]) -> Vec<String> {
-        let places = Place::all(target, devices, false, &Live::default()).unwrap();
+        let places = Place::all(target, devices, false, &mut Histories::new(&Live::default())).unwrap();
         places.into_iter().map(|place| place.base).collect()
     }
 
@@ -232,7 +243,7 @@ mod tests {
             for subdir in [true, false] {
                 let devices = [device(name), device(name)];
                 let devices = if name.len() < 100 { &devices[..] } else { &devices[..1] };
-                let places = Place::all(target.path(), devices, subdir, &Live::default()).unwrap();
+                let places = Place::all(target.path(), devices, subdir, &mut Histories::new(&Live::default())).unwrap();
                 for place in places {
                     let image = place.image(Level::Full, i64::MAX, true);
                     let timeless = place.image(Level::Copy, 0, false);

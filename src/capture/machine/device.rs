@@ -41,6 +41,8 @@ pub struct Device {
     pub persistent: bool,
     /// The file names of the images below it, nearest first: the disk is an overlay, an external snapshot was taken.
     pub backing: Vec<String>,
+    /// The names of bitmaps on the images below it.
+    pub bitmaps_below: Vec<String>,
     /// The bitmaps on the format node.
     pub bitmaps: Vec<Bitmap>,
     /// What QEMU says of the format node's image, as `qemu-img info --output json` prints it.

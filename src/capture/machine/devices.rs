@@ -118,7 +118,10 @@ impl<'a> Machine<'a> {
             _ => node.bitmaps.clone(),
         };
         let below = self.graph.backing(&self.nodes, &node.name)?;
-        let backing = below.iter().map(|name| self.file(self.node(name)?)).collect::<Result<Vec<_>, _>>()?;
+        let nodes_below = below.iter().map(|name| self.node(name)).collect::<Result<Vec<_>, _>>()?;
+        let backing = nodes_below.iter().map(|node| self.file(node)).collect::<Result<Vec<_>, _>>()?;
+        let bitmaps_below =
+            nodes_below.iter().flat_map(|node| &node.bitmaps).map(|bitmap| bitmap.name.clone()).collect();
         let (file, meaning) = self.file(node)?;
         let is_temporary = !backing.is_empty() && meaning.path.as_deref().is_some_and(is_temporary);
         let lowest = if is_temporary { backing.last().map(|(_, meaning)| meaning) } else { None };
@@ -150,6 +153,7 @@ impl<'a> Machine<'a> {
             shared: path.iter().any(|node| self.graph.is_shared(node)),
             persistent: is_version_3 && !read_only && !is_temporary,
             backing: backing.into_iter().map(|(file, _)| file).collect(),
+            bitmaps_below,
             bitmaps,
             image: image.clone(),
         };

@@ -5,8 +5,6 @@ pub(crate) mod frozen;
 pub(crate) mod settle;
 pub(crate) mod teardown;
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use self::settle::Bitmaps;
@@ -14,9 +12,8 @@ use self::teardown::Teardown;
 use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::folder::files;
-use crate::capture::folder::history::{self, History, Newest};
+use crate::capture::folder::history::{Histories, Newest};
 use crate::capture::folder::journal::Journal;
-use crate::capture::folder::live::Live;
 use crate::capture::folder::lock;
 use crate::capture::folder::target;
 use crate::capture::machine::Machine;
@@ -24,7 +21,7 @@ use crate::capture::machine::device::{Bitmap, Device};
 use crate::capture::machine::observe::{Observed, Replies};
 use crate::capture::names;
 use crate::causes;
-use crate::chain::{FolderLock, Inventory};
+use crate::chain::FolderLock;
 use crate::qmp::Address;
 
 /// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
@@ -163,9 +160,9 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
     let Some(chain) = chain else { return Ok(()) };
     let replies = Replies::ask(&machine.monitor, &machine.features).await?;
     let live = replies.live(machine)?;
-    let mut inventories = BTreeMap::new();
+    let mut histories = Histories::new(&live);
     for device in replies.disks()? {
-        let newest = newest(folder, &device, &live, &mut inventories)?;
+        let newest = newest(folder, &device, &mut histories)?;
         // what is stored in an image that nobody can write to cannot be changed, and records nothing
         let is_stored = |bitmap: &Bitmap| device.read_only && bitmap.persistent;
         let changeable: Vec<Bitmap> = device.bitmaps.iter().filter(|bitmap| !is_stored(bitmap)).cloned().collect();
@@ -177,24 +174,14 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
     Ok(())
 }
 
-/// The time of the newest image of a disk, in whatever way the folder is laid out. Each folder is read once for all disks.
-fn newest(
-    folder: &Path,
-    device: &Device,
-    live: &Live,
-    inventories: &mut BTreeMap<PathBuf, Option<Inventory>>,
-) -> Result<Option<i64>, Error> {
+/// The time of the newest image of a disk, in whatever way the folder is laid out.
+fn newest(folder: &Path, device: &Device, histories: &mut Histories<'_>) -> Result<Option<i64>, Error> {
     // other disks may stand on the same files
     let is_own = |base: &str, newest: &Newest| {
         base == device.base || newest.bitmap.as_ref().is_none_or(|bitmap| device.has_bitmap(bitmap))
     };
     let mut since = |folder: PathBuf, base: &str| {
-        let inventory = match inventories.entry(folder.clone()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(history::inventory(&folder)?),
-        };
-        let Some(inventory) = inventory else { return Ok(None) };
-        let history = History::of(inventory, &folder, base, live)?;
+        let history = histories.of(&folder, base)?;
         Ok::<_, Error>(history.since().filter(|_| history.newest.is_some_and(|newest| is_own(base, &newest))))
     };
     let mut newest = None;

@@ -110,6 +110,9 @@ pub(super) struct Backup {
     /// The id of a new chain: 1 to 200 printable characters, without spaces [default: a random one]
     #[arg(long, value_name = "ID", value_parser = parse_chain)]
     pub(super) uuid: Option<String>,
+    /// Bitmaps that end with QEMU: the first run after its start makes a FULL
+    #[arg(long)]
+    pub(super) no_persist: bool,
     /// Freeze the file systems of the guest for the moment of the snapshot; needs --agent-socket
     #[arg(long, alias = "quisce")]
     pub(super) quiesce: bool,
@@ -147,7 +150,13 @@ pub(super) struct Backup {
     )]
     pub(super) remove_delay: Duration,
     /// Time between two progress lines, where no bar is drawn
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = units::parse_seconds)]
+    #[arg(
+        long,
+        alias = "refresh-rate",
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = units::parse_seconds
+    )]
     pub(super) progress_interval: Duration,
     /// Print the commands that QEMU would get
     #[arg(long)]

@@ -15,6 +15,14 @@ pub(super) fn line(event: &Event) -> String {
         Event::Machine { name: None, status } => format!("the machine is in state {status}"),
         Event::Sent(command) => format!("sent {}", command.to_json()),
         Event::Skipped(Skipped { name, why, .. }) => format!("{name}: skipped, {}", reason(*why)),
+        Event::NoSuchDisk { names, wanted } => {
+            let names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+            format!(
+                "no disk is called {}: nothing to {}",
+                names.join(", "),
+                if *wanted { "include" } else { "exclude" }
+            )
+        }
         Event::Tpm { id } => {
             format!("{id}: the state of this emulated TPM is on no disk and in no backup: save its folder too")
         }

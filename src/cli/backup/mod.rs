@@ -10,8 +10,8 @@ mod request;
 
 use std::ffi::OsString;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 
 use self::args::{Command, Words};
 use super::console::{Console, Wanted};
@@ -40,7 +40,7 @@ impl Arguments {
     }
 
     fn parse(given: &[OsString]) -> Result<Self, clap::Error> {
-        let words = Words::try_parse_from(given)?;
+        let words: Words = start::parse(given)?;
         let connection = words.machine.connection().ok_or_else(|| {
             let message = "the following required arguments were not provided:\n  --socket <PATH|tcp:HOST:PORT>";
             Words::command().error(ErrorKind::MissingRequiredArgument, message)

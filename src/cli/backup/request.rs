@@ -22,14 +22,15 @@ impl Backup {
             target: self.target.clone(),
             monthly: self.monthly,
             selection: Selection {
-                include: self.include.clone(),
-                exclude: self.exclude.clone(),
+                include: self.include.as_deref().map(names).filter(|names| !names.is_empty()),
+                exclude: names(&self.exclude),
                 include_raw: self.include_raw,
             },
             subdir: !self.no_subdir,
             timestamp: !self.no_timestamp,
             symlink: !self.no_symlink,
             uuid: self.uuid.clone(),
+            persist: !self.no_persist,
             quiesce: self.quiesce,
             pause: self.pause,
             fleece: self.fleece(),
@@ -50,6 +51,11 @@ impl Backup {
             None => Fleece::BesideDisk,
         }
     }
+}
+
+/// Names that are none may come of a variable of a shell that is not set.
+fn names(given: &[String]) -> Vec<String> {
+    given.iter().filter(|name| !name.is_empty()).cloned().collect()
 }
 
 impl From<Level> for Wanted {

@@ -84,7 +84,7 @@ pub(super) struct Merge {
     /// The file or block device to write; `-` writes raw bytes to stdout
     #[arg(long, visible_alias = "targetfile", value_name = "FILE")]
     pub(super) out: PathBuf,
-    /// The format of the output [default: qcow2; raw for `--out -`]
+    /// The format of the output [default: qcow2; raw for `--out -`, and where all images are]
     #[arg(long, value_enum)]
     pub(super) format: Option<FormatName>,
     /// The cluster size of a qcow2 output, 512 to 2M [default: that of the FULL]

@@ -20,7 +20,7 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::{signals, units};
-use crate::restore::{Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat};
+use crate::restore::{Format, Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
@@ -44,6 +44,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         open(arguments, disk, console)
     };
     let (point, layers) = opened?;
+    let format = format.unwrap_or_else(|| default_format(&layers));
     if layers.has_raw_increments() {
         console.info(
             "NOTE: zeroes in raw INC images cannot be told from holes where a file was copied without them; what was \
@@ -96,7 +97,8 @@ fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(Rest
     Ok((point, layers))
 }
 
-fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
+/// The format that is asked for.
+fn output_format(arguments: &args::Merge) -> Result<Option<OutputFormat>, Failure> {
     let explicit_qcow2 = arguments.format == Some(FormatName::Qcow2);
     let qcow2_options = arguments.compress.is_some() || arguments.cluster_size.is_some();
     if arguments.streams() && (explicit_qcow2 || qcow2_options) {
@@ -106,10 +108,19 @@ fn output_format(arguments: &args::Merge) -> Result<OutputFormat, Failure> {
         if qcow2_options {
             return Err(Failure::Usage("--compress and --cluster-size are for a qcow2 output: leave --format raw out"));
         }
-        return Ok(OutputFormat::Raw);
+        return Ok(Some(OutputFormat::Raw));
+    }
+    if !explicit_qcow2 && !qcow2_options {
+        return Ok(None);
     }
     let compression = arguments.compress.map(Into::into);
-    Ok(OutputFormat::Qcow2 { cluster_size: arguments.cluster_size, compression })
+    Ok(Some(OutputFormat::Qcow2 { cluster_size: arguments.cluster_size, compression }))
+}
+
+/// That of the images.
+fn default_format(layers: &Layers) -> OutputFormat {
+    let is_raw = layers.as_slice().iter().all(|layer| layer.format() == Format::Raw);
+    if is_raw { OutputFormat::Raw } else { OutputFormat::Qcow2 { cluster_size: None, compression: None } }
 }
 
 fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions, Failure> {

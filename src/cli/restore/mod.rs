@@ -16,7 +16,6 @@ mod verify;
 
 use std::ffi::OsString;
 
-use clap::Parser;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 pub use args::Arguments;
@@ -34,7 +33,7 @@ impl Arguments {
     /// # Errors
     /// How the program ends then.
     pub fn read(words: &[OsString]) -> Result<Self, Exit> {
-        let mut arguments = start::read(words, |words| Self::try_parse_from(words))?;
+        let mut arguments = start::read(words, start::parse::<Self>)?;
         if arguments.skip_check {
             arguments.command.skip_check();
         }

@@ -58,6 +58,7 @@ fn help_names_all_options_and_exit_codes() {
                 "--no-timestamp",
                 "--no-symlink",
                 "--uuid",
+                "--no-persist",
                 "--quiesce",
                 "--pause",
                 "--fleece-dir",
@@ -138,6 +139,12 @@ fn options_of_the_python_tool_are_understood_before_and_after_the_command() {
          --blockdev-aio=io_uring --monthly --debug"
     );
     room.run(&backup.split(' ').collect::<Vec<_>>()).with(5).says("qmp: cannot connect to the monitor");
+    // cut short, given twice, and names that are none
+    let short =
+        format!("backup --lev full --level copy --targ {target} --comp --compress --no-persist --refresh-rate 5");
+    room.run(&short.split(' ').collect::<Vec<_>>()).with(5).says("qmp: cannot connect to the monitor");
+    room.run(&["backup", "-lcopy", "-t", &target, "--exclude", ""]).with(5);
+    room.run(&["backup", "--no", "--level", "copy", "--target", &target]).with(2);
     for cleanup in ["--remove-bitmap", "--remove-bitmaps"] {
         room.run(&["cleanup", cleanup]).with(5);
     }

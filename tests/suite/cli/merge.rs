@@ -469,8 +469,11 @@ fn a_log_file_gets_what_stderr_gets_and_more() {
     backup.merged(["--debug", "--logfile=log", "--out", "two"]).with(0).says("   DEBUG  phase: copying");
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.starts_with("before\n[") && log.contains("    INFO  INC-") && log.contains("   DEBUG  "), "{log}");
-    let before_subcommand = ["--debug", "-L", "/no/such/file", "list", "--dir", "x"];
-    Ended::run(before_subcommand).with(1).says("/no/such/file: cannot be opened for the log: No such file");
+    backup.merged(["-L", "new/folder/log", "--out", "three"]).with(0);
+    assert!(std::fs::read_to_string(backup.path("new/folder/log")).unwrap().contains("    INFO  INC-"));
+    let file = backup.path("log/below");
+    let before_subcommand = ["--debug", "-L", file.to_str().unwrap(), "list", "--dir", "x"];
+    Ended::run(before_subcommand).with(1).says("log/below: cannot be opened for the log: Not a directory");
 }
 
 #[test]

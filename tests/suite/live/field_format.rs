@@ -70,7 +70,7 @@ fn a_disk_in_version_2_has_incs_until_qemu_ends() {
         }
         field.restart();
         field.scribble("disk0");
-        field.makes("--level inc", 0, "disk0 FULL, disk1 INC").says("the bitmaps of this disk end with QEMU");
+        field.makes("--level inc", 0, "disk0 FULL, disk1 INC").says("those of this disk end with QEMU");
         field.verify();
     }
 }

@@ -78,7 +78,7 @@ fn flash_is_in_the_backup_though_it_is_raw_and_its_firmware_read_only() {
         // What the bitmaps of flash knew is gone
         field.restart();
         let ended = field.makes("--level inc", 0, "disk0 INC, pflash0 FULL, pflash1 FULL");
-        ended.says("the bitmaps of this disk end with QEMU");
+        ended.says("no bitmap is left of the newest image: those of this disk end with QEMU");
     }
 }
 
@@ -108,7 +108,7 @@ fn an_overlay_that_ends_with_qemu_is_backed_up_with_what_is_below_it() {
         field.restart();
         field.forget("disk0");
         field.scribble("disk0");
-        field.makes("--level inc", 0, "disk0 FULL").says("the bitmaps of this disk end with QEMU");
+        field.makes("--level inc", 0, "disk0 FULL").says("those of this disk end with QEMU");
         field.verify();
     }
 }

@@ -50,6 +50,12 @@ fn a_month_has_a_folder_and_a_chain_of_its_own() {
         field.verify();
         let uuid = |month: &str| std::fs::read_to_string(field.target.join(month).join("uuid")).unwrap();
         assert_ne!(uuid("2020-01"), uuid(&month));
+        // the clock was ahead once
+        std::fs::rename(field.target.join("2020-01"), field.target.join("2999-01")).unwrap();
+        field
+            .makes("--level auto --monthly", 3, "disk0 INC")
+            .says("2999-01 is of a later month")
+            .says("look at the clock");
     }
 }
 
@@ -146,6 +152,36 @@ fn a_name_without_a_time_never_costs_a_restore_point() {
         field.makes("--level copy --no-timestamp", 0, "disk0 COPY");
         field.scribble("disk0");
         field.makes("--level inc", 0, "disk0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn auto_makes_a_full_with_a_time_where_one_without_would_replace_what_a_chain_needs() {
+    for release in releases(&["10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level auto --no-timestamp", 0, "disk0 FULL");
+        field.makes("--level auto --no-timestamp", 0, "disk0 INC");
+        field.run("cleanup --remove-bitmap").with(0);
+        field.backup("--level full --no-timestamp", 1).says("a chain needs this FULL");
+        let told = field.makes("--level auto --no-timestamp", 3, "disk0 FULL");
+        told.says("this FULL has a time in its name").says("a chain needs this FULL");
+        field.scribble("disk0");
+        field.makes("--level auto --no-timestamp", 0, "disk0 INC");
+        field.verify();
+    }
+}
+
+#[test]
+fn bitmaps_that_are_not_to_stay_end_with_qemu() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = disk(release);
+        field.makes("--level full --no-persist", 0, "disk0 FULL");
+        field.scribble("disk0");
+        field.makes("--level inc --no-persist", 0, "disk0 INC");
+        field.restart();
+        assert_eq!(field.bitmaps("disk0"), [""; 0]);
+        field.makes("--level inc --no-persist", 0, "disk0 FULL").says("those of this disk end with QEMU");
         field.verify();
     }
 }

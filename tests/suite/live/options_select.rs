@@ -39,16 +39,40 @@ fn disks_are_chosen_by_drive_node_and_device() {
 }
 
 #[test]
-fn a_name_of_no_disk_is_refused_before_anything_is_done() {
+fn names_of_no_disk_are_refused_before_anything_is_done() {
     for release in releases(&["10.0"]) {
         let mut field = two(release);
-        for words in ["--include drive0,wrong", "--exclude wrong"] {
-            field.backup(&format!("--level full {words}"), 2).says("no disk is called").says("wrong");
-        }
+        field.backup("--level full --include wrong,other", 2).says("no disk is called \"wrong\", \"other\"");
         field.backup("--level full --exclude dev0,dev1", 2).says("has no disk to back up");
         assert!(field.points.is_empty());
         assert!(!field.target.join("uuid").exists() && !field.target.join("drive0").exists());
         field.backup("--level full --include dev0 --exclude dev1", 2);
+    }
+}
+
+#[test]
+fn a_name_of_no_disk_keeps_no_other_from_its_backup() {
+    for release in releases(&["10.0"]) {
+        let mut field = two(release);
+        for (words, code, made, what) in [
+            ("--exclude wrong", 0, "drive0 COPY, node1 COPY", "nothing to exclude"),
+            ("--exclude wrong,dev1", 0, "drive0 COPY", "nothing to exclude"),
+            ("--include drive0,wrong", 3, "drive0 COPY", "nothing to include"),
+        ] {
+            field.makes(&format!("--level copy {words}"), code, made).says("no disk is called \"wrong\"").says(what);
+        }
+    }
+}
+
+#[test]
+fn two_runs_have_two_times_whatever_disks_they_are_of() {
+    for release in releases(&["10.0"]) {
+        let mut field = two(release);
+        for words in ["--level full --include dev0", "--level full --include dev1", "--level inc --include dev0"] {
+            field.backup(words, 0);
+        }
+        let times: Vec<i64> = field.points.iter().map(|point| point.time).collect();
+        assert!(times.len() == 3 && times.is_sorted_by(|one, next| one < next), "{times:?}");
     }
 }
 

@@ -31,9 +31,7 @@ impl Wanted {
         let out = to.join(name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_qmprestore"));
         command.arg("merge").arg("--dir").arg(dir).args(["--until", until]).arg("--out").arg(&out);
-        if self.raw {
-            command.args(["--format", "raw"]);
-        }
+        command.args(["--format", if self.raw { "raw" } else { "qcow2" }]);
         command.args(self.compress);
         if let Some(cluster_size) = self.cluster_size {
             command.args(["--cluster-size", &cluster_size.to_string()]);
