@@ -127,7 +127,7 @@ impl Deflater {
             CompressionType::Zstd => Context::Zstd(CCtx::create()),
         };
         // what is not smaller than the cluster is not wanted
-        Self { context, buffer: vec![0; to_usize(cluster_size - 1)] }
+        Self { context, buffer: vec![0; to_usize(cluster_size.saturating_sub(1))] }
     }
 
     /// The compressed cluster, or `None` where it would not be smaller, or hardly.

@@ -63,7 +63,8 @@ impl Extensions {
 }
 
 /// Calls `each` with type, data and the data's offset of the extensions. Their area ends at the end marker, the backing
-/// file name or the end of the cluster; returns where.
+/// file name or the end of the cluster; returns where. Where that name begins in the header itself, there are none, as QEMU
+/// sees it.
 pub(super) fn walk<'a>(
     cluster: &'a [u8],
     start: u64,
@@ -71,7 +72,7 @@ pub(super) fn walk<'a>(
     mut each: impl FnMut(u32, &'a [u8], u64) -> Result<()>,
 ) -> Result<u64> {
     let limit = cluster.len() as u64;
-    let end = if backing_file_offset >= start { limit.min(backing_file_offset) } else { limit };
+    let end = if backing_file_offset == 0 { limit } else { limit.min(backing_file_offset) };
     let mut offset = start;
     while let Some(raw) = bytes(cluster, offset, 8, end).and_then(|bytes| RawExtension::read_from_bytes(bytes).ok()) {
         let (kind, length) = (raw.kind.get(), u64::from(raw.length.get()));

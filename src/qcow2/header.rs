@@ -57,7 +57,7 @@ impl Table {
     /// Bytes of the table.
     #[must_use]
     pub fn bytes(self) -> u64 {
-        self.entries * 8
+        self.entries.saturating_mul(8)
     }
 
     /// A table that is to be read must be in the file.

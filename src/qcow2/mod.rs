@@ -53,7 +53,8 @@ mod writer;
 
 pub use address::{GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
-pub use builder::{Layout, LayoutError, Packer, RefcountWriter};
+pub(crate) use builder::Packer;
+pub use builder::{Layout, LayoutError, RefcountWriter};
 pub(crate) use check::check_apart;
 pub use check::{CheckLimits, ClusterCounts, Finding, Progress, Report, Severity, check};
 pub use codec::{CompressionType, Deflater, Inflater};

@@ -34,6 +34,8 @@ impl ClusterReader {
         guest: GuestOffset,
         data: CompressedCluster,
     ) -> Result<&[u8]> {
+        // no entry tells more
+        let data = CompressedCluster { length: data.length.min(2 * header.geometry.cluster_size()), ..data };
         self.input.resize(to_usize(data.length), 0);
         read_to_end(storage, &mut self.input, data.host, "a compressed cluster")?;
         self.cluster.resize(to_usize(header.geometry.cluster_size()), 0);

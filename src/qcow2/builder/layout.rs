@@ -65,6 +65,12 @@ impl Layout {
             return Err(LayoutError::ExtendedL2);
         }
         let cluster_size = geometry.cluster_size();
+        // as many as the largest refcount table counts
+        let most = wire::REFCOUNT_TABLE_BYTES_MAX / 8 * (cluster_size / Self::REFCOUNT_BYTES);
+        let clusters = l2_tables.saturating_add(data_clusters);
+        if clusters > most {
+            return Err(LayoutError::TooManyClusters { cluster_size, clusters });
+        }
         let l1_bytes = geometry.l1_entries(size) * 8;
         if l1_bytes > wire::L1_BYTES_MAX {
             return Err(LayoutError::DiskTooLarge { cluster_size, size });
@@ -123,7 +129,7 @@ impl Layout {
     /// Where the refcount blocks start, one behind the other.
     #[must_use]
     pub fn refcount_block(&self, index: u64) -> HostOffset {
-        self.cluster(1 + self.refcount_table_clusters + index)
+        self.cluster((1 + self.refcount_table_clusters).saturating_add(index))
     }
 
     /// The number of refcount blocks.
@@ -135,20 +141,21 @@ impl Layout {
     /// Where an entry of the L1 table is.
     #[must_use]
     pub fn l1_entry(&self, index: u64) -> HostOffset {
-        HostOffset(self.refcount_block(self.refcount_blocks).0 + index * 8)
+        HostOffset(self.refcount_block(self.refcount_blocks).0.saturating_add(index.saturating_mul(8)))
     }
 
     /// Where an L2 table starts; tables are numbered in guest order.
     #[must_use]
     pub fn l2_table(&self, number: u64) -> HostOffset {
-        self.cluster(1 + self.refcount_table_clusters + self.refcount_blocks + self.l1_clusters + number)
+        let front = 1 + self.refcount_table_clusters + self.refcount_blocks + self.l1_clusters;
+        self.cluster(front.saturating_add(number))
     }
 
     /// Where a data cluster starts. Which one is for what is the caller's choice.
     #[must_use]
     pub fn data_cluster(&self, number: u64) -> HostOffset {
         let front = 1 + self.refcount_table_clusters + self.refcount_blocks + self.l1_clusters + self.l2_tables;
-        self.cluster(front + number)
+        self.cluster(front.saturating_add(number))
     }
 
     /// The bytes of the header; what follows in its cluster is zero.
@@ -195,7 +202,7 @@ impl Layout {
     }
 
     fn cluster(&self, index: u64) -> HostOffset {
-        HostOffset(index * self.geometry.cluster_size())
+        HostOffset(index.saturating_mul(self.geometry.cluster_size()))
     }
 
     fn end_cluster(&self) -> u64 {
@@ -238,5 +245,9 @@ mod tests {
         ));
         let many = Layout::new(small, 1 << 37, CompressionType::Deflate, 1 << 22, 1 << 28);
         assert!(matches!(many, Err(LayoutError::TooManyClusters { .. })));
+        for (tables, data) in [(u64::MAX, 0), (0, u64::MAX), (0, 1 << 60), (u64::MAX, u64::MAX)] {
+            let many = Layout::new(small, 512, CompressionType::Deflate, tables, data);
+            assert!(matches!(many, Err(LayoutError::TooManyClusters { .. })));
+        }
     }
 }

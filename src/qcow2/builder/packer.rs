@@ -7,9 +7,9 @@ use super::layout::Layout;
 use super::refcounts::RefcountWriter;
 use crate::qcow2::address::HostOffset;
 
-/// Gives out places and counts references.
+/// Gives out places and counts references. No more is asked for than the layout has room for.
 #[derive(Debug)]
-pub struct Packer<'a> {
+pub(crate) struct Packer<'a> {
     refcounts: RefcountWriter<'a>,
     cluster_size: u64,
     /// The first cluster that nobody uses.
@@ -26,14 +26,14 @@ impl<'a> Packer<'a> {
     ///
     /// # Errors
     /// What `write` says.
-    pub fn new<E>(layout: &'a Layout, write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<Self, E> {
+    pub(crate) fn new<E>(layout: &'a Layout, write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<Self, E> {
         let refcounts = RefcountWriter::new(layout, write)?;
         let free = layout.data_cluster(0).0;
         Ok(Self { refcounts, cluster_size: layout.geometry().cluster_size(), free, open: free..free })
     }
 
     /// A place for a plain cluster.
-    pub fn plain(&mut self) -> HostOffset {
+    pub(crate) fn plain(&mut self) -> HostOffset {
         let host = HostOffset(self.free);
         self.free += self.cluster_size;
         self.refcounts.count(host, self.cluster_size);
@@ -41,7 +41,7 @@ impl<'a> Packer<'a> {
     }
 
     /// A place for the `length` bytes of a compressed cluster.
-    pub fn compressed(&mut self, length: u64) -> HostOffset {
+    pub(crate) fn compressed(&mut self, length: u64) -> HostOffset {
         let full = self.refcounts.is_full(self.open.start / self.cluster_size);
         let fits = self.open.end - self.open.start >= length || self.open.end == self.free;
         if full || !fits {
@@ -59,7 +59,7 @@ impl<'a> Packer<'a> {
     ///
     /// # Errors
     /// What `write` says.
-    pub fn settle<E>(&mut self, write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn settle<E>(&mut self, write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<(), E> {
         if self.free - self.open.start > Self::LAG_MAX * self.cluster_size {
             self.open = self.free..self.free;
         }
@@ -71,7 +71,7 @@ impl<'a> Packer<'a> {
     ///
     /// # Errors
     /// What `write` says.
-    pub fn finish<E>(self, write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<u64, E> {
+    pub(crate) fn finish<E>(self, write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<u64, E> {
         self.refcounts.finish(write)?;
         Ok(self.free)
     }

@@ -49,11 +49,12 @@ impl<'a> RefcountWriter<'a> {
         Ok(())
     }
 
-    /// One more reference to each cluster that these bytes touch.
+    /// One more reference to each cluster that these bytes touch, as far as the layout has it and it is not final yet.
     pub fn count(&mut self, host: HostOffset, length: u64) {
         let bits = self.layout.geometry().cluster_bits();
-        let (first, last) = (host.0 >> bits, (host.0 + length - 1) >> bits);
-        for cluster in first..=last {
+        let end =
+            host.0.saturating_add(length).min(self.layout.length()).div_ceil(self.layout.geometry().cluster_size());
+        for cluster in (host.0 >> bits).max(self.settled)..end {
             let place = to_usize(cluster - self.settled);
             if self.open.len() <= place {
                 self.open.resize(place + 1, 0);
@@ -94,7 +95,7 @@ impl<'a> RefcountWriter<'a> {
     pub fn finish<E>(mut self, mut write: impl FnMut(HostOffset, &[u8]) -> Result<(), E>) -> Result<(), E> {
         self.settle(u64::MAX, &mut write)?;
         let (index, place) = self.place();
-        if place > 0 {
+        if place > 0 && index < self.layout.refcount_blocks() {
             self.block.get_mut(place..).unwrap_or_default().fill(0);
             write(self.layout.refcount_block(index), &self.block)?;
         }
@@ -117,9 +118,34 @@ impl<'a> RefcountWriter<'a> {
             BigEndian::write_u16(bytes, count);
         }
         self.settled += 1;
-        if place + 2 == self.block.len() {
+        if place + 2 == self.block.len() && index < self.layout.refcount_blocks() {
             write(self.layout.refcount_block(index), &self.block)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qcow2::{CompressionType, Geometry};
+
+    #[test]
+    fn what_the_layout_has_no_place_for_is_not_counted() {
+        let geometry = Geometry::new(9, false).unwrap();
+        let layout = Layout::new(geometry, 1 << 20, CompressionType::Deflate, 1, 10).unwrap();
+        let mut file = vec![0; to_usize(layout.length())];
+        let mut put = |host: HostOffset, bytes: &[u8]| {
+            file.get_mut(to_usize(host.0)..to_usize(host.0) + bytes.len()).ok_or(())?.copy_from_slice(bytes);
+            Ok::<_, ()>(())
+        };
+        let mut refcounts = RefcountWriter::new(&layout, &mut put).unwrap();
+        let data = layout.data_cluster(0);
+        for (host, length) in [(data, 0), (data, u64::MAX), (HostOffset(0), 513), (HostOffset(u64::MAX), 1)] {
+            refcounts.count(host, length);
+        }
+        refcounts.repeat(1000, 1, &mut put).unwrap();
+        refcounts.finish(&mut put).unwrap();
+        assert!(file[to_usize(layout.l1_entry(0).0)..].iter().all(|byte| *byte == 0));
     }
 }

@@ -57,7 +57,7 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// What a check may hold in memory at a time. The report is the same for any numbers.
+/// The most that a check holds in memory at a time. The report is the same for any numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckLimits {
     /// Host clusters that are counted, for four bytes each; 7 Mi by default. Where they lie apart it is fewer.
@@ -136,15 +136,16 @@ fn check_header(
     let roots = Roots::read(storage, header, &mut report)?;
     let stored = Stored::read(refcounts, header, &mut report)?;
     let clusters = geometry.clusters(storage.length());
+    let window = limits.window.min(clusters.max(CheckLimits::default().window));
     let spans = Spans::of(&roots, geometry);
     let mut lookup = Lookup::new(&stored);
     let mut observe = Observe { observer, start: 0, share: 0, length: storage.length() };
     let mut first = 0;
     // a cluster that is cut by the end of the file may reach into the next one
     while first <= clusters {
-        observe.pass(first << geometry.cluster_bits(), limits.window.saturating_mul(geometry.cluster_size()));
+        observe.pass(first << geometry.cluster_bits(), window.saturating_mul(geometry.cluster_size()));
         observe.tell(0)?;
-        let mut counters = Counters::new(&spans, first, limits.window)?;
+        let mut counters = Counters::new(&spans, first, window)?;
         let mut tally = report.clusters;
         let mut walk = Walk {
             storage,

@@ -74,7 +74,7 @@ impl Writer {
     }
 
     /// What is copied when clusters at the ends of a range are written in part must not be in a backing file.
-    fn refuse_backing(&mut self, guest: &Range<u64>) -> Result<()> {
+    pub(super) fn refuse_backing(&mut self, guest: &Range<u64>) -> Result<()> {
         let Some(name) = self.header().backing.as_ref().map(|backing| backing.name.clone()) else { return Ok(()) };
         let unit = self.header().geometry.subcluster_size();
         let size = self.header().size;

@@ -17,6 +17,9 @@ impl Writer {
     /// As [`Writer::write`].
     pub fn write_zeroes(&mut self, guest: Range<u64>) -> Result<()> {
         self.end(GuestOffset(guest.start), guest.end.saturating_sub(guest.start))?;
+        if !guest.is_empty() {
+            self.refuse_backing(&guest)?;
+        }
         for (cluster, part) in self.clusters(guest) {
             self.relieve()?;
             let entry = self.entry(cluster)?;

@@ -38,6 +38,11 @@ fn what_is_in_a_backing_file_stays_there_and_no_write_needs_it_that_covers_all_o
             let refused = write(&mut writer, at, length);
             assert!(matches!(&refused, Err(Error::NeedsBacking { name, .. }) if name == "below"), "{refused:?}");
         }
+        // neither the whole clusters nor the subclusters between the ends are zeroes then
+        for (at, end) in [(3 * CLUSTER, 4 * CLUSTER + 512), (2 * CLUSTER + 512, 4 * CLUSTER), (100, CLUSTER - 100)] {
+            let refused = writer.write_zeroes(at as u64..end as u64);
+            assert!(matches!(&refused, Err(Error::NeedsBacking { .. })), "{refused:?}");
+        }
         let mut byte = [0];
         assert!(matches!(writer.read(&mut byte, GuestOffset(0)), Err(Error::NeedsBacking { .. })));
         writer.discard(CLUSTER as u64..2 * CLUSTER as u64).unwrap();
