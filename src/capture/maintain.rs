@@ -43,6 +43,7 @@ pub async fn remove_bitmaps(
         .into_iter()
         .flat_map(|node| node.bitmaps.into_iter().filter(move |bitmap| !(node.read_only && bitmap.persistent)));
     for bitmap in bitmaps.filter(own).filter(of_chain) {
+        machine.go_on()?;
         let command = Command::new("block-dirty-bitmap-remove")
             .with("node", bitmap.node.clone())
             .with("name", bitmap.name.clone());

@@ -300,10 +300,12 @@ async fn follow(
     if let Some((job, reason)) = failed.min_by_key(|(_, reason)| reason.to_lowercase().contains("cancel")) {
         return Err(explain(name(job), reason, names::disk_of(&job.id).and_then(|at| prepared.targets.get(at))));
     }
-    if jobs.len() < prepared.targets.len() {
+    let is_there = |disk: &usize| jobs.iter().any(|job| names::disk_of(&job.id) == Some(*disk));
+    let gone = prepared.targets.iter().enumerate().find(|(at, _)| !is_there(at));
+    gone.map_or(Ok(()), |(_, target)| {
         let reason = "it is gone, somebody else has ended it".to_owned();
-        return Err(Error::Job { disk: "a disk".to_owned(), reason });
-    }
+        Err(Error::Job { disk: target.disk.clone(), reason })
+    })?;
     Ok(jobs)
 }
 

@@ -33,6 +33,11 @@ impl Chain {
         &self.incs
     }
 
+    /// All of these, oldest first.
+    pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        self.full.iter().chain(&self.incs)
+    }
+
     /// Work in the FULL that was begun and has not ended, if its journal can be read: see
     /// [`Fault::Journal`] and [`Fault::JournalUnread`].
     #[must_use]

@@ -3,15 +3,13 @@
 use std::ops::Range;
 
 use super::address::HostOffset;
+use super::entry::SECTOR;
 use super::error::{Error, Result};
 use super::image::read_to_end;
 use crate::storage::{LastHole, Storage, to_usize};
 
 /// Bytes that are read at once.
 const PIECE: u64 = 256 << 10;
-
-/// Where pieces begin and end: no entry of a table is in two of them.
-const SECTOR: u64 = 512;
 
 /// Room for a piece, and what is known of the storage: many tables may lie in one hole.
 #[derive(Default)]
@@ -35,6 +33,7 @@ impl Pieces {
             let failed = |source| Error::Io { what, offset: HostOffset(start), source };
             let data = self.hole.next_data_within(storage, start..range.end).map_err(failed)?;
             let Some(data) = data else { return Ok(()) };
+            // no entry of a table is in two of them
             start += data.saturating_sub(start) / SECTOR * SECTOR;
             let end = start.saturating_add(PIECE).min(range.end);
             self.buffer.resize(to_usize(end - start), 0);

@@ -26,6 +26,7 @@ use crate::storage;
 pub struct Describe {
     images: Vec<Described>,
     layers: Option<Layers>,
+    pool: rayon::ThreadPool,
 }
 
 /// An image, and what it lacks.
@@ -54,12 +55,14 @@ impl Described {
 
 impl Describe {
     /// Looks what the images of a chain lack, which must be whole as far as names and manifests tell. Those of a chain in
-    /// which something is lacking are opened, for reading only, and locked.
+    /// which something is lacking are opened, for reading only, and locked. Threads are at most 256, and all that the machine
+    /// has by default.
     ///
     /// # Errors
     /// As with [`Layers::open`]; [`Error::Manifest`] where one cannot be used; [`Error::MarkedCorrupt`].
-    pub fn plan(chain: &Chain) -> Result<Self> {
-        let images: Vec<&Arc<Image>> = chain.full().into_iter().chain(chain.incs()).collect();
+    pub fn plan(chain: &Chain, threads: Option<NonZeroUsize>) -> Result<Self> {
+        let pool = pool::start(threads)?;
+        let images: Vec<&Arc<Image>> = chain.images().collect();
         let known = images.iter().map(|image| Manifest::read(&image.path)).collect::<Result<Vec<_>, _>>()?;
         let mut described: Vec<Described> = images
             .iter()
@@ -72,7 +75,7 @@ impl Describe {
             })
             .collect();
         if known.iter().all(Option::is_some) && described.iter().all(Described::is_done) {
-            return Ok(Self { images: described, layers: None });
+            return Ok(Self { images: described, layers: None, pool });
         }
         let sources: Vec<Source> = images.iter().map(|image| Source::from(&***image)).collect();
         let layers = Layers::open(&sources)?;
@@ -95,7 +98,7 @@ impl Describe {
             };
             before = Some((image, own));
         }
-        Ok(Self { images: described, layers: Some(layers) })
+        Ok(Self { images: described, layers: Some(layers), pool })
     }
 
     /// The images, oldest first.
@@ -114,26 +117,22 @@ impl Describe {
         if layers.is_empty() {
             return Ok(());
         }
-        check::check_layers(layers, observer)?;
-        let unsummed = self.images.iter().zip(layers).filter(|(image, _)| image.checksums);
-        unsummed.map(|(_, layer)| layer).try_for_each(|layer| check::check_streams(layer, observer))
+        self.pool.install(|| {
+            check::check_layers(layers, observer)?;
+            let unsummed = self.images.iter().zip(layers).filter(|(image, _)| image.checksums);
+            unsummed.map(|(_, layer)| layer).try_for_each(|layer| check::check_streams(layer, observer))
+        })
     }
 
     /// Makes what is lacking, oldest first, and calls `each` for every image that has all then.
     ///
     /// # Errors
     /// [`Error::Cancelled`], what the system says. What was made before stays, and is right.
-    pub fn run(
-        &self,
-        threads: Option<NonZeroUsize>,
-        observer: &dyn Observer,
-        mut each: impl FnMut(&Described),
-    ) -> Result<()> {
+    pub fn run(&self, observer: &dyn Observer, mut each: impl FnMut(&Described)) -> Result<()> {
         let layers = self.layers.as_ref().map(Layers::as_slice).unwrap_or_default();
         let work = || self.images.iter().zip(layers).filter(|(image, _)| !image.is_done());
         let lengths = work().filter(|(image, _)| image.checksums).map(|(_, layer)| layer.data().length());
         observer.phase(Phase::Summing { bytes: lengths.sum() });
-        let pool = pool::start(threads)?;
         for (image, layer) in work() {
             // first: checksums are made for the id that it tells
             if let Some(manifest) = &image.manifest {
@@ -141,7 +140,7 @@ impl Describe {
                 written.map_err(|source| Error::Write { path: Manifest::path(&image.path), source })?;
             }
             if image.checksums {
-                pool.install(|| sum(layer, observer))?;
+                self.pool.install(|| sum(layer, observer))?;
             }
             each(image);
         }
@@ -213,6 +212,6 @@ fn id_of(image: &Path) -> Result<Option<String>> {
 /// # Errors
 /// [`Error::Folder`].
 pub fn lock_folders<'a>(chains: impl IntoIterator<Item = &'a Chain>) -> Result<Vec<chain::FolderLock>> {
-    let images = chains.into_iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs()));
+    let images = chains.into_iter().flat_map(Chain::images);
     Ok(chain::FolderLock::take_all_of(images.map(|image| storage::parent(&image.path)))?)
 }

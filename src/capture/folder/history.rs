@@ -85,7 +85,7 @@ impl History {
         let named = inventory.disks.iter().find(|disk| own(disk) && is_here(disk));
         let disk = named.or_else(|| inventory.disks.iter().find(own)).or_else(|| inventory.disks.iter().find(nameless));
         let Some(disk) = disk else { return Ok(Self::default()) };
-        let chained = disk.chains().iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs()));
+        let chained = disk.chains().iter().flat_map(chain::Chain::images);
         let chained = chained.filter(|image| image.level != Level::Copy && here(image)).cloned().collect();
         let latest = disk.images().iter().filter(here).filter_map(|image| image.time).max();
         let foreign = disk.images().iter().filter(here).any(|image| !image.missing && image.manifest.is_none());

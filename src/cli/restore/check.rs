@@ -10,7 +10,7 @@ use super::list::without_path;
 use super::progress::Reporter;
 use super::{args, place};
 use crate::causes;
-use crate::chain::{Image, discover};
+use crate::chain::{Chain, Image, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
@@ -51,7 +51,7 @@ fn chains(arguments: &args::Check, console: &Console) -> Result<(Vec<Vec<Source>
     place::warn(&inventory, arguments.filter.as_deref(), console)?;
     let disks = inventory.matching(arguments.filter.as_deref())?;
     let chains = disks.iter().flat_map(|disk| disk.chains());
-    let images = chains.map(|chain| chain.full().into_iter().chain(chain.incs()));
+    let images = chains.map(Chain::images);
     let source = |image: &Arc<Image>| {
         let leads_away = arguments.repair.is_some() && image.path.is_symlink();
         if leads_away {
@@ -99,7 +99,7 @@ impl Verdict {
             Self::Damaged
         } else if report.marked_corrupt {
             Self::MarkedCorrupt
-        } else if report.refcount_errors > 0 {
+        } else if report.refcount_errors > 0 || report.dirty {
             Self::Dirty
         } else if report.has_leaks() {
             Self::Leaks
@@ -126,7 +126,7 @@ impl Verdict {
             Self::Clean => "clean",
             Self::Raw => "raw, there is nothing to check",
             Self::Leaks => "good, but space is lost",
-            Self::Dirty => "good, but its refcounts are stale: it was not closed",
+            Self::Dirty => "good, but it was not closed: its refcounts may be stale",
             Self::MarkedCorrupt => "marked as corrupt by some program, but nothing was found now",
             Self::Damaged => "DAMAGED",
             Self::InUse => "NOT CHECKED",

@@ -163,7 +163,7 @@ impl<'a> Listing<'a> {
 
 /// The restore points of a chain: what is wrong with an image is wrong with all that build on it.
 fn rows(chain: &Chain, number: usize, points: &BTreeMap<&Path, &Point>) -> Vec<Row> {
-    let images: Vec<&Arc<Image>> = chain.full().into_iter().chain(chain.incs()).collect();
+    let images: Vec<&Arc<Image>> = chain.images().collect();
     let sources: Vec<Source> = images.iter().map(|image| Source::from(&***image)).collect();
     let mut below = Verdict::Ok;
     images

@@ -65,7 +65,7 @@ impl Work<'_> {
 
     /// Why it is not certain that the images of a chain belong together.
     fn doubt(&mut self, disk: &Disk, chain: &Chain) -> Option<String> {
-        let is_of = |path| chain.full().into_iter().chain(chain.incs()).any(|image| image.path == path);
+        let is_of = |path| chain.images().any(|image| image.path == path);
         let points = || disk.points().iter().filter(|point| is_of(point.image().path.clone()));
         let broken = points().find_map(|point| match point.state() {
             State::Broken(fault) => Some(format!("{} is broken: {fault}", point.image().display_name())),
@@ -81,7 +81,7 @@ impl Work<'_> {
     }
 
     fn describe(&mut self, chain: &Chain, reporter: &Reporter<'_>) -> restore::Result<()> {
-        let describe = Describe::plan(chain)?;
+        let describe = Describe::plan(chain, self.arguments.threads)?;
         describe.check(reporter)?;
         describe.images().iter().filter(|image| image.is_done()).for_each(|image| self.tell(image));
         if self.arguments.dry_run {
@@ -91,7 +91,7 @@ impl Work<'_> {
         if describe.images().iter().all(Described::is_done) {
             return Ok(());
         }
-        describe.run(self.arguments.threads, reporter, |image| {
+        describe.run(reporter, |image| {
             self.made = self.made.saturating_add(1);
             self.tell(image);
         })

@@ -47,7 +47,7 @@ fn of_chain(
 ) {
     let mut seen = Vec::new();
     let is_busy = chain.full().is_some_and(|full| is_locked(&full.path));
-    for image in chain.full().into_iter().chain(chain.incs()) {
+    for image in chain.images() {
         let Some(point) = points.get(image.path.as_path()) else { continue };
         let against = match point.state() {
             State::Broken(Fault::Unfinished(_) | Fault::Journal { .. }) if is_busy => continue,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::flaw::Flaw;
 use super::look::Subject;
 use super::read::Found;
-use crate::chain::{BLOCK, Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
+use crate::chain::{BLOCK, Chain, Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
 use crate::restore::error::{Error, Result};
 use crate::restore::observer::Observer;
 use crate::restore::pool;
@@ -51,7 +51,7 @@ pub(super) fn others<'a>(
     let mut others = vec![None; subjects.len()];
     for (disk, wanted) in disks.into_values() {
         // those that are missing have checksums, too
-        for image in disk.chains().iter().flat_map(|chain| chain.full().into_iter().chain(chain.incs())) {
+        for image in disk.chains().iter().flat_map(Chain::images) {
             cancelled()?;
             let Ok(Some(sums)) = Checksums::open(&image.path) else { continue };
             for number in wanted.fitting(&sums) {

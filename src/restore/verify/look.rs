@@ -88,7 +88,7 @@ pub(super) fn subjects<'a>(targets: &[VerifyTarget<'a>]) -> (Vec<Members<'a>>, V
             !image.missing && point.is_none_or(|point| point.members.iter().any(|member| Arc::ptr_eq(member, image)))
         };
         for chain in disk.chains() {
-            let images: Vec<&Arc<Image>> = chain.full().into_iter().chain(chain.incs()).collect();
+            let images: Vec<&Arc<Image>> = chain.images().collect();
             if !images.iter().any(|image| wanted(image)) {
                 continue;
             }
