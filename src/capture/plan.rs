@@ -121,7 +121,7 @@ impl Plan {
         start.extend(fleeced().filter_map(|(number, disk, _)| copied(number, disk)));
         let jobs = fleeced().map(|(number, disk, _)| {
             let bitmap = disk.old.as_ref().map(|_| names::COPIED);
-            backup(number, &NodeRole::Snapshot.node(number), bitmap, settings)
+            backup_snapshot(number, bitmap, settings, features)
         });
         start.extend(transaction(jobs.collect(), Some("grouped")));
         Self { lock: vec![lock(&settings.lock)], prepare, moment, start }
@@ -239,6 +239,17 @@ fn snapshot(number: usize) -> Command {
         .with("driver", "snapshot-access")
         .with("node-name", NodeRole::Snapshot.node(number))
         .with("file", NodeRole::CopyBeforeWrite.node(number))
+        .with("discard", "unmap")
+}
+
+/// The job that copies a snapshot. What it has copied is of no use in the fleece image any more, and goes there: the guest
+/// may overwrite it at once then.
+fn backup_snapshot(number: usize, bitmap: Option<&str>, settings: &Settings, features: &Features) -> Value {
+    let mut job = backup(number, &NodeRole::Snapshot.node(number), bitmap, settings);
+    if let (true, Some(data)) = (features.discard_source, job.get_mut("data").and_then(Value::as_object_mut)) {
+        data.insert("discard-source".to_owned(), true.into());
+    }
+    job
 }
 
 /// What an INC copies. What was written after the moment is in the old bitmap, too: so much more is copied, as it was.
