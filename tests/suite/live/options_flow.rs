@@ -1,13 +1,17 @@
 //! How the data goes: compressed, slowly, with the machine stopped, without fleece images or with some elsewhere, around
 //! the cache.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::field::Field;
 use super::field_setup::{Setup, releases};
+use super::monitor::Monitor;
+use super::proxy::{Action, Proxy};
+use super::tool::Tool;
 use super::vm::fleeces;
 use crate::support::program::{Ended, event};
 use crate::support::tools;
@@ -145,5 +149,38 @@ fn images_stay_attached_as_long_as_they_are_told_to() {
         field.makes("--level full --remove-delay 1.5", 0, "disk0 FULL");
         assert!(started.elapsed() > Duration::from_millis(1500));
         field.verify();
+    }
+}
+
+/// Else a guest that writes much while it is backed up fills the folder of its fleece image.
+#[test]
+fn what_is_copied_takes_no_room_in_the_fleece_image() {
+    for release in releases(&["10.0", "11"]) {
+        let mut field = Setup::of(release).image("disk.qcow2", "64M", "").qcow2("disk0", "disk.qcow2").start();
+        field.write("disk0", 7, 0, 64 << 20);
+        let mut monitor = Monitor::connect(&field.vm.path("hand"));
+        let device = field.drive("disk0")["qdev"].as_str().unwrap().to_owned();
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let (seen, mut at) = (Arc::clone(&sizes), 0);
+        let hook = move |command: &Value, _| {
+            // before the job, or behind it
+            if command["execute"] == "query-jobs" {
+                at = (at + 24) % 56;
+                assert_eq!(monitor.hmp(&format!("qemu-io -d {device} \"write -P 9 {at}M 8M\"")), "");
+                let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true })).unwrap();
+                let fleece = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "qmpbackup-0-fleece");
+                seen.lock().unwrap().extend(fleece.and_then(|node| node["image"]["actual-size"].as_u64()));
+            }
+            Action::Forward
+        };
+        let tool = Tool::built("qmpbackup");
+        let proxy = Proxy::start(&field.vm.path("proxy"), &field.vm.socket(), &tool.victim, Box::new(hook));
+        let (socket, target) = (proxy.path().to_str().unwrap(), field.target.to_str().unwrap());
+        let words = ["--socket", socket, "backup", "--level", "full", "--speed-limit", "16M", "--target", target];
+        tool.run(&words).with(0);
+        proxy.end();
+        let sizes = sizes.lock().unwrap();
+        let (most, last) = (sizes.iter().max().unwrap(), sizes.last().unwrap());
+        assert!(*most > 4 << 20 && *last < most / 4, "{release}: {sizes:?}");
     }
 }
