@@ -1,27 +1,31 @@
 //! A chain that is opened to be changed: nobody else has its images, and all of them are plain qcow2 files.
 
+mod books;
+mod files;
+mod next;
+
 use std::fs::{Metadata, Permissions};
-use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rayon::prelude::*;
 
+pub(super) use self::books::{give_id, id, remove_books_of_gone, renew};
+use self::books::{read_manifest, write_manifest};
+pub(super) use self::files::{link_to, point_link, remove, sync_folder};
+use self::next::Next;
 use super::check;
 use super::checked_file::{CheckedFile, own_sums};
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
 use super::layers;
 use super::observer::Observer;
-use super::rebase;
 use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
 use super::source::{self, Source};
-use crate::chain::{
-    BOOKKEEPING, Checksums, FolderLock, FormatHint, Image, ImageId, Level, Manifest, RestorePoint, Work,
-};
+use crate::chain::{FolderLock, Image, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage, Storage as _};
 
@@ -34,14 +38,6 @@ pub(super) struct InPlace {
     /// The INC that will follow the FULL.
     next: Option<Next>,
     _folders: Vec<FolderLock>,
-}
-
-/// An INC that builds on the last of some images.
-#[derive(Debug)]
-struct Next {
-    image: Arc<Image>,
-    /// Its file, where its header names that image.
-    based: Option<Arc<FileStorage>>,
 }
 
 impl InPlace {
@@ -238,61 +234,9 @@ impl InPlace {
     }
 }
 
-impl Next {
-    /// The INC after these images of a restore point. One that builds on something else is left alone: it does not belong
-    /// there, and nothing may say that it does.
-    fn find(images: &[Arc<Image>], point: &RestorePoint) -> Result<Option<Self>> {
-        let (Some(full), Some(last), Some(image)) = (images.first(), images.last(), &point.next) else {
-            return Ok(None);
-        };
-        let based = if image.missing { None } else { open_based(image)? };
-        based.as_ref().map_or(Ok(()), |based| source::check_length(&image.path, based.length()))?;
-        let failed = |source| Error::Image { path: image.path.clone(), source };
-        let header = based.as_ref().map(|based| qcow2::Header::read(&**based)).transpose().map_err(failed)?;
-        let backing = header.and_then(|header| header.backing);
-        // the FULL may have got another id since it was named
-        let is_begun = |parent: &Image| point.unfinished.is_some() && parent.path == full.path;
-        let follows = |parents: &[&Arc<Image>]| {
-            let is_named =
-                |backing: &Backing| parents.iter().any(|parent| source::leads_to(&backing.name, parent.name()));
-            let is_after = |parent: &&Arc<Image>| builds_on(image, parent, !is_begun(parent));
-            parents.iter().any(is_after) && backing.as_ref().is_none_or(is_named)
-        };
-        // an earlier run may have ended between naming the FULL and removing the INC before
-        let parents = if point.unfinished.is_some() { vec![last, full] } else { vec![last] };
-        if follows(&parents) {
-            return Ok(Some(Self { image: Arc::clone(image), based }));
-        }
-        // it would seem to belong to what the FULL holds then
-        if follows(&[full]) {
-            return Err(refused(&image.path, "builds on the FULL, not on the INC before it: move it away first"));
-        }
-        Ok(None)
-    }
-}
-
-/// Whether the manifest of an INC says, if it says anything, that it was made after this image: one of its name, and of its
-/// id where that counts.
-fn builds_on(inc: &Image, parent: &Image, id_counts: bool) -> bool {
-    let Some(known) = inc.known() else { return true };
-    let ids = known.parent_id.zip(parent.known().and_then(|parent| parent.id)).filter(|_| id_counts);
-    known.parent.as_ref().is_none_or(|name| parent.name() == name.as_str()) && ids.is_none_or(|(known, id)| known == id)
-}
-
 /// What an INC says that follows the FULL.
 fn backing(full: &Image) -> Backing {
     Backing { name: relative_name(&full.display_name()), format: Some("qcow2".to_owned()) }
-}
-
-/// Opens an INC that names another image; any other one needs no change.
-fn open_based(inc: &Image) -> Result<Option<Arc<FileStorage>>> {
-    let source = Source::from(inc);
-    match qcow2::Header::read(&*source::open(&source)?) {
-        Ok(header) if header.backing.is_some() => open(&source).map(Some),
-        Err(error) if check::is_unread(&error) => Err(check::image_error(&inc.path, error)),
-        // raw, damaged, or based on nothing
-        Ok(_) | Err(_) => Ok(None),
-    }
 }
 
 /// Locks the folder of an image, and the targets above it.
@@ -335,151 +279,7 @@ pub(super) fn relative_name(name: &str) -> String {
     if name.contains(':') { format!("./{name}") } else { name.to_owned() }
 }
 
-/// What is known of a FULL that now holds the moment of an INC.
-pub(super) fn renew(full: &Path, held: &Image, size: u64) -> Result<()> {
-    let (old, inc) = (read_manifest(full)?, read_manifest(&held.path)?);
-    let id = old.as_ref().and_then(|old| old.id);
-    // that of the FULL goes back to an older moment
-    let bitmap = inc.as_ref().and_then(|inc| inc.bitmap.clone());
-    let (chain, qemu) = inc.or(old).map(|manifest| (manifest.chain, manifest.qemu)).unwrap_or_default();
-    let image = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let manifest = Manifest {
-        image,
-        id,
-        level: Level::Full,
-        time: held.time,
-        chain,
-        parent: None,
-        parent_id: None,
-        bitmap,
-        format: FormatHint::Qcow2,
-        virtual_size: size,
-        qemu,
-    };
-    write_manifest(full, &manifest)
-}
-
-/// The id of an image, where its manifest tells one.
-pub(super) fn id(image: &Path) -> Result<Option<ImageId>> {
-    Ok(read_manifest(image)?.and_then(|manifest| manifest.id))
-}
-
-/// Gives an image a new id where it still has this one.
-pub(super) fn give_id(image: &Path, former: Option<ImageId>) -> Result<()> {
-    let Some(manifest) = read_manifest(image)?.filter(|manifest| manifest.id.is_some() && manifest.id == former) else {
-        return Ok(());
-    };
-    let id = ImageId::random().map_err(|source| Error::Write { path: Manifest::path(image), source })?;
-    write_manifest(image, &Manifest { id: Some(id), ..manifest })
-}
-
-fn read_manifest(image: &Path) -> Result<Option<Manifest>> {
-    Manifest::read_again(image).map_err(|source| Error::Open { path: Manifest::path(image), source })
-}
-
-fn write_manifest(image: &Path, manifest: &Manifest) -> Result<()> {
-    manifest.write(image).map_err(|source| Error::Write { path: Manifest::path(image), source })
-}
-
 /// A restore point's time as a date.
 pub(super) fn seconds(time: Option<i64>) -> Option<Duration> {
     time.and_then(|time| u64::try_from(time).ok()).map(Duration::from_secs)
-}
-
-/// The link `image` that a rebase has left beside the FULL, where it leads to one of these images.
-pub(super) fn link_to(full: &Path, images: &[Arc<Image>]) -> Result<Option<PathBuf>> {
-    let link = full.with_file_name(rebase::LINK);
-    let leads_to = match std::fs::read_link(&link) {
-        Ok(leads_to) => leads_to,
-        // there is none, or it is none
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(None),
-        Err(source) => return Err(Error::Open { path: link, source }),
-    };
-    let is_one = leads_to.file_name().is_some_and(|name| images.iter().any(|image| image.name() == name));
-    Ok(is_one.then_some(link))
-}
-
-/// Lets that link lead to the FULL.
-pub(super) fn point_link(full: &Path, images: &[Arc<Image>]) -> Result<()> {
-    let Some(link) = link_to(full, images)? else { return Ok(()) };
-    let name = full.file_name().unwrap_or_default();
-    storage::set_link(&link, Path::new(name)).map_err(|source| Error::Write { path: link, source })
-}
-
-/// Removes an image and what is known of it; false if it is gone already. Where it is open, nothing else goes that has got
-/// its name meanwhile.
-pub(super) fn remove(image: &Path, open: Option<&FileStorage>) -> Result<bool> {
-    let is_other = |open: &FileStorage| match (open.file().metadata(), image.symlink_metadata()) {
-        (Ok(open), Ok(named)) => number(&open) != number(&named),
-        // removing says what is wrong
-        _ => false,
-    };
-    if open.is_some_and(is_other) {
-        return Err(Error::Changed);
-    }
-    // where only one of them goes, the image is still there to be found
-    remove_books(image)?;
-    remove_file(image)
-}
-
-/// Removes what is known of images of the FULL's folder that are gone: after a power cut it may be there again.
-pub(super) fn remove_books_of_gone(full: &Path, images: &[String]) -> Result<()> {
-    let paths = images.iter().map(|name| full.with_file_name(name));
-    let is_gone = |path: &PathBuf| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    paths.filter(is_gone).try_for_each(|path| remove_books(&path))
-}
-
-fn remove_books(image: &Path) -> Result<()> {
-    remove_file(&Checksums::path(image))?;
-    remove_file(&Manifest::path(image)).map(drop)
-}
-
-/// False where it is gone already.
-fn remove_file(path: &Path) -> Result<bool> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::Write { path: path.to_owned(), source }),
-    }
-}
-
-/// Returns when names that were removed stay so.
-pub(super) fn sync_folder(image: &Path) -> Result<()> {
-    let folder = storage::parent(image);
-    let books = folder.join(BOOKKEEPING);
-    for folder in [folder, &books] {
-        match storage::sync_folder(folder) {
-            // nothing was in it
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            synced => synced.map_err(|source| Error::Write { path: folder.to_owned(), source })?,
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_has_got_the_name_of_an_image_meanwhile_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let (image, other) = (folder.path().join("INC-1-disk"), folder.path().join("other"));
-        std::fs::write(&image, "image").unwrap();
-        let open = FileStorage::open(&image).unwrap();
-        std::fs::write(&other, "other").unwrap();
-        std::fs::rename(&other, &image).unwrap();
-        assert!(matches!(remove(&image, Some(&open)), Err(Error::Changed)));
-        assert_eq!(std::fs::read(&image).unwrap(), b"other");
-        std::os::unix::fs::symlink("/dev/null", &other).unwrap();
-        std::fs::rename(&other, &image).unwrap();
-        assert!(matches!(remove(&image, Some(&open)), Err(Error::Changed)));
-        std::fs::remove_file(&image).unwrap();
-        assert!(!remove(&image, Some(&open)).unwrap());
-        // the one that is open, and one that nobody has opened
-        std::fs::write(&image, "image").unwrap();
-        assert!(remove(&image, Some(&FileStorage::open(&image).unwrap())).unwrap() && !image.exists());
-        std::fs::write(&image, "image").unwrap();
-        assert!(remove(&image, None).unwrap() && !image.exists());
-    }
 }
