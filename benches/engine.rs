@@ -174,8 +174,7 @@ fn sources() -> Vec<Source> {
 }
 
 fn planned(sources: &[Source], out: &Path, format: OutputFormat) -> Merge {
-    let options =
-        MergeOptions { output: Output::File(out.to_owned()), format, threads: None, rate_limit: None, replace: true };
+    let options = MergeOptions { replace: true, ..MergeOptions::new(Output::File(out.to_owned()), format) };
     Merge::plan(Layers::open(sources).expect("a sound chain"), options, &Silent).expect("a plan")
 }
 

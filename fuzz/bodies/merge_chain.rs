@@ -154,7 +154,7 @@ impl Wanted {
         let output =
             if self.stream { Output::Stream(Box::new(kept.clone())) } else { Output::File(folder.join("out")) };
         let threads = NonZeroUsize::new(self.threads);
-        let options = MergeOptions { output, format: self.format, threads, rate_limit: None, replace: true };
+        let options = MergeOptions { threads, replace: true, ..MergeOptions::new(output, self.format) };
         let merge = Merge::plan(Layers::open(sources)?, options, &Silent)?;
         merge.check(&Silent)?;
         let length = merge.length()?;

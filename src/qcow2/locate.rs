@@ -10,7 +10,7 @@ use crate::storage::{joined, push_joined};
 
 /// What a range of an image's file holds of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Meaning {
+pub struct Located {
     /// What is there, each kind once, in the order of [`ImageRegion`]. Where nothing is: refcounts, snapshots, bitmaps, free space.
     pub parts: Vec<ImageRegion>,
     /// The ranges of the disk that may read differently where the range of the file is damaged, in order and merged.
@@ -40,8 +40,8 @@ pub enum ImageRegion {
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn locate(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Meaning>> {
-    let mut search = Search { ranges, found: vec![Meaning::default(); ranges.len()] };
+pub fn locate(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Located>> {
+    let mut search = Search { ranges, found: vec![Located::default(); ranges.len()] };
     let header = image.header();
     search.note(0..header.end.0, ImageRegion::Header, |_| 0..image.size());
     search.tables(image);
@@ -62,7 +62,7 @@ pub fn locate(image: &Image, ranges: &[Range<u64>]) -> Result<Vec<Meaning>> {
             extents.iter().filter(|_| with_data).for_each(|extent| search.extent(extent));
         }
     }
-    search.found.iter_mut().for_each(Meaning::settle);
+    search.found.iter_mut().for_each(Located::settle);
     Ok(search.found)
 }
 
@@ -79,7 +79,7 @@ fn pieces(range: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
 
 struct Search<'a> {
     ranges: &'a [Range<u64>],
-    found: Vec<Meaning>,
+    found: Vec<Located>,
 }
 
 impl Search<'_> {
@@ -140,7 +140,7 @@ impl Search<'_> {
     }
 }
 
-impl Meaning {
+impl Located {
     fn add(&mut self, part: ImageRegion, guest: Range<u64>) {
         if !self.parts.contains(&part) {
             self.parts.push(part);

@@ -66,7 +66,7 @@ pub use geometry::Geometry;
 pub use header::{Backing, Header, Table};
 pub(crate) use header::{CRYPT_METHOD, KnownDamage};
 pub use image::{ClosedGate, Gate, Image};
-pub use locate::{ImageRegion, Meaning, locate};
+pub use locate::{ImageRegion, Located, locate};
 pub(crate) use map::Unmapped;
 pub use map::{Content, Extent, MapBuffer};
 pub use reader::{ClusterReader, Reader};

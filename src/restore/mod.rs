@@ -1,7 +1,7 @@
 //! Restoring: a chain of images becomes one disk again.
 //!
 //! [`Merge`] opens a FULL and its INCs, decides where each cluster of the new image comes from and goes to, and then
-//! moves the bytes on all processors. [`Layers::open_verified`] has it check what it reads, [`Merge::read_back`] what it
+//! moves the bytes on all processors. [`Layers::open_verified`] has it check what it reads, [`MergeOptions::read_back`] what it
 //! wrote, and [`Merge::salvage`] makes the most of a damaged chain. [`Commit`] writes INCs into their FULL, in place.
 //! [`Rebase`] has each INC name the image before it, so that QEMU opens the chain where it lies. [`Describe`] makes manifests
 //! and checksums. [`survey()`] and [`check()`] look at images without reading the data in them, [`verify()`] reads all of them
@@ -27,13 +27,8 @@
 //! fn restore(dir: &Path, when: &When, output: PathBuf) -> Result<u64, Box<dyn std::error::Error>> {
 //!     let inventory = discover(dir)?;
 //!     let point = inventory.disk(None)?.select(when, &Clock::system(), false)?;
-//!     let options = MergeOptions {
-//!         output: Output::File(output),
-//!         format: OutputFormat::Qcow2 { cluster_size: None, compression: None },
-//!         threads: None,
-//!         rate_limit: None,
-//!         replace: false,
-//!     };
+//!     let format = OutputFormat::Qcow2 { cluster_size: None, compression: None };
+//!     let options = MergeOptions::new(Output::File(output), format);
 //!     let progress = Progress::default();
 //!     let merge = Merge::plan(Layers::open_point(&point, None)?, options, &progress)?;
 //!     merge.check(&progress)?;

@@ -117,13 +117,8 @@ impl Work {
             let incs = incs.iter().map(|layer| self.chain.dir.join(&layer.name));
             let sources: Vec<Source> = std::iter::once(path.clone()).chain(incs).map(Source::new).collect();
             let out = path.with_file_name("merged.raw");
-            let options = MergeOptions {
-                output: Output::File(out.clone()),
-                format: OutputFormat::Raw,
-                threads: None,
-                rate_limit: None,
-                replace: true,
-            };
+            let options =
+                MergeOptions { replace: true, ..MergeOptions::new(Output::File(out.clone()), OutputFormat::Raw) };
             let merge = Merge::plan(Layers::open(&sources).unwrap(), options, &Silent).unwrap();
             merge.check(&Silent).unwrap();
             merge.run(&Silent).unwrap();

@@ -37,7 +37,7 @@ fn open(path: &Path) -> Arc<FileStorage> {
 
 fn options(out: &Path) -> MergeOptions {
     let format = OutputFormat::Qcow2 { cluster_size: None, compression: None };
-    MergeOptions { output: Output::File(out.to_owned()), format, threads: None, rate_limit: None, replace: false }
+    MergeOptions::new(Output::File(out.to_owned()), format)
 }
 
 fn sources(paths: &[PathBuf]) -> Vec<Source> {

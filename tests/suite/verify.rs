@@ -109,13 +109,7 @@ fn merged(images: &[PathBuf]) -> Option<Vec<u8>> {
         .map(|path| Source { format: Some(restore::Format::Qcow2), ..Source::new(path.clone()) })
         .collect();
     let memory = Memory::default();
-    let options = MergeOptions {
-        output: Output::Stream(Box::new(memory.clone())),
-        format: OutputFormat::Raw,
-        threads: None,
-        rate_limit: None,
-        replace: false,
-    };
+    let options = MergeOptions::new(Output::Stream(Box::new(memory.clone())), OutputFormat::Raw);
     Merge::plan(Layers::open(&sources).ok()?, options, &Silent).ok()?.run(&Silent).ok()?;
     Some(std::mem::take(&mut *memory.0.lock().unwrap()))
 }

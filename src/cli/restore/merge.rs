@@ -54,9 +54,6 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     reporter.follow(|| {
         let merge = Merge::plan(layers, options(arguments, format)?, &reporter)?;
-        let merge = if arguments.verify { merge.read_back() } else { merge };
-        let merge = if arguments.detect_zeroes { merge.detect_zeroes() } else { merge };
-        let merge = if arguments.skip_check { merge.trust_streams() } else { merge };
         let planned = Planned { arguments, format, point: &point, merge: &merge };
         planned.event(console)?;
         if !arguments.skip_check && !arguments.salvage {
@@ -136,6 +133,9 @@ fn options(arguments: &args::Merge, format: OutputFormat) -> Result<MergeOptions
         threads: arguments.threads,
         rate_limit: NonZeroU64::new(arguments.rate_limit),
         replace: arguments.force,
+        read_back: arguments.verify,
+        trust_streams: arguments.skip_check,
+        detect_zeroes: arguments.detect_zeroes,
     })
 }
 

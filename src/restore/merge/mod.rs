@@ -29,6 +29,7 @@ const SECTOR: u64 = 512;
 
 /// What to make of a restore point.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are switches, independent of each other")]
 pub struct MergeOptions {
     /// Where it goes.
     pub output: Output,
@@ -40,6 +41,32 @@ pub struct MergeOptions {
     pub rate_limit: Option<NonZeroU64>,
     /// Whether an existing output is replaced.
     pub replace: bool,
+    /// Whether [`run`](Merge::run) and [`salvage`](Merge::salvage) read the output again and compare it with the images before
+    /// it gets its name. What goes to a stream cannot be read again, which is a [warning](Warning::NotReadBack).
+    pub read_back: bool,
+    /// Whether compressed clusters that are [passed through](OutputFormat::Qcow2) are neither held against the image's
+    /// checksums nor inflated to see whether they can be. Damage in their streams is then in the output, too.
+    pub trust_streams: bool,
+    /// Whether blocks of zeroes that the images hold as data become holes of a new file. All data is read then, also where the
+    /// system could share it. Compressed images have such clusters as zeroes in any case, and devices get them written.
+    pub detect_zeroes: bool,
+}
+
+impl MergeOptions {
+    /// A new output, made on all processors, with none of the switches.
+    #[must_use]
+    pub fn new(output: Output, format: OutputFormat) -> Self {
+        Self {
+            output,
+            format,
+            threads: None,
+            rate_limit: None,
+            replace: false,
+            read_back: false,
+            trust_streams: false,
+            detect_zeroes: false,
+        }
+    }
 }
 
 /// Where the output goes.
@@ -92,9 +119,6 @@ pub struct Merge {
     geometry: Geometry,
     plan: Plan,
     pool: rayon::ThreadPool,
-    read_back: bool,
-    trusts_streams: bool,
-    detects_zeroes: bool,
 }
 
 /// What a merge has made.
@@ -131,8 +155,7 @@ impl Merge {
         layers.warnings().for_each(|warning| observer.warning(warning));
         observer.phase(Phase::Planning);
         let plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
-        let (read_back, trusts_streams, detects_zeroes) = (false, false, false);
-        let merge = Self { layers, options, geometry, plan, pool, read_back, trusts_streams, detects_zeroes };
+        let merge = Self { layers, options, geometry, plan, pool };
         merge.layout()?;
         if i64::try_from(merge.plan.size).is_err() {
             let path = merge.options.output.name().to_owned();
@@ -177,27 +200,6 @@ impl Merge {
         Ok(self.layout()?.map_or(self.plan.size, |layout| layout.length()))
     }
 
-    /// Has [`run`](Self::run) and [`salvage`](Self::salvage) read the output again and compare it with the images before it
-    /// gets its name. What goes to a stream cannot be read again, which is a [warning](Warning::NotReadBack).
-    #[must_use]
-    pub fn read_back(self) -> Self {
-        Self { read_back: true, ..self }
-    }
-
-    /// Has compressed clusters that are [passed through](OutputFormat::Qcow2) neither held against the image's checksums nor
-    /// inflated to see whether they can be. Damage in their streams is then in the output, too.
-    #[must_use]
-    pub fn trust_streams(self) -> Self {
-        Self { trusts_streams: true, ..self }
-    }
-
-    /// Has blocks of zeroes that the images hold as data become holes of a new file. All data is read then, also where the
-    /// system could share it. Compressed images have such clusters as zeroes in any case, and devices get them written.
-    #[must_use]
-    pub fn detect_zeroes(self) -> Self {
-        Self { detects_zeroes: true, ..self }
-    }
-
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
@@ -237,11 +239,11 @@ impl Merge {
         last: impl Fn(&Layers, &dyn Observer) -> Result<T> + Sync,
     ) -> Result<(Merged, T)> {
         let mut layout = self.layout()?;
-        let Self { layers, options, geometry, mut plan, pool, read_back, trusts_streams, detects_zeroes } = self;
-        let MergeOptions { output, format, rate_limit, replace, .. } = options;
+        let Self { layers, options, geometry, mut plan, pool } = self;
+        let MergeOptions { output, format, rate_limit, replace, read_back, trust_streams, detect_zeroes, .. } = options;
         let limiter = rate_limit.map(Limiter::new);
         let limiter = limiter.as_ref();
-        let holes = if detects_zeroes { Holes::Made } else { Holes::Kept };
+        let holes = if detect_zeroes { Holes::Made } else { Holes::Kept };
         let work = Transfer { layers: layers.as_slice(), limiter, observer, holes };
         observer.phase(Phase::Copying { bytes: plan.bytes });
         let copied = |error| layers.located(error);
@@ -261,7 +263,7 @@ impl Merge {
                 let mut attempts = 1;
                 let length = loop {
                     let write =
-                        || write_file(&work, &plan, layout.as_ref(), format, trusts_streams, &destination, target);
+                        || write_file(&work, &plan, layout.as_ref(), format, trust_streams, &destination, target);
                     match pool.install(write) {
                         // a table could not be read any more, which is remembered
                         Err(Error::Changed) if layers.are_tolerant() && attempts < ATTEMPTS => attempts += 1,
@@ -304,7 +306,7 @@ fn write_file(
     plan: &Plan,
     layout: Option<&Layout>,
     format: OutputFormat,
-    trusts_streams: bool,
+    trust_streams: bool,
     destination: &Destination,
     target: Target<'_>,
 ) -> Result<u64> {
@@ -313,7 +315,7 @@ fn write_file(
         (Destination::Device(_), _, _) => sink::write_device(whole, plan, target),
         (Destination::File(_), None, _) => sink::write_raw(work, plan, target),
         (Destination::File(_), Some(layout), OutputFormat::Qcow2 { compression: Some(_), .. }) => {
-            sink::write_compressed(whole, plan, layout, trusts_streams, target)
+            sink::write_compressed(whole, plan, layout, trust_streams, target)
         }
         (Destination::File(_), Some(layout), _) => sink::write_qcow2(work, plan, layout, target),
     }

@@ -132,7 +132,7 @@ fn salvaged(layers: Layers, format: OutputFormat) -> (Vec<u8>, Losses) {
     let path = folder.path().join("out");
     let threads = std::num::NonZeroUsize::new(1);
     let output = Output::File(path.clone());
-    let options = MergeOptions { output, format, threads, rate_limit: None, replace: false };
+    let options = MergeOptions { threads, ..MergeOptions::new(output, format) };
     let (_, losses) = Merge::plan(layers, options, &Silent).unwrap().salvage(&Silent).unwrap();
     let storage = Arc::new(crate::storage::FileStorage::open(&path).unwrap());
     let format = if format == OutputFormat::Raw { Format::Raw } else { Format::Qcow2 };

@@ -7,7 +7,7 @@ use super::flaw::{Flaw, FlawSeverity};
 use super::look::{Looked, Subject};
 use super::read::{Bad, Found};
 use crate::chain::{self, BLOCK};
-use crate::qcow2::{Image, ImageRegion, Meaning, locate};
+use crate::qcow2::{Image, ImageRegion, Located, locate};
 use crate::restore::error::Error;
 use crate::restore::layer::Format;
 use crate::restore::source;
@@ -88,7 +88,7 @@ fn told(
         || ranges.iter().map(|range| unknown(range, looked)).collect(),
         |meanings| meanings.into_iter().map(Some).collect::<Vec<_>>(),
     );
-    let flaw = |((bad, file), meaning): ((Bad, Range<u64>), Option<Meaning>)| {
+    let flaw = |((bad, file), meaning): ((Bad, Range<u64>), Option<Located>)| {
         let reach = match &meaning {
             Some(meaning) if meaning.parts.contains(&ImageRegion::Header) => Reach::All,
             Some(meaning) if meaning.guest.is_empty() => Reach::Nothing,
@@ -107,9 +107,9 @@ fn meanings(
     looked: &Looked,
     storage: Arc<FileStorage>,
     ranges: &[Range<u64>],
-) -> Option<Vec<Meaning>> {
+) -> Option<Vec<Located>> {
     if subject.format == Format::Raw {
-        let data = |range: &Range<u64>| Meaning { parts: vec![ImageRegion::Data], guest: vec![range.clone()] };
+        let data = |range: &Range<u64>| Located { parts: vec![ImageRegion::Data], guest: vec![range.clone()] };
         return Some(ranges.iter().map(data).collect());
     }
     let is_short = looked.sums.as_ref().is_some_and(|sums| storage.length() < sums.length);
@@ -124,8 +124,8 @@ fn meanings(
 }
 
 /// What a range of an image holds whose header or tables say nothing.
-fn unknown(range: &Range<u64>, looked: &Looked) -> Option<Meaning> {
-    let whole = |size| Meaning { parts: vec![ImageRegion::Header], guest: std::iter::once(0..size).collect() };
+fn unknown(range: &Range<u64>, looked: &Looked) -> Option<Located> {
+    let whole = |size| Located { parts: vec![ImageRegion::Header], guest: std::iter::once(0..size).collect() };
     looked.disk_size.filter(|_| range.start == 0).map(whole)
 }
 

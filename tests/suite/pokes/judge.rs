@@ -112,11 +112,8 @@ impl<'a> Judge<'a> {
         let bytes = Bytes { room, bytes: Arc::default() };
         let shared = Arc::clone(&bytes.bytes);
         let options = MergeOptions {
-            output: Output::Stream(Box::new(bytes)),
-            format: OutputFormat::Raw,
             threads: Some(1.try_into().unwrap()),
-            rate_limit: None,
-            replace: false,
+            ..MergeOptions::new(Output::Stream(Box::new(bytes)), OutputFormat::Raw)
         };
         let merge = Layers::open(&names.map(source)).and_then(|layers| Merge::plan(layers, options, &Silent));
         let merged = merge.and_then(|merge| {

@@ -24,10 +24,10 @@ pub(in crate::restore) fn write_compressed(
     work: &Transfer<'_>,
     plan: &Plan,
     layout: &Layout,
-    trusts_streams: bool,
+    trust_streams: bool,
     target: Target<'_>,
 ) -> Result<u64> {
-    let of = |layer| if trusts_streams { PassThrough::Trusted } else { PassThrough::of(layer) };
+    let of = |layer| if trust_streams { PassThrough::Trusted } else { PassThrough::of(layer) };
     let passed: Vec<PassThrough> = work.layers.iter().map(of).collect();
     let maker = || Maker::new(work, layout, &passed);
     let mut writer = Writer::new(plan, layout, Copier::new(work, target.path, target.file))?;
