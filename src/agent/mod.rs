@@ -72,13 +72,14 @@ impl Agent {
         count(&command, &self.session.execute_within(&command, limit).await?)
     }
 
-    /// Thaws what is frozen, and returns how many file systems were.
+    /// Thaws what is frozen, and returns how many file systems were. An agent that is still at work with a freeze finds this
+    /// after it, also when the time limit is over.
     ///
     /// # Errors
     /// As with [`Agent::status`].
     pub async fn thaw(&mut self) -> Result<u64, Error> {
         let command = Command::new("guest-fsfreeze-thaw");
-        count(&command, &self.session.execute(&command).await?)
+        count(&command, &self.session.queue(&command).await?)
     }
 
     /// Whether the agent has what [`Agent::freeze`] and [`Agent::thaw`] need, and its administrator permits it. Only while the

@@ -47,7 +47,7 @@ impl Session {
             OpenError::Silent => no_answer(&sync_command(0), limit),
         });
         let mut session = Self { stream: socket?.stream, lines: Lines::new(LIMIT), limit, in_step: false };
-        match timeout(limit.saturating_sub(begun.elapsed()), session.sync()).await {
+        match timeout(limit.saturating_sub(begun.elapsed()), session.sync(None)).await {
             Ok(Ok(())) => Ok(session),
             Ok(Err(failure)) => Err(failure.of(&sync_command(0))),
             Err(_) => Err(no_answer(&sync_command(0), limit)),
@@ -56,24 +56,39 @@ impl Session {
 
     /// Sends a command and waits for its answer, within the time limit. It may be dropped at any time.
     pub(super) async fn execute(&mut self, command: &Command) -> Result<Value, Error> {
-        self.execute_within(command, self.limit).await
+        self.run(command, self.limit, false).await
     }
 
     /// As that, within another time limit.
     pub(super) async fn execute_within(&mut self, command: &Command, limit: Duration) -> Result<Value, Error> {
-        match timeout(limit, self.converse(command)).await {
+        self.run(command, limit, false).await
+    }
+
+    /// As [that](Self::execute), but sent in any case: an agent that is at work with an earlier command finds it after that,
+    /// also when nobody waits for the answer any more.
+    pub(super) async fn queue(&mut self, command: &Command) -> Result<Value, Error> {
+        self.run(command, self.limit, true).await
+    }
+
+    async fn run(&mut self, command: &Command, limit: Duration, queued: bool) -> Result<Value, Error> {
+        match timeout(limit, self.converse(command, queued)).await {
             Ok(answer) => answer.map_err(|failure| failure.of(command)),
             Err(_) => Err(no_answer(command, limit)),
         }
     }
 
-    async fn converse(&mut self, command: &Command) -> Result<Value, Failure> {
-        if !self.in_step {
-            self.sync().await?;
+    async fn converse(&mut self, command: &Command, queued: bool) -> Result<Value, Failure> {
+        let late = !self.in_step && queued;
+        if late {
+            self.sync(Some(command)).await?;
+        } else if !self.in_step {
+            self.sync(None).await?;
         }
         // until the answer is here, it may come at any time
         self.in_step = false;
-        self.send(command, &[]).await?;
+        if !late {
+            self.send(command, &[]).await?;
+        }
         let line = self.line().await?;
         let message = Message::parse(&line).map_err(|error| Failure::Malformed(error.to_string()))?;
         self.in_step = true;
@@ -85,10 +100,13 @@ impl Session {
         }
     }
 
-    /// Makes the next line the answer to the next command, whatever was said before.
-    async fn sync(&mut self) -> Result<(), Failure> {
+    /// Makes the next line the answer to the next command, whatever was said before. That command may be sent at once.
+    async fn sync(&mut self, next: Option<&Command>) -> Result<(), Failure> {
         let id = nonce();
         self.send(&sync_command(id), &[DELIMITER]).await?;
+        if let Some(next) = next {
+            self.send(next, &[]).await?;
+        }
         let mut delimited = false;
         loop {
             let line = match self.line().await {

@@ -260,6 +260,11 @@ impl Error {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 
+    /// Whether an image without a time cannot have its name, but one with a time could.
+    pub(super) fn is_of_name(&self) -> bool {
+        matches!(self, Self::Replaces { .. } | Self::Timeless { .. } | Self::InUse { .. } | Self::NoBackup { .. })
+    }
+
     /// Whether QEMU has a node of that name already.
     pub(super) fn is_duplicate(&self) -> bool {
         let Self::Monitor(error) = self else { return false };

@@ -78,7 +78,7 @@ pub(super) async fn take(
     // what is to be told waits until the guest goes on: nobody may read it
     let mut events = Vec::new();
     let mut frozen = None;
-    let mut cancelled = Ok(());
+    let mut cancelled: Result<(), Error> = Ok(());
     if let Some(agent) = &mut agent {
         tokio::select! {
             froze = agent.freeze(request.connection.timeout) => match froze {
@@ -88,9 +88,15 @@ pub(super) async fn take(
             error = machine.cancelled() => cancelled = Err(error),
         }
     }
-    let (result, stopped) = match cancelled {
+    // somebody may have stopped it while the guest took its time
+    let ready = match cancelled {
+        Ok(()) => same_state(machine, running).await,
+        cancelled => cancelled,
+    };
+    let untouched = ready.is_err();
+    let (result, stopped) = match ready {
         Ok(()) => send(machine, prepared, plan, &mut events).await,
-        cancelled => (cancelled, None),
+        unready => (unready, None),
     };
     let thaw = async {
         // a freeze that was given up may have come to pass
@@ -100,7 +106,7 @@ pub(super) async fn take(
         Ok::<(), agent::Error>(())
     };
     // who stops the machine from now on means it, and an agent may take its time
-    let (unmarked, thaw) = tokio::join!(unmark(machine, stopped.is_some(), &mut events), thaw);
+    let (unmarked, thaw) = tokio::join!(unmark(machine, stopped.is_some() || (stops && untouched), &mut events), thaw);
     if let Err(error) = &thaw {
         events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", causes::line(error)) });
     }

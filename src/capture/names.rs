@@ -23,14 +23,6 @@ pub(super) const PREFIX: &str = "qmpbackup-";
 /// What jobs of the Python tool begin with.
 pub(super) const PYTHON_JOB: &str = "qmpbackup.";
 
-/// Whether a node is one of this tool's.
-pub(super) fn is_own_node(node: &str) -> bool {
-    const ROLES: [NodeRole; 4] = [NodeRole::Target, NodeRole::Fleece, NodeRole::CopyBeforeWrite, NodeRole::Snapshot];
-    let number = node.strip_prefix(PREFIX).and_then(|name| name.split_once('-')?.0.parse().ok());
-    [LOCK, MOMENT, FROZEN].contains(&node)
-        || number.is_some_and(|disk| ROLES.iter().any(|role| role.node(disk) == node))
-}
-
 /// A part of the block graph that a run adds for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NodeRole {
@@ -45,6 +37,14 @@ pub(super) enum NodeRole {
 }
 
 impl NodeRole {
+    const ALL: [Self; 4] = [Self::Target, Self::Fleece, Self::CopyBeforeWrite, Self::Snapshot];
+
+    /// What a node of a run is.
+    pub(super) fn of(node: &str) -> Option<Self> {
+        let disk = node.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()?;
+        Self::ALL.into_iter().find(|role| role.node(disk) == node)
+    }
+
     /// The node of a disk's part.
     pub(super) fn node(self, disk: usize) -> String {
         let part = match self {
@@ -134,18 +134,20 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_another_tool_are_known() {
-        for own in [LOCK, MOMENT, FROZEN, "qmpbackup-0-target", "qmpbackup-17-cbw"] {
-            assert!(is_own_node(own), "{own}");
+    fn the_name_of_a_node_tells_what_it_is() {
+        for role in NodeRole::ALL {
+            assert_eq!(NodeRole::of(&role.node(17)), Some(role));
         }
-        for other in ["qmpbackup-virtio0", "qmpbackup-virtio0-cbw", "qmpbackup-0-fleeced", "qmpbackup-0", "0-target"] {
-            assert!(!is_own_node(other), "{other}");
+        for other in
+            [LOCK, "qmpbackup-virtio0-cbw", "qmpbackup-0-fleeced", "qmpbackup-0", "0-target", "qmpbackup-00-cbw"]
+        {
+            assert_eq!(NodeRole::of(other), None, "{other}");
         }
     }
 
     #[test]
     fn nodes_of_any_disk_have_names_that_qemu_takes() {
-        for part in [NodeRole::Target, NodeRole::Fleece, NodeRole::CopyBeforeWrite, NodeRole::Snapshot] {
+        for part in NodeRole::ALL {
             assert!(part.node(99_999).len() <= 31);
         }
         assert_eq!(disk_of(&job(7)), Some(7));

@@ -121,7 +121,7 @@ impl Plan {
         start.extend(fleeced().filter_map(|(number, disk, _)| copied(number, disk)));
         let jobs = fleeced().map(|(number, disk, _)| {
             let bitmap = disk.old.as_ref().map(|_| names::COPIED);
-            backup_snapshot(number, bitmap, settings, features)
+            backup_snapshot(number, bitmap, settings)
         });
         start.extend(transaction(jobs.collect(), Some("grouped")));
         Self { lock: vec![lock(&settings.lock)], prepare, moment, start }
@@ -157,8 +157,9 @@ pub(super) fn mark(node: &str) -> Command {
     Command::new("blockdev-add").with("driver", "null-co").with("node-name", node)
 }
 
-/// The image that a job writes. QEMU writes the last tables when it closes it, and tells nobody if it cannot. With lazy
-/// refcounts it marks an image that it writes to as dirty, and takes the mark away only when all of it is written.
+/// The image that a job writes. QEMU writes the last tables when it closes it, and tells nobody if it cannot. Where it cannot
+/// be asked to write them [before](flush), it marks with lazy refcounts an image that gets plain clusters as dirty, and takes
+/// the mark away only when all of it is written.
 fn target(number: usize, disk: &DiskPlan, settings: &Settings) -> Command {
     let image = image(NodeRole::Target.node(number), &disk.target, Some(settings)).with("lazy-refcounts", true);
     // of an overlay, a snapshot does not say where nothing is: the job copies zeroes there
@@ -195,6 +196,21 @@ fn filter(number: usize, disk: &DiskPlan, settings: &Settings, features: &Featur
         .with("discard", "unmap");
     if features.cbw_timeout { command.with("cbw-timeout", settings.cbw_timeout) } else { command }
 }
+
+/// Has QEMU write all of an image that a job has made, and nothing after that; `file` is the node below it. This fails where
+/// something cannot be written.
+pub(super) fn flush(number: usize, file: &str) -> Command {
+    let image = json!({
+        "driver": "qcow2",
+        "node-name": NodeRole::Target.node(number),
+        "read-only": true,
+        "file": file,
+    });
+    Command::new(FLUSH).with("options", json!([image]))
+}
+
+/// What [`flush`] sends; not every QEMU has it.
+pub(super) const FLUSH: &str = "blockdev-reopen";
 
 /// Exchanges what a device reads and writes.
 pub(super) fn set_drive(qdev: &str, node: &str) -> Command {
@@ -244,9 +260,9 @@ fn snapshot(number: usize) -> Command {
 
 /// The job that copies a snapshot. What it has copied is of no use in the fleece image any more, and goes there: the guest
 /// may overwrite it at once then.
-fn backup_snapshot(number: usize, bitmap: Option<&str>, settings: &Settings, features: &Features) -> Value {
+fn backup_snapshot(number: usize, bitmap: Option<&str>, settings: &Settings) -> Value {
     let mut job = backup(number, &NodeRole::Snapshot.node(number), bitmap, settings);
-    if let (true, Some(data)) = (features.discard_source, job.get_mut("data").and_then(Value::as_object_mut)) {
+    if let Some(data) = job.get_mut("data").and_then(Value::as_object_mut) {
         data.insert("discard-source".to_owned(), true.into());
     }
     job
@@ -387,6 +403,9 @@ mod tests {
              qmpbackup-1-snapshot qmpbackup-1-target",
         ];
         assert_eq!(lines(&plan.start), start);
+        let jobs = plan.start.last().unwrap().arguments()["actions"].as_array().unwrap();
+        assert!(jobs.iter().all(|job| job["data"]["discard-source"] == true), "{jobs:?}");
+        assert_eq!(plan.start[0].arguments()["discard"], "unmap");
         let grouped = plan.start.last().unwrap().arguments()["properties"].clone();
         assert_eq!(grouped, json!({"completion-mode": "grouped"}));
     }

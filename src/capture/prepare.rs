@@ -91,9 +91,7 @@ impl Prepared {
             if is_chosen(device) && folder.exists() {
                 files::check_inside(folder, &below.join(BOOKKEEPING))?;
             }
-            let history = folders.of(&place.folder, &place.base);
-            // what is wrong with those of others is their own matter
-            histories.push(if is_chosen(device) { history? } else { history.unwrap_or_default() });
+            histories.push(folders.of(&place.folder, &place.base)?);
         }
         let chain = chain(machine, request, folder)?;
         let time = time(machine, &histories);
@@ -126,10 +124,10 @@ impl Prepared {
             let mut image = place.image(level, time, request.timestamp);
             let mut timeless = !request.timestamp && level != Level::Inc;
             if timeless {
-                check_free(&image, &live, place, folder)?;
-                match history.allows_timeless(&image, level, target::chain(folder)?.is_some()) {
+                let allowed = history.allows_timeless(&image, level, target::chain(folder)?.is_some());
+                match allowed.and_then(|()| check_free(&image, &live, place, folder)) {
                     // nobody asked for this FULL, and without it there would be no backup any more
-                    Err(error @ (Error::Replaces { .. } | Error::Timeless { .. })) if request.level == Wanted::Auto => {
+                    Err(error) if request.level == Wanted::Auto && error.is_of_name() => {
                         machine.tell(&Event::Trouble { what: format!("this FULL has a time in its name: {error}") });
                         (image, timeless) = (place.image(level, time, true), false);
                     }
@@ -342,6 +340,7 @@ fn cbw_timeout(wanted: u32, version: &Version) -> u32 {
 /// The nodes of the disks that are asked for.
 fn choose(machine: &Machine<'_>, request: &Request, replies: &Replies) -> Result<Vec<String>, Error> {
     let found = replies.devices(&request.selection)?;
+    found.skipped.into_iter().for_each(|skipped| machine.tell(&Event::Skipped(skipped)));
     let named = request.selection.include.as_ref();
     let is_wanted = |name: &String| named.is_some_and(|named| named.contains(name));
     let (wanted, unwanted): (Vec<_>, Vec<_>) = found.unmatched.into_iter().partition(is_wanted);
@@ -353,7 +352,6 @@ fn choose(machine: &Machine<'_>, request: &Request, replies: &Replies) -> Result
             machine.tell(&Event::NoSuchDisk { names, wanted });
         }
     }
-    found.skipped.into_iter().for_each(|skipped| machine.tell(&Event::Skipped(skipped)));
     Ok(found.disks.into_iter().map(|device| device.node).collect())
 }
 

@@ -17,7 +17,7 @@ use crate::capture::moment;
 use crate::capture::names;
 use crate::capture::order;
 use crate::capture::order::teardown::Teardown;
-use crate::capture::plan::{Plan, Way};
+use crate::capture::plan::{self, Plan, Way};
 use crate::capture::prepare::{Prepared, Target};
 use crate::capture::request::{Connection, Request};
 use crate::capture::seal::early_sums::EarlySums;
@@ -55,6 +55,7 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     let folder = lock.folder().to_owned();
     let agent = request.connection.agent.as_ref();
     order::restore(&machine, agent, Some(&lock), None).await?;
+    order::tell_strangers(&machine).await?;
     if request.monthly {
         restore_months(&machine, request, &folder).await?;
     }
@@ -92,7 +93,7 @@ async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) ->
         let month = |folder: &Path| folder.file_name().and_then(Month::parse);
         if month(folder) > month(own) {
             let folder = folder.display();
-            let what = format!("{folder} is of a later month, which `--until latest` takes: look at the clock");
+            let what = format!("{folder} is of a later month: look at the clock");
             machine.tell(&Event::Trouble { what });
         }
         match restore_month(machine, request, folder).await {
@@ -160,6 +161,7 @@ pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &
     // who is there now is known before the machine is
     folders.iter().try_for_each(|folder| lock::take(folder).map(drop))?;
     let machine = connect(connection, observer).await?;
+    order::tell_strangers(&machine).await?;
     let agent = connection.agent.as_ref();
     if folders.is_empty() {
         return order::recover(&machine, agent, None, None).await;
@@ -246,6 +248,7 @@ async fn copy(
     delay(machine, request.remove_delay).await?;
     // opened before QEMU closes it: what the kernel could not write then is told to each file that is open
     let images = prepared.targets.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    flush(machine, prepared).await?;
     machine.dismantle().await?;
     for (target, (partial, image)) in prepared.targets.iter().zip(&images) {
         target::verify(partial, image, target.size)?;
@@ -258,6 +261,25 @@ async fn copy(
         manifest.write(&partial).map_err(Error::io(&Manifest::path(&partial)))?;
     }
     seal::seal(machine, sync, sums, images, request.progress_interval).await
+}
+
+/// Has QEMU write what it has of the images, where it can be asked to: else it does so when it closes them.
+async fn flush(machine: &Machine<'_>, prepared: &Prepared) -> Result<(), Error> {
+    if !machine.features.has_command(plan::FLUSH) {
+        return Ok(());
+    }
+    let graph = machine.observe().await?.graph;
+    for (number, target) in prepared.targets.iter().enumerate() {
+        let Some(file) = graph.child(&names::NodeRole::Target.node(number), "file") else { continue };
+        match machine.send(&plan::flush(number, file)).await {
+            Err(Error::Monitor(error)) if error.refused().is_some_and(|(_, reason)| is_full(reason)) => {
+                let folder = target.image.parent().unwrap_or(&target.image).to_owned();
+                return Err(Error::TargetFull { disk: target.disk.clone(), folder });
+            }
+            flushed => flushed?,
+        };
+    }
+    Ok(())
 }
 
 /// Has jobs pause, and sums what has settled then, where jobs read from snapshots and write each byte once.

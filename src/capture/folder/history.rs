@@ -61,7 +61,9 @@ impl History {
         let (own, others): (Vec<_>, Vec<_>) = self.chained.iter().partition(|chained| chained.path == image);
         let full = others.iter().find(|other| other.level == Level::Full);
         let after = full.or_else(|| others.first().filter(|_| own.is_empty()));
-        let may_be_copy = !has_chain && others.is_empty() && own.iter().all(|own| own.known().is_none());
+        let link = [OsStr::new("FULL-"), image.file_name().unwrap_or_default()].join(OsStr::new(""));
+        let is_told = own.iter().any(|own| own.known().is_some()) || image.with_file_name(link).is_symlink();
+        let may_be_copy = !has_chain && others.is_empty() && !is_told;
         match (level, after) {
             (Level::Full, Some(after)) => Err(Error::Timeless { path, before: after.display_name() }),
             (Level::Full, None) if !others.is_empty() => Err(Error::Replaces { path }),
@@ -311,9 +313,15 @@ mod tests {
         // folders of other layouts below have disks of the same name
         assert_eq!(full_and_copy(&["ide0-hd0/FULL-3-vm.qcow2", "FULL-9-vm.qcow2"]), ["FULL-9-vm.qcow2", "yes"]);
         assert_eq!(full_and_copy(&["2021-11/FULL-3-vm.qcow2"]), ["yes", "yes"]);
-        // without a chain, it is a COPY
+        // without a chain and a link, it is a COPY
         assert_eq!(asked_of(&["vm.qcow2"], Level::Copy, false), "yes");
         assert_eq!(asked_of(&["vm.qcow2", "INC-7-vm.qcow2"], Level::Copy, false), "a chain needs it");
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("vm.qcow2");
+        std::fs::write(&full, "").unwrap();
+        std::os::unix::fs::symlink("vm.qcow2", folder.path().join("FULL-vm.qcow2")).unwrap();
+        let history = read(folder.path(), "vm.qcow2").unwrap();
+        assert!(matches!(history.allows_timeless(&full, Level::Copy, false), Err(Error::Replaces { .. })));
     }
 
     #[test]

@@ -18,8 +18,9 @@ use crate::capture::folder::lock;
 use crate::capture::folder::target;
 use crate::capture::machine::Machine;
 use crate::capture::machine::device::{Bitmap, Device};
+use crate::capture::machine::nodes::Node;
 use crate::capture::machine::observe::{Observed, Replies};
-use crate::capture::names;
+use crate::capture::names::{self, NodeRole};
 use crate::causes;
 use crate::chain::FolderLock;
 use crate::qmp::Address;
@@ -92,18 +93,19 @@ pub(crate) async fn recover(
         }
     }
     machine.remove_node(names::LOCK).await?;
-    if run.is_none() {
-        tell_strangers(machine, &observed);
-    }
     thawed
 }
 
-/// Tells what a run of the Python tool has left that was killed: its filter goes on for ever, and nobody but it knows what
+/// Tells what a run of the Python tool has left that was killed: a filter goes on for ever, and nobody but that run knows what
 /// stood where before.
-fn tell_strangers(machine: &Machine<'_>, observed: &Observed) {
-    let names = observed.nodes.iter().map(|node| node.name.as_str());
-    let strangers: Vec<&str> =
-        names.filter(|name| name.starts_with(names::PREFIX) && !names::is_own_node(name)).collect();
+pub(crate) async fn tell_strangers(machine: &Machine<'_>) -> Result<(), Error> {
+    let observed = machine.observe().await?;
+    let is_left = |node: &&Node| {
+        node.name.starts_with(names::PREFIX)
+            && NodeRole::of(&node.name).is_none()
+            && (node.driver == "copy-before-write" || [".partial", ".fleece"].iter().any(|end| node.file.contains(end)))
+    };
+    let strangers: Vec<&str> = observed.nodes.iter().filter(is_left).map(|node| node.name.as_str()).collect();
     if !strangers.is_empty() {
         let what = format!(
             "the machine has nodes of another tool, which perhaps was killed: {}; filters among them go on copying what the \
@@ -112,6 +114,7 @@ fn tell_strangers(machine: &Machine<'_>, observed: &Observed) {
         );
         machine.tell(&Event::Trouble { what });
     }
+    Ok(())
 }
 
 /// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.

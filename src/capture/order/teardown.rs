@@ -79,8 +79,7 @@ fn delete(observed: &Observed, part: NodeRole) -> impl Iterator<Item = Command> 
 }
 
 fn is_part(node: &str, part: NodeRole) -> bool {
-    let number = node.strip_prefix(names::PREFIX).and_then(|rest| rest.split('-').next());
-    number.and_then(|number| number.parse().ok()).is_some_and(|number| part.node(number) == node)
+    NodeRole::of(node) == Some(part)
 }
 
 #[cfg(test)]

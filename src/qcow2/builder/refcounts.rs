@@ -52,6 +52,9 @@ impl<'a> RefcountWriter<'a> {
     /// One more reference to each cluster that these bytes touch, as far as the layout has it and it is not final yet.
     pub fn count(&mut self, host: HostOffset, length: u64) {
         let bits = self.layout.geometry().cluster_bits();
+        if length == 0 {
+            return;
+        }
         let end =
             host.0.saturating_add(length).min(self.layout.length()).div_ceil(self.layout.geometry().cluster_size());
         for cluster in (host.0 >> bits).max(self.settled)..end {
@@ -141,7 +144,9 @@ mod tests {
         };
         let mut refcounts = RefcountWriter::new(&layout, &mut put).unwrap();
         let data = layout.data_cluster(0);
-        for (host, length) in [(data, 0), (data, u64::MAX), (HostOffset(0), 513), (HostOffset(u64::MAX), 1)] {
+        for (host, length) in
+            [(data, 0), (HostOffset(data.0 + 7), 0), (data, u64::MAX), (HostOffset(0), 513), (HostOffset(u64::MAX), 1)]
+        {
             refcounts.count(host, length);
         }
         refcounts.repeat(1000, 1, &mut put).unwrap();

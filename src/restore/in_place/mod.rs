@@ -204,8 +204,13 @@ impl InPlace {
     }
 
     /// Gives back what a run that was interrupted has allocated in the FULL and nothing uses, and makes its checksums right.
+    /// Where the former cannot be, as on a full disk, it stays: that harms nothing.
     pub(super) fn free_leaks(&self, observer: &dyn Observer) -> Result<()> {
-        Arc::new(self.renewed_full()?).repair(Repair::Leaks, observer).map(drop)
+        match Arc::new(self.renewed_full()?).repair(Repair::Leaks, observer) {
+            Ok(_) => Ok(()),
+            Err(Error::Cancelled) => Err(Error::Cancelled),
+            Err(_) => self.renewed_full()?.finish(observer),
+        }
     }
 
     /// The FULL as a file whose checksums follow what is written.

@@ -71,8 +71,8 @@ pub enum Flaw {
     /// Some program found the image damaged and marked it.
     #[error("some program found it damaged and marked it as corrupt")]
     MarkedCorrupt,
-    /// The image was not closed, and refcounts are stale.
-    #[error("was not closed, its refcounts are stale: that harms nothing that is read")]
+    /// The image was not closed, and refcounts may be stale.
+    #[error("was not closed, its refcounts may be stale: that harms nothing that is read")]
     Stale,
     /// Space in the file is lost.
     #[error("space is lost, leaked clusters: {0}")]

@@ -269,7 +269,7 @@ fn judged(report: &Report) -> Vec<Flaw> {
             refcount_errors: report.refcount_errors,
             first: report.worst().cloned().map(Box::new),
         });
-    } else if report.refcount_errors > 0 {
+    } else if report.refcount_errors > 0 || report.dirty {
         flaws.push(Flaw::Stale);
     }
     flaws.extend(report.marked_corrupt.then_some(Flaw::MarkedCorrupt));

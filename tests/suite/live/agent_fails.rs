@@ -203,6 +203,30 @@ fn nobody_waits_for_a_freeze_that_is_not_wanted_any_more() {
 }
 
 #[test]
+fn a_guest_that_freezes_when_nobody_waits_for_it_any_more_is_thawed() {
+    let machine = Machine::start("10.0");
+    let tool = Tool::built("qmpbackup");
+    let victim = Arc::clone(&tool.victim);
+    let agent = machine.fake(Box::new(move |name| {
+        if name == "guest-fsfreeze-freeze" {
+            kill_process(victim.lock().unwrap().unwrap(), Signal::TERM).unwrap();
+            std::thread::sleep(Duration::from_secs(24));
+        }
+        Say::Usual
+    }));
+    let fake = machine.vm.path("fake");
+    machine.run(&tool, &["--agent-socket", fake.to_str().unwrap()]).with(143).says("the guest is perhaps not thawed");
+    assert!(!agent.heard().contains(&"guest-fsfreeze-thaw".to_owned()), "it was faster");
+    let until = Instant::now() + Duration::from_secs(20);
+    while !agent.heard().contains(&"guest-fsfreeze-thaw".to_owned()) {
+        assert!(Instant::now() < until, "{:?}", agent.heard());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!agent.is_frozen());
+}
+
+#[test]
 fn what_stands_in_the_socket_from_before_changes_nothing() {
     let mut machine = Machine::start("10.0");
     let noise = b"{\"return\": \"frozen\"}\n\xff{\"return\": 7}\n{\"error\": {\"desc\": \"x\"}}\n\x1b[2Jlogin: {\"half";

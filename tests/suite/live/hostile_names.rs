@@ -32,14 +32,14 @@ fn no_name_in_a_machine_does_anything_to_a_terminal_or_leads_out_of_the_folder()
         &format!("backup --level full --dry-run --target {target}"),
         &format!("backup --level full --no-subdir --target {target}"),
         &format!("backup --level inc --no-subdir --json --target {target}"),
-        &format!("backup --level copy --target {target} --exclude {NAME}"),
+        &format!("backup --level copy --target {target} --include {NAME}"),
         &format!("recover --target {target}/{NAME}"),
         &format!("backup --level full --target {target} --fleece-dir @/no/{NAME}"),
         "cleanup --remove-bitmap --json",
     ] {
         let ended = field.run(&format!("{options}{words}"));
         harmless(&ended);
-        let may_fail = ["--exclude", "recover", "--fleece-dir"].iter().any(|word| words.contains(word));
+        let may_fail = ["--include", "recover", "--fleece-dir"].iter().any(|word| words.contains(word));
         assert!(may_fail || ended.code == Some(0), "{words}: {ended:#?}");
     }
     assert_harmless(&std::fs::read_to_string(&log).unwrap());
