@@ -260,9 +260,9 @@ impl Error {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 
-    /// Whether an image without a time cannot have its name, but one with a time could.
+    /// Whether an image without a time would cost a chain of this folder restore points, and one with a time would not.
     pub(super) fn is_of_name(&self) -> bool {
-        matches!(self, Self::Replaces { .. } | Self::Timeless { .. } | Self::InUse { .. } | Self::NoBackup { .. })
+        matches!(self, Self::Replaces { .. } | Self::Timeless { .. })
     }
 
     /// Whether QEMU has a node of that name already.
