@@ -63,7 +63,8 @@ impl Agent {
     /// Freezes all file systems that can be, and returns how many. What is in the guest's memory is written before, which may
     /// take longer than any other answer: it has a time limit of its own.
     ///
-    /// When the future was dropped, and after [`Error::NoAnswer`] or [`Error::Lost`] they may be frozen, or be so later: thaw them in any case.
+    /// When the future was dropped, and after [`Error::NoAnswer`] or [`Error::Lost`] they may be frozen, or be so later: thaw
+    /// them in any case.
     ///
     /// # Errors
     /// As with [`Agent::status`]; refused where they are frozen already.

@@ -78,15 +78,13 @@ impl Session {
     }
 
     async fn converse(&mut self, command: &Command, queued: bool) -> Result<Value, Failure> {
-        let late = !self.in_step && queued;
-        if late {
-            self.sync(Some(command)).await?;
-        } else if !self.in_step {
-            self.sync(None).await?;
+        let sent = queued && !self.in_step;
+        if !self.in_step {
+            self.sync(sent.then_some(command)).await?;
         }
         // until the answer is here, it may come at any time
         self.in_step = false;
-        if !late {
+        if !sent {
             self.send(command, &[]).await?;
         }
         let line = self.line().await?;

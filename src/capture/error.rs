@@ -260,11 +260,6 @@ impl Error {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 
-    /// Whether an image without a time would cost a chain of this folder restore points, and one with a time would not.
-    pub(super) fn is_of_name(&self) -> bool {
-        matches!(self, Self::Replaces { .. } | Self::Timeless { .. })
-    }
-
     /// Whether QEMU has a node of that name already.
     pub(super) fn is_duplicate(&self) -> bool {
         let Self::Monitor(error) = self else { return false };

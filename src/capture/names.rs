@@ -11,9 +11,6 @@ pub(super) const LOCK: &str = "qmpbackup-lock";
 /// A node that is there while a run may have stopped the machine.
 pub(super) const MOMENT: &str = "qmpbackup-moment";
 
-/// A node that is there while a guest may be frozen.
-pub(super) const FROZEN: &str = "qmpbackup-frozen";
-
 /// The bitmap that says what an INC copies, on the node of the snapshot.
 pub(super) const COPIED: &str = "qmpbackup-copied";
 

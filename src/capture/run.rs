@@ -271,13 +271,10 @@ async fn flush(machine: &Machine<'_>, prepared: &Prepared) -> Result<(), Error> 
     let graph = machine.observe().await?.graph;
     for (number, target) in prepared.targets.iter().enumerate() {
         let Some(file) = graph.child(&names::NodeRole::Target.node(number), "file") else { continue };
-        match machine.send(&plan::flush(number, file)).await {
-            Err(Error::Monitor(error)) if error.refused().is_some_and(|(_, reason)| is_full(reason)) => {
-                let folder = target.image.parent().unwrap_or(&target.image).to_owned();
-                return Err(Error::TargetFull { disk: target.disk.clone(), folder });
-            }
-            flushed => flushed?,
-        };
+        let Err(error) = machine.send(&plan::flush(number, file)).await else { continue };
+        let refused = if let Error::Monitor(error) = &error { error.refused() } else { None };
+        let full = refused.filter(|(_, reason)| is_full(reason));
+        return Err(full.map(|(_, reason)| explain(target.disk.clone(), reason, Some(target))).unwrap_or(error));
     }
     Ok(())
 }

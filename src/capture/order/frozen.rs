@@ -10,13 +10,12 @@ use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::machine::Machine;
 use crate::capture::machine::observe::Observed;
-use crate::capture::names;
 use crate::capture::plan;
 use crate::causes;
 use crate::qmp::{Address, Command};
 
 /// The node.
-pub(crate) const NODE: &str = names::FROZEN;
+pub(crate) const NODE: &str = "qmpbackup-frozen";
 
 /// How long the agent may take for an answer.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);

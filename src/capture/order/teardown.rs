@@ -36,13 +36,13 @@ impl Teardown {
             dismiss.map(|job| Command::new("job-dismiss").with("id", job.id.clone())).collect();
         dismantle.extend(delete(observed, NodeRole::Snapshot));
         dismantle.extend(observed.drives.iter().filter_map(|drive| {
-            is_part(&drive.node, NodeRole::CopyBeforeWrite).then_some(())?;
+            (NodeRole::of(&drive.node) == Some(NodeRole::CopyBeforeWrite)).then_some(())?;
             Some(set_drive(&drive.qdev, observed.graph.child(&drive.node, "file")?))
         }));
         for part in [NodeRole::CopyBeforeWrite, NodeRole::Fleece, NodeRole::Target] {
             dismantle.extend(delete(observed, part));
         }
-        let filters = observed.nodes.iter().filter(|node| is_part(&node.name, NodeRole::CopyBeforeWrite));
+        let filters = observed.nodes.iter().filter(|node| NodeRole::of(&node.name) == Some(NodeRole::CopyBeforeWrite));
         let bypass = filters.filter_map(|node| {
             let overlay = observed.graph.overlay(&node.name)?;
             Some(bypass(overlay, &node.name, observed.graph.child(&node.name, "file")?))
@@ -75,11 +75,7 @@ fn bypass(overlay: &str, filter: &str, disk: &str) -> Command {
 }
 
 fn delete(observed: &Observed, part: NodeRole) -> impl Iterator<Item = Command> {
-    observed.nodes.iter().filter(move |node| is_part(&node.name, part)).map(|node| delete_node(&node.name))
-}
-
-fn is_part(node: &str, part: NodeRole) -> bool {
-    NodeRole::of(node) == Some(part)
+    observed.nodes.iter().filter(move |node| NodeRole::of(&node.name) == Some(part)).map(|node| delete_node(&node.name))
 }
 
 #[cfg(test)]

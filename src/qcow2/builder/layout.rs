@@ -154,8 +154,7 @@ impl Layout {
     /// Where a data cluster starts. Which one is for what is the caller's choice.
     #[must_use]
     pub fn data_cluster(&self, number: u64) -> HostOffset {
-        let front = 1 + self.refcount_table_clusters + self.refcount_blocks + self.l1_clusters + self.l2_tables;
-        self.cluster(front.saturating_add(number))
+        self.l2_table(self.l2_tables.saturating_add(number))
     }
 
     /// The bytes of the header; what follows in its cluster is zero.
