@@ -12,7 +12,7 @@
 //! qmprestore: bin -> cli -> restore -> chain -> qcow2 -> storage
 //! ```
 //!
-//! - `causes`: errors in one line
+//! - `errors`: which kind an error is of; errors in one line
 //! - `json`: texts of others, within bounds
 //! - [`storage`]: bytes at offsets; files and memory, holes, copies in the kernel, publishing by link and rename
 //! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, the writer that
@@ -44,13 +44,15 @@ const _: () = assert!(usize::BITS >= 64, "offsets in images need a 64-bit host")
 pub mod agent;
 #[cfg(feature = "capture")]
 pub mod capture;
-mod causes;
 pub mod chain;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod errors;
 mod json;
 pub mod qcow2;
 #[cfg(feature = "capture")]
 pub mod qmp;
 pub mod restore;
 pub mod storage;
+
+pub use errors::ErrorKind;

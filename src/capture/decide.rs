@@ -8,7 +8,7 @@ use crate::capture::event::Severity;
 use crate::capture::folder::history::{History, Newest};
 use crate::capture::machine::device::Bitmap;
 use crate::capture::order::settle::Bitmaps;
-use crate::capture::request::Wanted;
+use crate::capture::request::RequestedLevel;
 use crate::chain::Level;
 
 /// What is known of a disk when its level is decided.
@@ -50,21 +50,21 @@ impl<'a> Decision<'a> {
         Self::Take { level: Level::Full, old: None, reason: reason.into(), severity }
     }
 
-    pub(super) fn new(wanted: Wanted, facts: &Facts<'a>) -> Self {
+    pub(super) fn new(wanted: RequestedLevel, facts: &Facts<'a>) -> Self {
         match wanted {
-            Wanted::Copy => {
+            RequestedLevel::Copy => {
                 Self::Take { level: Level::Copy, old: None, reason: "as asked".to_owned(), severity: Severity::Info }
             }
-            Wanted::Full => Self::full("as asked", Severity::Info),
-            Wanted::Inc | Wanted::Auto => Self::next(wanted, facts),
+            RequestedLevel::Full => Self::full("as asked", Severity::Info),
+            RequestedLevel::Inc | RequestedLevel::Auto => Self::next(wanted, facts),
         }
     }
 
-    fn next(wanted: Wanted, facts: &Facts<'a>) -> Self {
+    fn next(wanted: RequestedLevel, facts: &Facts<'a>) -> Self {
         let Some(newest) = &facts.history.newest else {
             return match wanted {
                 _ if facts.others_have_images => Self::full("the disk is new in this backup", Severity::Notice),
-                Wanted::Auto => Self::full("there is none in the folder yet", Severity::Info),
+                RequestedLevel::Auto => Self::full("there is none in the folder yet", Severity::Info),
                 _ => Self::NoFull,
             };
         };
@@ -84,7 +84,7 @@ impl<'a> Decision<'a> {
             Err(Unusable::Absent(_)) if !facts.persistent => {
                 Self::full("no bitmap is left of the newest image: those of this disk end with QEMU", Severity::Notice)
             }
-            Err(Unusable::Absent(reason) | Unusable::Bad(reason)) if wanted == Wanted::Auto => {
+            Err(Unusable::Absent(reason) | Unusable::Bad(reason)) if wanted == RequestedLevel::Auto => {
                 Self::full(format!("no INC can follow: {reason}"), Severity::Warning)
             }
             Err(Unusable::Absent(reason) | Unusable::Bad(reason)) => Self::Broken { reason },
@@ -155,7 +155,7 @@ mod tests {
 
     /// The level and how much it matters, or why there is none.
     fn decide(
-        wanted: Wanted,
+        wanted: RequestedLevel,
         history: &History,
         bitmaps: &[Bitmap],
         persistent: bool,
@@ -175,21 +175,21 @@ mod tests {
 
     #[test]
     fn an_inc_needs_a_bitmap_that_goes_back_to_the_newest_image() {
-        for wanted in [Wanted::Inc, Wanted::Auto] {
+        for wanted in [RequestedLevel::Inc, RequestedLevel::Auto] {
             assert_eq!(decide(wanted, &history(), &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
             let python = Bitmap { name: "qmpbackup-c".to_owned(), ..bitmap() };
             assert_eq!(decide(wanted, &history(), &[python], true), Ok((Level::Inc, Severity::Info)));
         }
         let mut known = history();
         known.newest.as_mut().unwrap().bitmap = Some("qmpbackup-5-c".to_owned());
-        assert_eq!(decide(Wanted::Auto, &known, &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
+        assert_eq!(decide(RequestedLevel::Auto, &known, &[bitmap()], true), Ok((Level::Inc, Severity::Info)));
         for other in ["qmpbackup-c", "qmpbackup-5-01234567-c"] {
             let other = Bitmap { name: other.to_owned(), ..bitmap() };
             assert_eq!(
-                decide(Wanted::Auto, &known, std::slice::from_ref(&other), true),
+                decide(RequestedLevel::Auto, &known, std::slice::from_ref(&other), true),
                 Ok((Level::Full, Severity::Warning))
             );
-            assert!(decide(Wanted::Inc, &known, &[other], true).unwrap_err().contains("no bitmap goes back"));
+            assert!(decide(RequestedLevel::Inc, &known, &[other], true).unwrap_err().contains("no bitmap goes back"));
         }
         let bad = [
             Vec::new(),
@@ -199,23 +199,23 @@ mod tests {
             vec![Bitmap { busy: true, ..bitmap() }],
         ];
         for bitmaps in bad {
-            assert!(decide(Wanted::Inc, &history(), &bitmaps, true).is_err(), "{bitmaps:?}");
-            assert_eq!(decide(Wanted::Auto, &history(), &bitmaps, true), Ok((Level::Full, Severity::Warning)));
+            assert!(decide(RequestedLevel::Inc, &history(), &bitmaps, true).is_err(), "{bitmaps:?}");
+            assert_eq!(decide(RequestedLevel::Auto, &history(), &bitmaps, true), Ok((Level::Full, Severity::Warning)));
         }
     }
 
     #[test]
     fn a_disk_whose_bitmaps_end_with_qemu_gets_a_full_when_they_have() {
-        assert_eq!(decide(Wanted::Inc, &history(), &[], false), Ok((Level::Full, Severity::Notice)));
+        assert_eq!(decide(RequestedLevel::Inc, &history(), &[], false), Ok((Level::Full, Severity::Notice)));
         let disabled = Bitmap { recording: false, ..bitmap() };
-        assert!(decide(Wanted::Inc, &history(), &[disabled], false).is_err());
+        assert!(decide(RequestedLevel::Inc, &history(), &[disabled], false).is_err());
     }
 
     #[test]
     fn the_first_image_is_a_full_that_auto_makes_and_inc_does_not() {
         let none = History::default();
-        assert_eq!(decide(Wanted::Inc, &none, &[bitmap()], true), Err("no FULL".to_owned()));
-        assert_eq!(decide(Wanted::Auto, &none, &[], true), Ok((Level::Full, Severity::Info)));
+        assert_eq!(decide(RequestedLevel::Inc, &none, &[bitmap()], true), Err("no FULL".to_owned()));
+        assert_eq!(decide(RequestedLevel::Auto, &none, &[], true), Ok((Level::Full, Severity::Info)));
         let facts = Facts {
             history: &none,
             bitmaps: &Bitmaps::of(&[], "c", &[]),
@@ -224,14 +224,14 @@ mod tests {
             persistent: true,
             others_have_images: true,
         };
-        assert!(matches!(Decision::new(Wanted::Inc, &facts), Decision::Take { level: Level::Full, .. }));
+        assert!(matches!(Decision::new(RequestedLevel::Inc, &facts), Decision::Take { level: Level::Full, .. }));
     }
 
     #[test]
     fn a_resized_disk_gets_a_full() {
         let mut resized = history();
         resized.newest.as_mut().unwrap().size = Some(99);
-        assert_eq!(decide(Wanted::Inc, &resized, &[bitmap()], true), Ok((Level::Full, Severity::Notice)));
+        assert_eq!(decide(RequestedLevel::Inc, &resized, &[bitmap()], true), Ok((Level::Full, Severity::Notice)));
     }
 
     #[test]
@@ -240,10 +240,10 @@ mod tests {
         let mut faulty = history();
         faulty.newest.as_mut().unwrap().fault = Some("no FULL".to_owned());
         for history in [partial, faulty] {
-            assert!(decide(Wanted::Inc, &history, &[bitmap()], true).is_err());
-            assert_eq!(decide(Wanted::Auto, &history, &[bitmap()], true), Ok((Level::Full, Severity::Warning)));
-            assert_eq!(decide(Wanted::Full, &history, &[bitmap()], true), Ok((Level::Full, Severity::Info)));
-            assert_eq!(decide(Wanted::Copy, &history, &[bitmap()], true), Ok((Level::Copy, Severity::Info)));
+            assert!(decide(RequestedLevel::Inc, &history, &[bitmap()], true).is_err());
+            assert_eq!(decide(RequestedLevel::Auto, &history, &[bitmap()], true), Ok((Level::Full, Severity::Warning)));
+            assert_eq!(decide(RequestedLevel::Full, &history, &[bitmap()], true), Ok((Level::Full, Severity::Info)));
+            assert_eq!(decide(RequestedLevel::Copy, &history, &[bitmap()], true), Ok((Level::Copy, Severity::Info)));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::capture::machine::reply::DeviceError;
+use crate::errors::ErrorKind;
 use crate::storage::is_full;
 use crate::{chain, qcow2, qmp};
 
@@ -235,25 +236,6 @@ pub enum Error {
     Cancelled,
 }
 
-/// What kind of failure it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// What was asked for makes no sense here.
-    Usage,
-    /// The chain cannot be continued.
-    Broken,
-    /// The machine cannot be reached.
-    Unreachable,
-    /// Somebody else is at it.
-    Locked,
-    /// There is no space left.
-    Full,
-    /// The observer wanted no more.
-    Cancelled,
-    /// Anything else.
-    Other,
-}
-
 impl Error {
     /// What the system says of a file.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
@@ -275,14 +257,8 @@ impl Error {
             Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
             Self::NoDisk | Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
-            Self::Broken { .. } => ErrorKind::Broken,
-            Self::Chain(error) => match error.kind() {
-                chain::ErrorKind::Usage => ErrorKind::Usage,
-                chain::ErrorKind::Broken => ErrorKind::Broken,
-                chain::ErrorKind::Locked => ErrorKind::Locked,
-                chain::ErrorKind::Full => ErrorKind::Full,
-                chain::ErrorKind::Io => ErrorKind::Other,
-            },
+            Self::Broken { .. } => ErrorKind::Damaged,
+            Self::Chain(error) => error.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Monitor(_)
             | Self::Frozen { .. }

@@ -10,7 +10,7 @@ use crate::capture::folder::target;
 use crate::capture::machine::Machine;
 use crate::capture::machine::device::Device;
 use crate::capture::machine::observe;
-use crate::capture::plan::{self, Way};
+use crate::capture::plan::{self, FleeceImage};
 use crate::capture::request::{Fleece, Request};
 use crate::chain::Level;
 
@@ -32,26 +32,27 @@ impl<'a> Fleecing<'a> {
         Self { wanted: if able { &request.fleece } else { &Fleece::Off }, target, cwd: machine.cwd() }
     }
 
-    pub(super) async fn way(
+    /// Where the moment of a disk is kept, if it gets a fleece image.
+    pub(super) async fn image(
         &self,
         machine: &Machine<'_>,
         device: &Device,
         place: &Place,
         level: Level,
         time: i64,
-    ) -> Result<Way, Error> {
+    ) -> Result<Option<FleeceImage>, Error> {
         if device.read_only {
             // its disk is as it was as long as the job runs
-            return Ok(Way::Plain);
+            return Ok(None);
         }
         let folder = match self.wanted {
-            Fleece::Off => return Ok(Way::Plain),
+            Fleece::Off => return Ok(None),
             Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
             Fleece::BesideDisk => self.beside(device),
         };
         let none = |reason: &str| {
             machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
-            Ok(Way::Plain)
+            Ok(None)
         };
         let Some(qdev) = device.qdev.clone() else { return none("no device of the machine reads it") };
         if device.shared {
@@ -66,7 +67,7 @@ impl<'a> Fleecing<'a> {
         }
         // a name that nobody can guess, since the folder may be one that others write to
         let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);
-        Ok(Way::Fleece { qdev, file: files::utf8(folder.join(name))? })
+        Ok(Some(FleeceImage { qdev, file: files::utf8(folder.join(name))? }))
     }
 
     /// The folder of the disk's file, or of the images where that is none for files.

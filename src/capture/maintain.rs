@@ -9,7 +9,7 @@ use crate::capture::machine::observe::ask_nodes;
 use crate::capture::names;
 use crate::capture::order;
 use crate::capture::request::Connection;
-use crate::causes;
+use crate::errors;
 use crate::qmp::Command;
 
 /// All disks of a machine, raw ones too.
@@ -54,7 +54,7 @@ pub async fn remove_bitmaps(
             }
             Err(Error::Monitor(error)) if error.refused().is_some() => {
                 let (name, node) = (&bitmap.name, &bitmap.node);
-                let what = format!("the bitmap {name} of {node} cannot be removed: {}", causes::line(&error));
+                let what = format!("the bitmap {name} of {node} cannot be removed: {}", errors::line(&error));
                 machine.tell(&Event::Trouble { what });
             }
             Err(error) => return Err(error),

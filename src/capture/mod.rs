@@ -39,7 +39,7 @@
 //! use std::cell::RefCell;
 //! use std::time::Duration;
 //!
-//! use qmpbackup::capture::{Connection, Event, Observer, Request, Severity, Wanted, backup};
+//! use qmpbackup::capture::{Connection, Event, Observer, Request, Severity, RequestedLevel, backup};
 //!
 //! /// Keeps what is not as it should be.
 //! #[derive(Default)]
@@ -56,7 +56,7 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let monitor = "/run/vm/backup.qmp".parse()?;
 //! let connection = Connection { monitor, agent: None, timeout: Duration::from_secs(60) };
-//! let request = Request { compress: true, ..Request::new(connection, Wanted::Auto, "/backup/vm".into()) };
+//! let request = Request { compress: true, ..Request::new(connection, RequestedLevel::Auto, "/backup/vm".into()) };
 //! let troubles = Troubles::default();
 //! let outcome = backup(&request, &troubles).await?;
 //! assert!(outcome.images.iter().all(|(image, _)| image.starts_with("/backup/vm")));
@@ -80,7 +80,7 @@ mod request;
 mod run;
 mod seal;
 
-pub use error::{Error, ErrorKind};
+pub use error::Error;
 pub use event::{Event, Observer, Progress, Severity};
 pub use machine::device::{Bitmap, Device, Skipped, Why};
 pub use machine::file_name::FileName;
@@ -88,7 +88,7 @@ pub use machine::reply::DeviceError;
 pub use machine::selection::Selection;
 pub use maintain::{disks, remove_bitmaps};
 pub use plan::Plan;
-pub use request::{Aio, Connection, Fleece, Request, Wanted};
+pub use request::{Aio, Connection, Fleece, Request, RequestedLevel};
 pub use run::{Outcome, backup, dry_run, recover};
 
 use self::machine::Machine;

@@ -14,7 +14,7 @@ use crate::capture::order::teardown::delete_node;
 use crate::capture::plan::{self, Plan};
 use crate::capture::prepare::Prepared;
 use crate::capture::request::Request;
-use crate::causes;
+use crate::errors;
 use crate::qmp::{Address, Command};
 
 /// How long a monitor that has failed may take to let the machine go on.
@@ -36,11 +36,11 @@ pub(super) async fn find_agent<'a>(
         let Some(address) = &request.connection.agent else {
             return Err("--quiesce needs --agent-socket".to_owned());
         };
-        let mut agent = Agent::connect(address, frozen::LIMIT).await.map_err(|error| causes::line(&error))?;
+        let mut agent = Agent::connect(address, frozen::LIMIT).await.map_err(|error| errors::line(&error))?;
         match agent.supports_freeze().await {
             Ok(true) => Ok((address, agent)),
             Ok(false) => Err("the guest agent cannot freeze file systems".to_owned()),
-            Err(error) => Err(causes::line(&error)),
+            Err(error) => Err(errors::line(&error)),
         }
     };
     match found.await {
@@ -83,7 +83,7 @@ pub(super) async fn take(
         tokio::select! {
             froze = agent.freeze(request.connection.timeout) => match froze {
                 Ok(count) => frozen = Some((Instant::now(), count)),
-                Err(error) => events.push(Event::NotFrozen { reason: causes::line(&error) }),
+                Err(error) => events.push(Event::NotFrozen { reason: errors::line(&error) }),
             },
             error = machine.cancelled() => cancelled = Err(error),
         }
@@ -108,7 +108,7 @@ pub(super) async fn take(
     // who stops the machine from now on means it, and an agent may take its time
     let (unmarked, thaw) = tokio::join!(unmark(machine, stopped.is_some() || (stops && untouched), &mut events), thaw);
     if let Err(error) = &thaw {
-        events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", causes::line(error)) });
+        events.push(Event::Trouble { what: format!("the guest is perhaps not thawed: {}", errors::line(error)) });
     }
     let thawed = if agent.is_some() { thaw.is_ok() } else { !may_be_frozen };
     let frozen = frozen.map(|(since, count)| (since.elapsed(), count));

@@ -12,18 +12,13 @@ use crate::capture::request::Aio;
 use crate::chain::Level;
 use crate::qmp::{Command, Features};
 
-/// How a disk's moment is kept.
+/// Where a filter copies old data before the guest overwrites it; the job reads it from there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// A filter copies old data into a fleece image before the guest overwrites it; the job reads it from there.
-    Fleece {
-        /// The device whose drive is exchanged.
-        qdev: String,
-        /// The fleece image.
-        file: PathBuf,
-    },
-    /// The job itself copies old data to the target before the guest overwrites it.
-    Plain,
+pub(crate) struct FleeceImage {
+    /// The device whose drive is exchanged.
+    pub qdev: String,
+    /// The fleece image.
+    pub file: PathBuf,
 }
 
 /// The bitmap that an INC follows.
@@ -46,8 +41,8 @@ pub(crate) struct DiskPlan {
     pub is_overlay: bool,
     /// What is made.
     pub level: Level,
-    /// How.
-    pub way: Way,
+    /// Where its moment is kept; without one, the job itself copies old data to the target before the guest overwrites it.
+    pub fleece: Option<FleeceImage>,
     /// The image that is made, under the name that it has until it is whole.
     pub target: PathBuf,
     /// What changed since the image before; INCs only.
@@ -102,14 +97,16 @@ impl Plan {
             transaction(disks.iter().flat_map(begin_bitmaps).collect(), None).into_iter().collect();
         let each = || disks.iter().enumerate();
         prepare.extend(each().map(|(number, disk)| target(number, disk, settings)));
-        let fleeced = || each().filter_map(|(number, disk)| Some((number, disk, disk.way.fleece()?)));
-        prepare.extend(fleeced().map(|(number, _, (_, file))| image(NodeRole::Fleece.node(number), file, None)));
+        let fleeced = || each().filter_map(|(number, disk)| Some((number, disk, disk.fleece.as_ref()?)));
+        prepare.extend(fleeced().map(|(number, _, fleece)| image(NodeRole::Fleece.node(number), &fleece.file, None)));
         prepare.extend(fleeced().map(|(number, disk, _)| filter(number, disk, settings, features)));
 
-        let exchange = fleeced().map(|(number, _, (qdev, _))| set_drive(qdev, &NodeRole::CopyBeforeWrite.node(number)));
-        let mut moment: Vec<Command> = exchange.collect();
+        let exchange = |(number, _, fleece): (usize, _, &FleeceImage)| {
+            set_drive(&fleece.qdev, &NodeRole::CopyBeforeWrite.node(number))
+        };
+        let mut moment: Vec<Command> = fleeced().map(exchange).collect();
         let stops = settings.running && (settings.pause || !moment.is_empty());
-        let plain = each().filter(|(_, disk)| disk.way == Way::Plain);
+        let plain = each().filter(|(_, disk)| disk.fleece.is_none());
         let plain = plain.map(|(number, disk)| begin_plain(number, disk, settings, features));
         moment.extend(transaction(plain.collect(), None));
         if stops {
@@ -130,15 +127,6 @@ impl Plan {
     /// All commands, in order.
     pub fn commands(&self) -> impl Iterator<Item = &Command> {
         self.lock.iter().chain(&self.prepare).chain(&self.moment).chain(&self.start)
-    }
-}
-
-impl Way {
-    fn fleece(&self) -> Option<(&str, &Path)> {
-        match self {
-            Self::Fleece { qdev, file } => Some((qdev, file)),
-            Self::Plain => None,
-        }
     }
 }
 
@@ -163,7 +151,7 @@ pub(super) fn mark(node: &str) -> Command {
 fn target(number: usize, disk: &DiskPlan, settings: &Settings) -> Command {
     let image = image(NodeRole::Target.node(number), &disk.target, Some(settings)).with("lazy-refcounts", true);
     // of an overlay, a snapshot does not say where nothing is: the job copies zeroes there
-    if disk.is_overlay && disk.way != Way::Plain { image.with("detect-zeroes", "on") } else { image }
+    if disk.is_overlay && disk.fleece.is_some() { image.with("detect-zeroes", "on") } else { image }
 }
 
 fn image(node: String, file: &Path, settings: Option<&Settings>) -> Command {
@@ -337,13 +325,13 @@ mod tests {
     }
 
     fn disk(number: usize, fleece: bool, old: bool) -> DiskPlan {
-        let way = Way::Fleece { qdev: format!("/vb{number}"), file: format!("/d/{number}.fleece.qcow2").into() };
+        let image = FleeceImage { qdev: format!("/vb{number}"), file: format!("/d/{number}.fleece.qcow2").into() };
         DiskPlan {
             node: format!("top{number}"),
             format_node: format!("disk{number}"),
             is_overlay: false,
             level: if old { Level::Inc } else { Level::Full },
-            way: if fleece { way } else { Way::Plain },
+            fleece: fleece.then_some(image),
             target: format!("/t/{number}.partial").into(),
             old: old.then(|| Old { name: "qmpbackup-5-c".to_owned(), granularity: 4096 }),
             dead: None,

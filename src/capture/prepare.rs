@@ -23,8 +23,8 @@ use crate::capture::machine::observe::{self, Replies};
 use crate::capture::machine::state;
 use crate::capture::names;
 use crate::capture::order::settle::Bitmaps;
-use crate::capture::plan::{self, DiskPlan, Old, Plan, Settings, Way};
-use crate::capture::request::{Request, Wanted};
+use crate::capture::plan::{self, DiskPlan, FleeceImage, Old, Plan, Settings};
+use crate::capture::request::{Request, RequestedLevel};
 use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
 use crate::storage;
@@ -47,7 +47,7 @@ pub(super) struct Target {
     /// What tells the image from all others.
     id: ImageId,
     /// How its moment is kept.
-    pub(super) way: Way,
+    pub(super) fleece: Option<FleeceImage>,
     device: Device,
     old: Option<Old>,
     dead: Option<String>,
@@ -127,7 +127,9 @@ impl Prepared {
                 let allowed = history.allows_timeless(&image, level, target::chain(folder)?.is_some());
                 match allowed.and_then(|()| check_free(&image, &live, place, folder)) {
                     // nobody asked for this FULL, and without it there would be no backup any more
-                    Err(error @ (Error::Replaces { .. } | Error::Timeless { .. })) if request.level == Wanted::Auto => {
+                    Err(error @ (Error::Replaces { .. } | Error::Timeless { .. }))
+                        if request.level == RequestedLevel::Auto =>
+                    {
                         machine.tell(&Event::Trouble { what: format!("this FULL has a time in its name: {error}") });
                         (image, timeless) = (place.image(level, time, true), false);
                     }
@@ -155,7 +157,7 @@ impl Prepared {
                 parent: newest.and_then(|newest| newest.path.file_name()?.to_str().map(str::to_owned)),
                 parent_id: parent.and_then(|parent| parent.id),
                 id: ImageId::random().map_err(Error::io(&place.folder))?,
-                way: fleece.way(machine, device, place, level, time).await?,
+                fleece: fleece.image(machine, device, place, level, time).await?,
                 dead: dead(history, &bitmaps, device, level),
                 old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
                 link,
@@ -221,7 +223,7 @@ impl Prepared {
             format_node: target.device.format_node.clone(),
             is_overlay: !target.device.backing.is_empty(),
             level: target.level,
-            way: target.way.clone(),
+            fleece: target.fleece.clone(),
             target: files::partial(&target.image),
             old: target.old.clone(),
             dead: target.dead.clone(),
@@ -243,7 +245,7 @@ impl Prepared {
             chain: self.chain.as_ref().map(|(chain, _)| chain.clone()),
             publishing: false,
             entries: entries.collect(),
-            fleece: self.targets.iter().filter_map(Target::fleece).map(Path::to_owned).collect(),
+            fleece: self.targets.iter().filter_map(|target| Some(target.fleece.as_ref()?.file.clone())).collect(),
         }
     }
 
@@ -260,7 +262,7 @@ impl Prepared {
             files::write_secret_json(&target.config, &config(&target.device, target.foreign))?;
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
             empty.create(&files::partial(&target.image), owner)?;
-            if let Some(file) = target.fleece() {
+            if let Some(FleeceImage { file, .. }) = &target.fleece {
                 empty.create(file, owner).map_err(|error| no_fleece(error, target, file))?;
             }
             machine.tell(&Event::Target { disk: target.disk.clone(), path: target.image.clone(), size: target.size });
@@ -320,14 +322,7 @@ impl Target {
 
     /// Whether its job alone writes to the image, each cluster once.
     pub(super) fn is_written_once(&self) -> bool {
-        self.fleece().is_some() || self.device.read_only
-    }
-
-    fn fleece(&self) -> Option<&Path> {
-        match &self.way {
-            Way::Fleece { file, .. } => Some(file),
-            Way::Plain => None,
-        }
+        self.fleece.is_some() || self.device.read_only
     }
 }
 
@@ -357,7 +352,7 @@ fn choose(machine: &Machine<'_>, request: &Request, replies: &Replies) -> Result
 
 /// The id of the chain, and whether this run begins it.
 fn chain(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Option<(String, bool)>, Error> {
-    if request.level == Wanted::Copy {
+    if request.level == RequestedLevel::Copy {
         return Ok(None);
     }
     let Some(chain) = target::chain(folder)? else {

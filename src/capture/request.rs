@@ -19,7 +19,7 @@ pub struct Connection {
 
 /// The level that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RequestedLevel {
     /// All of each disk, outside of any chain.
     Copy,
     /// All of each disk, as the first image of a chain.
@@ -57,7 +57,7 @@ pub struct Request {
     /// The machine.
     pub connection: Connection,
     /// The level.
-    pub level: Wanted,
+    pub level: RequestedLevel,
     /// The backup folder.
     pub target: PathBuf,
     /// A folder for each month below it.
@@ -99,7 +99,7 @@ pub struct Request {
 impl Request {
     /// Asks for what the program does by itself: all disks, a folder for each, fleecing beside the disks, no limits.
     #[must_use]
-    pub fn new(connection: Connection, level: Wanted, target: PathBuf) -> Self {
+    pub fn new(connection: Connection, level: RequestedLevel, target: PathBuf) -> Self {
         Self {
             connection,
             level,

@@ -17,15 +17,15 @@ use crate::capture::moment;
 use crate::capture::names;
 use crate::capture::order;
 use crate::capture::order::teardown::Teardown;
-use crate::capture::plan::{self, Plan, Way};
+use crate::capture::plan::{self, FleeceImage, Plan};
 use crate::capture::prepare::{Prepared, Target};
 use crate::capture::request::{Connection, Request};
 use crate::capture::seal::early_sums::EarlySums;
 use crate::capture::seal::early_sync::EarlySync;
 use crate::capture::seal::pauses::{Pauses, Settled};
 use crate::capture::{connect, seal};
-use crate::causes;
 use crate::chain::{FolderLock, Level, Manifest, Month};
+use crate::errors;
 use crate::qmp::Command;
 
 /// What a backup has made.
@@ -120,7 +120,7 @@ async fn go_on_after_error(machine: &Machine<'_>, running: bool) {
     if running && observe::status(&reply) == "io-error" {
         let what = match machine.send(&Command::new("cont")).await {
             Ok(_) => "the machine had stopped with a write error, and goes on".to_owned(),
-            Err(error) => format!("the machine has stopped with a write error: {}", causes::line(&error)),
+            Err(error) => format!("the machine has stopped with a write error: {}", errors::line(&error)),
         };
         machine.tell(&Event::Trouble { what });
     }
@@ -128,7 +128,7 @@ async fn go_on_after_error(machine: &Machine<'_>, running: bool) {
 
 fn trouble(machine: &Machine<'_>, left: &Error) {
     let what =
-        format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", causes::line(left));
+        format!("not all is in order yet, the next run or `qmpbackup recover` does the rest: {}", errors::line(left));
     machine.tell(&Event::Trouble { what });
 }
 
@@ -334,7 +334,7 @@ fn explain(disk: String, reason: &str, target: Option<&Target>) -> Error {
     match target {
         Some(target) if is_full(reason) => Error::TargetFull { disk, folder: folder(&target.image) },
         // the snapshot was broken, so that the guest could go on
-        Some(Target { way: Way::Fleece { file, .. }, .. }) if reason.contains("Permission denied") => {
+        Some(Target { fleece: Some(FleeceImage { file, .. }), .. }) if reason.contains("Permission denied") => {
             Error::FleeceFull { disk, folder: folder(file) }
         }
         _ => Error::Job { disk, reason: reason.to_owned() },
@@ -369,13 +369,14 @@ fn tell_published(machine: &Machine<'_>, published: &[&Target], time: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errors::ErrorKind;
 
     #[test]
     fn a_quota_that_is_used_up_is_a_full_target() {
         for error in [libc::ENOSPC, libc::EDQUOT].map(std::io::Error::from_raw_os_error) {
             assert!(is_full(&error.to_string()), "{error}");
             let error = Error::Io { path: PathBuf::new(), source: error };
-            assert_eq!(error.kind(), crate::capture::ErrorKind::Full, "{error:?}");
+            assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
         }
         assert!(!is_full("Input/output error"));
     }

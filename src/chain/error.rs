@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::point::{Doubt, Fault};
 use super::when::WHEN_FORMS;
+use crate::errors::ErrorKind;
 use crate::storage::is_full;
 
 /// How many names a message lists before it only counts the rest.
@@ -155,21 +156,6 @@ pub enum Error {
     },
 }
 
-/// What an [`Error`] asks of the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// Ask for something else: nothing there, or more than one, fits the request.
-    Usage,
-    /// The chain is broken: the request was right, but the backup cannot fulfil it.
-    Broken,
-    /// Somebody else is at it.
-    Locked,
-    /// There is no room, or a quota is used up.
-    Full,
-    /// The system refused.
-    Io,
-}
-
 impl Error {
     /// What the error asks of the caller.
     #[must_use]
@@ -179,9 +165,9 @@ impl Error {
             Self::Io { .. }
             | Self::Lock { .. }
             | Self::FolderUnread { .. }
-            | Self::Broken { fault: Fault::JournalUnread { .. }, .. } => ErrorKind::Io,
+            | Self::Broken { fault: Fault::JournalUnread { .. }, .. } => ErrorKind::Other,
             Self::Locked { .. } => ErrorKind::Locked,
-            Self::Broken { .. } | Self::Doubtful { .. } | Self::NoPoint { .. } => ErrorKind::Broken,
+            Self::Broken { .. } | Self::Doubtful { .. } | Self::NoPoint { .. } => ErrorKind::Damaged,
             Self::TooManyEntries { .. }
             | Self::NoDisk { .. }
             | Self::NoSuchDisk { .. }

@@ -95,7 +95,7 @@ pub(crate) use config::MAX_CONFIG_BYTES;
 pub(crate) use discover::MAX_DEPTH;
 pub use discover::{Inventory, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
-pub use error::{Error, ErrorKind};
+pub use error::Error;
 #[cfg(feature = "capture")]
 pub(crate) use id::RANDOM;
 pub use id::is_chain_id;

@@ -51,7 +51,7 @@ impl Level {
 /// What is wanted of a console.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "they are switches on a command line, independent of each other")]
-pub(super) struct Wanted {
+pub(super) struct Verbosity {
     pub(super) debug: bool,
     pub(super) quiet: bool,
     pub(super) json: bool,
@@ -63,7 +63,7 @@ pub(super) struct Wanted {
 
 /// The only place that prints.
 pub(super) struct Console {
-    wanted: Wanted,
+    wanted: Verbosity,
     /// Stderr is a terminal that understands more than lines.
     terminal: bool,
     colours: bool,
@@ -81,7 +81,7 @@ pub(super) struct Console {
 impl Console {
     /// # Errors
     /// The log file cannot be opened.
-    pub(super) fn new(wanted: Wanted, log_file: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn new(wanted: Verbosity, log_file: Option<&Path>) -> Result<Self, Failure> {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
         let terminal = io::stderr().is_terminal() && !dumb;

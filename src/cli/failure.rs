@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
+use crate::errors::ErrorKind;
 use crate::storage::is_full;
-use crate::{capture, causes, chain, qmp, restore};
+use crate::{capture, chain, errors, qmp, restore};
 
 /// Why a program fails.
 #[derive(Debug, thiserror::Error)]
@@ -59,42 +60,21 @@ pub(super) enum Failure {
 impl Failure {
     /// The error and its causes.
     pub(super) fn message(&self) -> String {
-        causes::line(self)
+        errors::line(self)
     }
 
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Unsalvageable(failure) => failure.exit(),
             Self::Usage(_) => Exit::Usage,
-            Self::Chain(error) => match error.kind() {
-                chain::ErrorKind::Usage => Exit::Usage,
-                chain::ErrorKind::Broken => Exit::Damaged,
-                chain::ErrorKind::Locked => Exit::Locked,
-                chain::ErrorKind::Full => Exit::Full,
-                chain::ErrorKind::Io => Exit::Error,
-            },
+            Self::Chain(error) => of_kind(error.kind()),
             Self::Restore(error)
             | Self::Unfinished(error)
             | Self::Refused(error)
             | Self::InPlace(error)
             | Self::Undurable(error)
-            | Self::HalfRebased(error) => match error.kind() {
-                restore::ErrorKind::Usage => Exit::Usage,
-                restore::ErrorKind::Damaged | restore::ErrorKind::ReadBack => Exit::Damaged,
-                restore::ErrorKind::Locked => Exit::Locked,
-                restore::ErrorKind::Full => Exit::Full,
-                restore::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
-                restore::ErrorKind::Other => Exit::Error,
-            },
-            Self::Capture(error) => match error.kind() {
-                capture::ErrorKind::Usage => Exit::Usage,
-                capture::ErrorKind::Broken => Exit::Damaged,
-                capture::ErrorKind::Unreachable => Exit::Unreachable,
-                capture::ErrorKind::Locked => Exit::Locked,
-                capture::ErrorKind::Full => Exit::Full,
-                capture::ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
-                capture::ErrorKind::Other => Exit::Error,
-            },
+            | Self::HalfRebased(error) => of_kind(error.kind()),
+            Self::Capture(error) => of_kind(error.kind()),
             Self::Print { source } if is_full(source) => Exit::Full,
             Self::OutputIsBackup { .. }
             | Self::OutputNamedAsBackup { .. }
@@ -122,33 +102,31 @@ impl Failure {
                 Some("name an earlier one with --until, or take this one as it is with --allow-partial")
             }
             Self::Chain(error) => match error.kind() {
-                chain::ErrorKind::Broken => Some(
+                ErrorKind::Damaged => Some(
                     "`qmprestore list` shows which restore points are whole; `merge --salvage` restores what can still be read",
                 ),
-                chain::ErrorKind::Locked => Some("run again when it has ended"),
-                chain::ErrorKind::Usage | chain::ErrorKind::Full | chain::ErrorKind::Io => None,
+                ErrorKind::Locked => Some("run again when it has ended"),
+                _ => None,
             },
             Self::Restore(restore::Error::OutputExists { .. }) => Some("--force replaces it"),
             Self::Restore(restore::Error::DeviceNotEmpty { .. }) => Some("--force overwrites it"),
             Self::Restore(error) => match error.kind() {
-                restore::ErrorKind::Damaged => Some(
+                ErrorKind::Damaged => Some(
                     "nothing was written; `qmprestore list` shows other restore points, --until names one; `merge \
                          --salvage` restores what can still be read",
                 ),
-                restore::ErrorKind::ReadBack => {
+                ErrorKind::ReadBack => {
                     Some("nothing was left there; the disk that it was written to, or the memory, cannot be trusted")
                 }
-                restore::ErrorKind::Locked => Some("nothing was written; run again when it is closed there"),
-                restore::ErrorKind::Full => {
-                    Some("nothing was left there; free space, or name another place with --out")
-                }
-                restore::ErrorKind::Cancelled => Some("nothing was left of the output"),
-                restore::ErrorKind::Usage | restore::ErrorKind::Other => None,
+                ErrorKind::Locked => Some("nothing was written; run again when it is closed there"),
+                ErrorKind::Full => Some("nothing was left there; free space, or name another place with --out"),
+                ErrorKind::Cancelled => Some("nothing was left of the output"),
+                _ => None,
             },
             Self::Unfinished(_) => Some("what was written is not the whole disk"),
             Self::Refused(error) => match (error, error.kind()) {
-                (restore::Error::Unfinished { .. }, _) | (_, restore::ErrorKind::Usage) => None,
-                (_, restore::ErrorKind::Locked) => Some("nothing was changed; run again when it is closed there"),
+                (restore::Error::Unfinished { .. }, _) | (_, ErrorKind::Usage) => None,
+                (_, ErrorKind::Locked) => Some("nothing was changed; run again when it is closed there"),
                 (restore::Error::Checksum { .. }, _) => Some(
                     "nothing was changed; if it is certain that another program has changed the image as it should, remove \
                      its .crc32 file and run `qmprestore manifest`",
@@ -156,10 +134,8 @@ impl Failure {
                 _ => Some("nothing was changed"),
             },
             Self::InPlace(error) => Some(match error.kind() {
-                restore::ErrorKind::Full => {
-                    "the work is done in part, and nothing is lost: free space and run the same again"
-                }
-                restore::ErrorKind::Damaged => {
+                ErrorKind::Full => "the work is done in part, and nothing is lost: free space and run the same again",
+                ErrorKind::Damaged => {
                     "the work is done in part, and cannot end before this is mended; `merge --salvage` restores what can \
                      still be read"
                 }
@@ -183,27 +159,39 @@ impl Failure {
     }
 }
 
+fn of_kind(kind: ErrorKind) -> Exit {
+    match kind {
+        ErrorKind::Usage => Exit::Usage,
+        ErrorKind::Damaged | ErrorKind::ReadBack => Exit::Damaged,
+        ErrorKind::Unreachable => Exit::Unreachable,
+        ErrorKind::Locked => Exit::Locked,
+        ErrorKind::Full => Exit::Full,
+        ErrorKind::Cancelled => signals::caught().unwrap_or(Exit::Error),
+        ErrorKind::Other => Exit::Error,
+    }
+}
+
 /// What to do when a backup fails.
 fn of_capture(error: &capture::Error) -> Option<&'static str> {
     match (error.kind(), error) {
-        (capture::ErrorKind::Unreachable, capture::Error::Monitor(error)) => Some(match error {
+        (ErrorKind::Unreachable, capture::Error::Monitor(error)) => Some(match error {
             qmp::Error::Connect { .. } | qmp::Error::NotQmp { .. } => {
                 "the machine was not touched; does it run, and is --socket its QMP monitor?"
             }
             qmp::Error::NoGreeting { .. } => "the machine was not touched",
             _ => "the next run or `qmpbackup recover` puts in order what this one has begun",
         }),
-        (capture::ErrorKind::Broken, _) => Some("`--level full` or `auto` begins a new chain"),
+        (ErrorKind::Damaged, _) => Some("`--level full` or `auto` begins a new chain"),
         (_, capture::Error::NoFull { .. }) => Some("`--level full` or `auto` makes one"),
         (_, capture::Error::NoSuchDisk { .. }) => Some("`qmpbackup info --show blockdev` lists all"),
         (_, capture::Error::Fleece { .. }) => Some("--fleece-dir names another folder"),
         (_, capture::Error::JobsLeft { .. }) => Some("try `qmpbackup recover` later"),
-        (capture::ErrorKind::Locked, _) => Some("run again when it has ended"),
-        (capture::ErrorKind::Full, capture::Error::FleeceFull { .. }) => Some(
+        (ErrorKind::Locked, _) => Some("run again when it has ended"),
+        (ErrorKind::Full, capture::Error::FleeceFull { .. }) => Some(
             "nothing is lost, the next run copies it; --fleece-dir names a folder with more space, --no-fleece wants none",
         ),
-        (capture::ErrorKind::Full, _) => Some("nothing is lost, the next run copies it; free space and run again"),
-        (capture::ErrorKind::Cancelled, _) => Some("no image was made, and nothing is lost"),
+        (ErrorKind::Full, _) => Some("nothing is lost, the next run copies it; free space and run again"),
+        (ErrorKind::Cancelled, _) => Some("no image was made, and nothing is lost"),
         _ => None,
     }
 }

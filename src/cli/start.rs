@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser};
 use serde_json::Value;
 
-use super::console::{Console, Wanted};
+use super::console::{Console, Verbosity};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::text;
@@ -31,9 +31,9 @@ pub(super) struct Global {
 }
 
 impl Global {
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> Verbosity {
         let Self { debug, quiet, json, .. } = *self;
-        Wanted { debug, quiet, json, ..Wanted::default() }
+        Verbosity { debug, quiet, json, ..Verbosity::default() }
     }
 }
 
@@ -109,7 +109,7 @@ fn message<T>(
 }
 
 /// Does the work with a console, and says why it fails.
-pub(super) fn run(global: &Global, wanted: Wanted, work: impl FnOnce(&Console) -> Result<Exit, Failure>) -> Exit {
+pub(super) fn run(global: &Global, wanted: Verbosity, work: impl FnOnce(&Console) -> Result<Exit, Failure>) -> Exit {
     match Console::new(wanted, global.logfile.as_deref()) {
         Ok(console) => match work(&console) {
             // the last lines may have been lost

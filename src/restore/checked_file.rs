@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::bits::Bits;
-use crate::causes;
 use crate::chain::{BLOCK, Checksums, ChecksumsError, ZERO_BLOCK_SUM};
+use crate::errors;
 use crate::storage::{Storage, to_usize};
 
 /// Bytes that are given up together where they cannot be read: a page.
@@ -337,7 +337,7 @@ fn judged(opened: Result<Option<Checksums>, ChecksumsError>) -> (Option<Checksum
             (Some(sums), (blocks > 0).then_some(Unverified::Unsettled { blocks }))
         }
         Ok(None) => (None, Some(Unverified::None)),
-        Err(error) => (None, Some(Unverified::Unusable(causes::line(&error)))),
+        Err(error) => (None, Some(Unverified::Unusable(errors::line(&error)))),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::checked_file::Misfit;
 use crate::chain::{self, Checksums, ChecksumsError, Manifest, ManifestError, Work};
+use crate::errors::ErrorKind;
 use crate::qcow2::{self, Finding, LayoutError};
 use crate::storage::is_full;
 
@@ -300,25 +301,6 @@ pub enum Error {
     Cancelled,
 }
 
-/// What a caller does about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// What was asked for does not make sense.
-    Usage,
-    /// The chain is broken or an image is damaged.
-    Damaged,
-    /// The output does not hold what was written to it.
-    ReadBack,
-    /// Another process uses an image.
-    Locked,
-    /// The output's file system is full.
-    Full,
-    /// The observer gave up.
-    Cancelled,
-    /// Anything else.
-    Other,
-}
-
 impl Error {
     /// What is wrong with a qcow2 image.
     pub(super) fn image(path: &Path, source: qcow2::Error) -> Self {
@@ -393,13 +375,7 @@ impl Error {
             | Self::Layout(_)
             | Self::NothingToCommit
             | Self::NothingToRebase { .. } => ErrorKind::Usage,
-            Self::Folder(error) => match error.kind() {
-                chain::ErrorKind::Locked => ErrorKind::Locked,
-                chain::ErrorKind::Usage => ErrorKind::Usage,
-                chain::ErrorKind::Broken => ErrorKind::Damaged,
-                chain::ErrorKind::Full => ErrorKind::Full,
-                chain::ErrorKind::Io => ErrorKind::Other,
-            },
+            Self::Folder(error) => error.kind(),
             Self::Locked { .. } => ErrorKind::Locked,
             Self::Cancelled => ErrorKind::Cancelled,
         }

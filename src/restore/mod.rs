@@ -80,7 +80,7 @@ mod verify;
 pub use check::{Checked, CheckedImage, check};
 pub use checked_file::Unverified;
 pub use commit::{Commit, CommitOptions, CommitSummary, FULL_SNAPSHOT, apply_layers};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, Result};
 pub use layer::{Format, Layer};
 pub use layers::{Layers, check_current};
 pub use manifests::{Describe, Described, lock_folders};

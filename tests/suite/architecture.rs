@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 /// Each layer and what it may use, from the top to the ground.
 const ALLOWED: [(&str, &[&str]); 11] = [
     ("bin", &["cli"]),
-    ("cli", &["capture", "restore", "chain", "qcow2", "storage", "qmp", "causes"]),
-    ("capture", &["qmp", "agent", "chain", "qcow2", "storage", "json", "causes"]),
+    ("cli", &["capture", "restore", "chain", "qcow2", "storage", "qmp", "errors"]),
+    ("capture", &["qmp", "agent", "chain", "qcow2", "storage", "json", "errors"]),
     ("agent", &["qmp"]),
     ("qmp", &["json"]),
-    ("restore", &["chain", "qcow2", "storage", "json", "causes"]),
-    ("chain", &["qcow2", "storage", "json"]),
+    ("restore", &["chain", "qcow2", "storage", "json", "errors"]),
+    ("chain", &["qcow2", "storage", "json", "errors"]),
     ("qcow2", &["storage"]),
     ("storage", &[]),
     ("json", &[]),
-    ("causes", &[]),
+    ("errors", &[]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -93,7 +93,7 @@ fn no_other_program_is_started_and_so_no_shell() {
 #[test]
 fn only_the_layer_for_people_prints() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for path in ["capture", "agent", "qmp", "restore", "chain", "qcow2", "storage", "json", "causes"]
+    for path in ["capture", "agent", "qmp", "restore", "chain", "qcow2", "storage", "json", "errors"]
         .iter()
         .flat_map(|layer| sources(&src.join(layer)))
     {

@@ -185,8 +185,8 @@ fn size(image: &Image) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::ErrorKind;
     use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work, create_checksums};
+    use crate::errors::ErrorKind;
 
     fn read(folder: &Path, base: &str) -> Result<History, Error> {
         Histories::new(&Live::default()).of(folder, base)

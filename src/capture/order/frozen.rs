@@ -11,7 +11,7 @@ use crate::capture::event::Event;
 use crate::capture::machine::Machine;
 use crate::capture::machine::observe::Observed;
 use crate::capture::plan;
-use crate::causes;
+use crate::errors;
 use crate::qmp::{Address, Command};
 
 /// The node.
@@ -48,7 +48,7 @@ pub(crate) async fn thaw(machine: &Machine<'_>, observed: &Observed, named: Opti
             reasons.clear();
             break;
         };
-        reasons.push(causes::line(&error));
+        reasons.push(errors::line(&error));
     }
     // none, too, where a run has ended before it could freeze anything
     if reasons.is_empty() {

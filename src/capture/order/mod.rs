@@ -21,8 +21,8 @@ use crate::capture::machine::device::{Bitmap, Device};
 use crate::capture::machine::nodes::Node;
 use crate::capture::machine::observe::{Observed, Replies};
 use crate::capture::names::{self, NodeRole};
-use crate::causes;
 use crate::chain::FolderLock;
+use crate::errors;
 use crate::qmp::Address;
 
 /// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
@@ -86,7 +86,7 @@ pub(crate) async fn recover(
             // what is left there, its own next run finds
             Err(error) if own.is_some_and(|own| own.path() != lock.path()) => {
                 let folder = lock.folder().display();
-                let what = format!("{folder}, another target, stays as a killed run left it: {}", causes::line(&error));
+                let what = format!("{folder}, another target, stays as a killed run left it: {}", errors::line(&error));
                 machine.tell(&Event::Trouble { what });
             }
             Err(error) => return Err(error),
@@ -141,7 +141,7 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Resul
                     entry.partial.display()
                 ));
             } else if let Err(error) = target::link(folder, entry) {
-                trouble(format!("no link tells the level of {}: {}", entry.image.display(), causes::line(&error)));
+                trouble(format!("no link tells the level of {}: {}", entry.image.display(), errors::line(&error)));
             }
         } else {
             target::discard(folder, entry)?;
@@ -152,7 +152,7 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Resul
     // last, and no reason to fail: all else is in order whatever became of the folder that they should be in
     for path in &journal.fleece {
         if let Err(error) = files::remove_fleece(path) {
-            trouble(format!("remove this fleece image by hand: {}", causes::line(&error)));
+            trouble(format!("remove this fleece image by hand: {}", errors::line(&error)));
         }
     }
     Journal::remove(folder)

@@ -132,8 +132,8 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::ErrorKind;
     use crate::capture::event::Observer;
+    use crate::errors::ErrorKind;
     use crate::qmp::fake::Server;
     use crate::qmp::{Features, Limits, Monitor};
 

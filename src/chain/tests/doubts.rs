@@ -1,5 +1,6 @@
-use super::super::{Doubt, ErrorKind};
+use super::super::Doubt;
 use super::*;
+use crate::errors::ErrorKind;
 
 #[test]
 fn an_inc_after_a_failed_one_is_doubtful() {
@@ -9,7 +10,7 @@ fn an_inc_after_a_failed_one_is_doubtful() {
     assert_eq!(disk.partials().len(), 1);
 
     let error = select(&disk, "latest").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Broken);
+    assert_eq!(error.kind(), ErrorKind::Damaged);
     let text = error.to_string();
     assert!(text.contains("INC-300-d.partial") && text.ends_with("without doubt is INC-200-d"), "{text}");
     let point = disk.select(&When::Latest, &clock(), true).unwrap();
@@ -74,7 +75,7 @@ fn what_a_failed_run_left_is_never_a_restore_point() {
     assert!(disk.points().is_empty());
     let error = select(&disk, "latest").unwrap_err();
     assert!(matches!(&error, Error::NoPoint { partials, .. } if partials == &["FULL-100-d.partial"]));
-    assert_eq!(error.kind(), ErrorKind::Broken);
+    assert_eq!(error.kind(), ErrorKind::Damaged);
     for name in ["FULL-100-d.partial", "FULL-100", "hd0/FULL-100-d.partial"] {
         assert!(matches!(select(&disk, name), Err(Error::Partial { .. })), "{name}");
     }
@@ -88,7 +89,7 @@ fn an_inc_without_a_full_is_listed_and_refused() {
     assert!(disk.chains()[0].full().is_none());
     let error = select(&disk, "60").unwrap_err();
     assert!(matches!(&error, Error::Broken { path, fault: Fault::NoFull } if path.ends_with("INC-60-d")));
-    assert_eq!(error.kind(), ErrorKind::Broken);
+    assert_eq!(error.kind(), ErrorKind::Damaged);
     assert_eq!(members(&disk, "latest"), ["FULL-100-d", "INC-200-d"]);
 }
 

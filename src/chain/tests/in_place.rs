@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::{Doubt, ErrorKind, FormatHint, Image, Manifest, Phase, Unfinished, Work};
+use super::super::{Doubt, FormatHint, Image, Manifest, Phase, Unfinished, Work};
 use super::*;
+use crate::errors::ErrorKind;
 
 impl Tree {
     /// Says what moment an image holds.
@@ -133,7 +134,7 @@ fn an_inc_that_should_be_in_its_full_is_never_put_on_another() {
             if full.name() == "FULL-100-d" && inc.name() == "INC-200-d"),
             "{error}"
         );
-        assert_eq!(error.kind(), ErrorKind::Broken);
+        assert_eq!(error.kind(), ErrorKind::Damaged);
     }
     // it is whole, if that INC is what came back
     assert!(matches!(select(&disk, "400"), Err(Error::Doubtful { .. })));
@@ -207,7 +208,7 @@ fn nothing_of_a_chain_is_whole_while_its_full_is_written_to() {
     assert_eq!([0, 1, 2].map(unfinished), [None, Some("INC-300-d"), None]);
     for when in ["100", "INC-200-d", "300", "400"] {
         let error = disk.select(&when.parse().unwrap(), &clock(), true).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Broken);
+        assert_eq!(error.kind(), ErrorKind::Damaged);
         let text = error.to_string();
         let what =
             "a commit up to INC-300-d was begun and not finished: run `qmprestore commit` again with --until INC-300-d";
@@ -231,7 +232,7 @@ fn a_journal_that_cannot_be_read_stops_its_chain() {
             matches!(&error, Error::Broken { fault: Fault::Journal { path, .. }, .. } if path.ends_with("FULL-100-d.in-place.json")),
             "{error}"
         );
-        assert_eq!(error.kind(), ErrorKind::Broken);
+        assert_eq!(error.kind(), ErrorKind::Damaged);
     }
     assert_eq!(disk.chains()[0].unfinished(), None);
     assert_eq!(members(&disk, "latest"), ["FULL-300-d"]);

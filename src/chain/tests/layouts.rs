@@ -295,7 +295,7 @@ fn a_folder_that_is_none_is_an_error_with_its_name() {
     let tree = Tree::new(["file"]);
     for name in ["missing", "file"] {
         let error = discover(&tree.path(name)).unwrap_err();
-        assert_eq!(error.kind(), super::super::ErrorKind::Io);
+        assert_eq!(error.kind(), crate::errors::ErrorKind::Other);
         assert!(error.to_string().contains(name));
     }
     assert!(matches!(tree.discover().disk(None), Err(Error::NoDisk { .. })));

@@ -22,7 +22,7 @@ fn a_time_picks_the_newest_that_is_not_after_it() {
 fn a_time_before_the_first_full_lists_what_there_is() {
     let tree = Tree::new(["FULL-100-d", "INC-200-d"]);
     let error = select(&tree.disk(), "99").unwrap_err();
-    assert_eq!(error.kind(), super::super::ErrorKind::Usage);
+    assert_eq!(error.kind(), crate::errors::ErrorKind::Usage);
     assert!(error.to_string().ends_with("there are: FULL-100-d, INC-200-d"), "{error}");
 }
 

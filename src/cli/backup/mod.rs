@@ -14,7 +14,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use self::args::{Command, Words};
-use super::console::{Console, Wanted};
+use super::console::{Console, Verbosity};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::start;
@@ -52,7 +52,7 @@ impl Arguments {
     #[must_use]
     pub fn run(&self) -> Exit {
         let Words { global, syslog, .. } = &self.words;
-        let wanted = Wanted { syslog: syslog.then_some("qmpbackup"), ..global.wanted() };
+        let wanted = Verbosity { syslog: syslog.then_some("qmpbackup"), ..global.wanted() };
         start::run(global, wanted, |console| self.run_with(console))
     }
 

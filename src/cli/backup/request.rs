@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::args::{Aio, Backup, Level, Machine};
-use crate::capture::{self, Connection, Fleece, Request, Selection, Wanted};
+use crate::capture::{self, Connection, Fleece, Request, RequestedLevel, Selection};
 use crate::qmp::Address;
 
 impl Machine {
@@ -58,7 +58,7 @@ fn names(given: &[String]) -> Vec<String> {
     given.iter().filter(|name| !name.is_empty()).cloned().collect()
 }
 
-impl From<Level> for Wanted {
+impl From<Level> for RequestedLevel {
     fn from(level: Level) -> Self {
         match level {
             Level::Copy => Self::Copy,

@@ -9,14 +9,15 @@ use serde_json::{Value, json};
 use super::list::without_path;
 use super::progress::Reporter;
 use super::{args, place};
-use crate::causes;
 use crate::chain::{Chain, Image, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::{signals, units};
+use crate::errors;
+use crate::errors::ErrorKind;
 use crate::qcow2::{Features, Header, Report, Severity};
-use crate::restore::{self, Checked, CheckedImage, ErrorKind, Format, Source};
+use crate::restore::{self, Checked, CheckedImage, Format, Source};
 
 pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Failure> {
     signals::watch(None)?;
@@ -85,9 +86,7 @@ impl Verdict {
                 ErrorKind::Locked => Self::InUse,
                 ErrorKind::Damaged => Self::Unreadable(Exit::Damaged),
                 ErrorKind::Full => Self::Unreadable(Exit::Full),
-                ErrorKind::ReadBack | ErrorKind::Usage | ErrorKind::Cancelled | ErrorKind::Other => {
-                    Self::Unreadable(Exit::Error)
-                }
+                _ => Self::Unreadable(Exit::Error),
             },
             Ok(Checked::Qcow2(image)) => Self::of_report(&image.report),
             Ok(_) => Self::Raw,
@@ -150,7 +149,7 @@ fn lines(path: &Path, verdict: Verdict, result: &restore::Result<Checked>) -> Ve
     let first = format!("{path}: {}", verdict.meaning());
     let image = match result {
         Err(error) => {
-            return vec![format!("{first}: {}", without_path(&causes::line(error), Path::new(&path)))];
+            return vec![format!("{first}: {}", without_path(&errors::line(error), Path::new(&path)))];
         }
         Ok(Checked::Qcow2(image)) => image,
         Ok(_) => return vec![first],
@@ -224,7 +223,7 @@ fn features(header: &Header) -> Vec<&'static str> {
 fn event(console: &Console, path: &Path, verdict: Verdict, result: &restore::Result<Checked>) {
     let mut fields = vec![("path", path.to_string_lossy().into()), ("verdict", verdict.name().into())];
     match result {
-        Err(error) => fields.push(("reason", causes::line(error).into())),
+        Err(error) => fields.push(("reason", errors::line(error).into())),
         Ok(Checked::Raw { length }) => fields.push(("file_length", (*length).into())),
         Ok(Checked::Qcow2(image)) => fields.extend(image_fields(image)),
     }

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{args, place};
-use crate::causes;
 use crate::chain::{Chain, Disk, Image, Point, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::units;
-use crate::restore::{self, ErrorKind, Facts, Source};
+use crate::errors;
+use crate::errors::ErrorKind;
+use crate::restore::{self, Facts, Source};
 
 pub(super) fn run(arguments: &args::List, console: &Console) -> Result<Exit, Failure> {
     let inventory = discover(&arguments.place.dir)?;
@@ -177,7 +178,7 @@ fn rows(chain: &Chain, number: usize, points: &BTreeMap<&Path, &Point>) -> Vec<R
                     (Some(facts), Verdict::MarkedCorrupt("some program found damage in it".to_owned()))
                 }
                 Ok(facts) => (Some(facts), Verdict::Ok),
-                Err(error) => (None, Verdict::Broken(without_path(&causes::line(&error), &image.path))),
+                Err(error) => (None, Verdict::Broken(without_path(&errors::line(&error), &image.path))),
             };
             let verdict = worse(worse(by_name, own.clone()), below.clone());
             let name = image.display_name();

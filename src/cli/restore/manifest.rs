@@ -4,13 +4,14 @@ use serde_json::Value;
 
 use super::progress::Reporter;
 use super::{args, place};
-use crate::causes;
 use crate::chain::{Chain, Disk, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::signals;
-use crate::restore::{self, Describe, Described, ErrorKind};
+use crate::errors;
+use crate::errors::ErrorKind;
+use crate::restore::{self, Describe, Described};
 
 pub(super) fn run(arguments: &args::Manifest, console: &Console) -> Result<Exit, Failure> {
     signals::watch(None)?;
@@ -55,7 +56,7 @@ impl Work<'_> {
         match self.describe(chain, reporter) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 self.damaged = true;
-                let reason = causes::line(&error);
+                let reason = errors::line(&error);
                 self.console.warning(&format!("nothing is made for a chain of {}: {reason}", disk.label()));
                 Ok(())
             }

@@ -22,7 +22,7 @@ pub use args::Arguments;
 pub(super) use args::{Commit as CommitArguments, Place, Progress};
 
 use self::args::Command;
-use super::console::Wanted;
+use super::console::Verbosity;
 use super::exit::Exit;
 use super::start;
 use crate::chain::Work;
@@ -54,7 +54,7 @@ impl Arguments {
             | Command::Verify(_)
             | Command::Manifest(_) => false,
         };
-        let wanted = Wanted { stdout_is_data, ..self.global.wanted() };
+        let wanted = Verbosity { stdout_is_data, ..self.global.wanted() };
         start::run(&self.global, wanted, |console| match &self.command {
             Command::Merge(merge) => merge::run(merge, console),
             Command::Commit(arguments) => commit::command(arguments, Work::Commit, console),

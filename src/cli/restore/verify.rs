@@ -9,16 +9,15 @@ use super::args;
 use super::list::without_path;
 use super::place;
 use super::progress::Reporter;
-use crate::causes;
 use crate::chain::{Clock, Disk, Note, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::{signals, units};
+use crate::errors;
+use crate::errors::ErrorKind;
 use crate::qcow2::ImageRegion;
-use crate::restore::{
-    Due, ErrorKind, Flaw, FlawSeverity, Flawed, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,
-};
+use crate::restore::{Due, Flaw, FlawSeverity, Flawed, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify};
 
 /// Restore points that a line names before it only counts the rest.
 const LISTED: usize = 3;
@@ -120,7 +119,7 @@ fn line(flawed: &Flawed) -> String {
         FlawSeverity::Failed => "FAILED: ",
         FlawSeverity::Damage => "DAMAGED: ",
     };
-    let text = causes::line(flaw);
+    let text = errors::line(flaw);
     let mut line = match flaw {
         Flaw::Chain(_) | Flaw::Doubtful(_) => format!("{disk}: {word}{text}"),
         // their texts begin with the path
@@ -162,7 +161,7 @@ fn fields(flawed: &Flawed) -> Vec<(&'static str, Value)> {
         ("path", path.to_string_lossy().into()),
         ("kind", flaw.kind().into()),
         ("severity", severity(flaw.severity()).into()),
-        ("message", causes::line(flaw).into()),
+        ("message", errors::line(flaw).into()),
         ("file", file),
         ("guest", guest),
         ("parts", parts),

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::slice;
 
 use super::{Cause, Tolerance};
-use crate::causes;
+use crate::errors;
 use crate::qcow2::{self, Content, Extent, Image, MapBuffer, Unmapped};
 use crate::restore::checked_file::CheckedFile;
 use crate::restore::layer::Layer;
@@ -34,7 +34,7 @@ impl Why<'_> {
     fn cause(self) -> Cause {
         match self {
             Self::Known(cause) => cause,
-            Self::Error(error) => Cause::Tables(causes::line(error)),
+            Self::Error(error) => Cause::Tables(errors::line(error)),
         }
     }
 }

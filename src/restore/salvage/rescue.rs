@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Cause;
-use crate::causes;
+use crate::errors;
 use crate::qcow2::MapBuffer;
 use crate::restore::checked_file::PIECE;
 use crate::restore::copier::LayerReader;
@@ -74,8 +74,8 @@ impl Operation {
 /// What is wrong, without the name of the image.
 pub(in crate::restore) fn reason(error: &Error) -> String {
     match error {
-        Error::Image { source, .. } => causes::line(source),
-        Error::Read { source, .. } | Error::Open { source, .. } => causes::line(source),
-        error => causes::line(error),
+        Error::Image { source, .. } => errors::line(source),
+        Error::Read { source, .. } | Error::Open { source, .. } => errors::line(source),
+        error => errors::line(error),
     }
 }

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::chain::{ChecksumsError, Doubt, Fault, Image, ManifestError};
+use crate::errors::ErrorKind;
 use crate::qcow2::{self, ImageRegion};
-use crate::restore::error::{Error, ErrorKind};
+use crate::restore::error::Error;
 
 /// Ranges that a message lists before it only counts the rest.
 const LISTED: usize = 4;

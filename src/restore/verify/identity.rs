@@ -43,10 +43,10 @@ pub(super) fn others<'a>(
         || (),
         |(), (subject, found)| cancelled().map(|()| content(subject, found)),
     )?;
-    let mut disks: BTreeMap<&str, (&'a Disk, Wanted<'_>)> = BTreeMap::new();
+    let mut disks: BTreeMap<&str, (&'a Disk, Contents<'_>)> = BTreeMap::new();
     for (number, (subject, content)) in subjects.iter().zip(&contents).enumerate() {
         let Some(content) = content else { continue };
-        disks.entry(subject.disk.label()).or_insert_with(|| (subject.disk, Wanted::default())).1.add(number, content);
+        disks.entry(subject.disk.label()).or_insert_with(|| (subject.disk, Contents::default())).1.add(number, content);
     }
     let mut others = vec![None; subjects.len()];
     for (disk, wanted) in disks.into_values() {
@@ -67,12 +67,12 @@ pub(super) fn others<'a>(
 
 /// The contents that are looked for, by length.
 #[derive(Default)]
-struct Wanted<'c>(BTreeMap<u64, ByBlock<'c>>);
+struct Contents<'c>(BTreeMap<u64, ByBlock<'c>>);
 
 /// Contents and the numbers of their images, by one of their blocks and its checksum.
 type ByBlock<'c> = BTreeMap<(u64, u32), Vec<(usize, &'c Content)>>;
 
-impl<'c> Wanted<'c> {
+impl<'c> Contents<'c> {
     fn add(&mut self, number: usize, content: &'c Content) {
         // hardly another image has what a bad block holds now
         if let Some(last) = content.blocks.last() {

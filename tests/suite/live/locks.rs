@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use qmpbackup::restore::{Error, ErrorKind, Layers, Source, open_writable};
+use qmpbackup::ErrorKind;
+use qmpbackup::restore::{Error, Layers, Source, open_writable};
 use qmpbackup::storage::FileStorage;
 use tempfile::TempDir;
 

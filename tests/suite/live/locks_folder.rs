@@ -1,6 +1,7 @@
 //! A backup, and a command that changes images of the same target: who comes second goes away.
 
-use qmpbackup::chain::{Error, ErrorKind, FolderLock};
+use qmpbackup::ErrorKind;
+use qmpbackup::chain::{Error, FolderLock};
 
 use super::faults_power::wait_for_jobs;
 use super::faults_scene::{Scene, Way, folders, run};
