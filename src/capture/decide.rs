@@ -135,8 +135,14 @@ mod tests {
     use super::*;
 
     fn history() -> History {
-        let newest =
-            Newest { path: "/t/disk/FULL-5-disk".into(), time: Some(5), bitmap: None, size: Some(100), fault: None };
+        let newest = Newest {
+            path: "/t/disk/FULL-5-disk".into(),
+            time: Some(5),
+            id: None,
+            bitmap: None,
+            size: Some(100),
+            fault: None,
+        };
         History { newest: Some(newest), partial: None, latest: Some(5), foreign: false, chained: Vec::new() }
     }
 

@@ -25,7 +25,7 @@ use crate::capture::names;
 use crate::capture::order::settle::Bitmaps;
 use crate::capture::plan::{self, DiskPlan, FleeceImage, Old, Plan, Settings};
 use crate::capture::request::{Request, RequestedLevel};
-use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
+use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest, json_file};
 use crate::qmp::{Command, Features, Version};
 use crate::storage;
 
@@ -149,13 +149,12 @@ impl Prepared {
             tell_foreign(machine, device, place, id);
             tell_writers(machine, device, place, level).await;
             let newest = history.newest.as_ref().filter(|_| level == Level::Inc);
-            let parent = newest.and_then(|newest| Manifest::read(&newest.path).ok().flatten());
             targets.push(Target {
                 disk: place.disk.clone(),
                 level,
                 size: device.virtual_size,
                 parent: newest.and_then(|newest| newest.path.file_name()?.to_str().map(str::to_owned)),
-                parent_id: parent.and_then(|parent| parent.id),
+                parent_id: newest.and_then(|newest| newest.id),
                 id: ImageId::random().map_err(Error::io(&place.folder))?,
                 fleece: fleece.image(machine, device, place, level, time).await?,
                 dead: dead(history, &bitmaps, device, level),
@@ -258,8 +257,6 @@ impl Prepared {
         for target in &self.targets {
             let parent = target.image.parent().unwrap_or(folder);
             storage::create_folders(parent).map_err(Error::io(parent))?;
-            // in it are names of files as QEMU opens them, passwords of servers among them
-            files::write_secret_json(&target.config, &config(&target.device, target.foreign))?;
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
             empty.create(&files::partial(&target.image), owner)?;
             if let Some(FleeceImage { file, .. }) = &target.fleece {
@@ -313,11 +310,20 @@ fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {
 }
 
 impl Target {
-    /// Whether the image has its name; an earlier one may have it instead.
+    /// Whether the image has its name, after a run that could give it; an earlier one may have it instead.
     pub(super) fn is_published(&self) -> bool {
-        let manifest = Manifest::read(&self.image).ok().flatten();
-        let is_it = manifest.is_some_and(|manifest| manifest.id == Some(self.id));
-        is_it && self.image.exists() && !files::partial(&self.image).exists()
+        // one that cannot be read is there
+        let is_it = |manifest: Option<Manifest>| manifest.is_some_and(|manifest| manifest.id == Some(self.id));
+        self.image.exists() && !files::partial(&self.image).exists() && Manifest::read(&self.image).map_or(true, is_it)
+    }
+
+    /// Writes down what the disk is. Images of other tools are of the disk that the settings tell which are there.
+    pub(super) fn write_config(&self) -> Result<(), Error> {
+        if self.foreign && json_file::read(&self.config).is_ok_and(|there| there.is_some()) {
+            return Ok(());
+        }
+        // in it are names of files as QEMU opens them, passwords of servers among them
+        files::write_secret_json(&self.config, &config(&self.device, self.foreign))
     }
 
     /// Whether its job alone writes to the image, each cluster once.

@@ -257,6 +257,7 @@ async fn copy(
     for target in &prepared.targets {
         let manifest = prepared.manifest(target, &qemu);
         let partial = files::partial(&target.image);
+        target.write_config()?;
         // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(Error::io(&Manifest::path(&partial)))?;
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::capture::error::Error;
 use crate::capture::folder::live::Live;
 use crate::capture::names;
-use crate::chain::{self, Checksums, Image, Inventory, Level, discover};
+use crate::chain::{self, Checksums, Image, ImageId, Inventory, Level, discover};
 use crate::qcow2;
 use crate::storage::FileStorage;
 
@@ -36,6 +36,8 @@ pub(crate) struct Newest {
     pub(crate) path: PathBuf,
     /// The time of its restore point; unknown where neither its name nor its manifest has one.
     pub(crate) time: Option<i64>,
+    /// Its id, where its manifest tells.
+    pub(crate) id: Option<ImageId>,
     /// The bitmap that goes back to it, where its manifest tells.
     pub(crate) bitmap: Option<String>,
     /// The size of the disk in it; unknown where it cannot be read.
@@ -113,15 +115,20 @@ impl History {
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
             Some(chain::State::Sound) | None => None,
         };
+        // whose it is, and which bitmap goes back to it, nobody knows then
+        let untold = newest.manifest.as_ref().and_then(|manifest| manifest.as_ref().err());
+        let fault =
+            fault.or_else(|| untold.map(|why| format!("the manifest of the newest image cannot be used: {why}")));
         // that of an older moment says nothing
         let is_of = |bitmap: &String| newest.time.is_some_and(|time| names::is_epoch(bitmap, time));
         let bitmap = newest.known().and_then(|manifest| manifest.bitmap.clone()).filter(is_of);
+        let id = newest.known().and_then(|manifest| manifest.id);
         let size = size(newest);
         let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
         let full = images.iter().rposition(|image| image.level == Level::Full).unwrap_or_default();
         let fault = fault.or_else(|| images.iter().skip(full).find_map(|image| other_length(image)));
         Ok(Self {
-            newest: Some(Newest { path: newest.path.clone(), time: newest.time, bitmap, size, fault }),
+            newest: Some(Newest { path: newest.path.clone(), time: newest.time, id, bitmap, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
             latest,
             foreign,
@@ -258,6 +265,25 @@ mod tests {
         std::fs::copy(&images[0], folder.path().join("FULL-9-disk")).unwrap();
         std::fs::write(&images[1], "").unwrap();
         assert_eq!(fault(), None);
+    }
+
+    #[test]
+    fn nothing_is_built_on_an_image_whose_manifest_cannot_be_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let newest = || read(folder.path(), "disk").unwrap().newest.unwrap();
+        for (level, name) in [(Level::Full, "FULL-5-disk"), (Level::Inc, "INC-6-disk")] {
+            let image = folder.path().join(name);
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/INC-1793674800-disk.qcow2");
+            std::fs::copy(source, &image).unwrap();
+            let id = Some(ImageId::random().unwrap());
+            Manifest { level, time: None, id, ..manifest() }.write(&image).unwrap();
+            assert_eq!((newest().fault, newest().id), (None, id));
+        }
+        for text in ["{", "[]", r#"{"version": 99}"#] {
+            std::fs::write(Manifest::path(&folder.path().join("INC-6-disk")), text).unwrap();
+            let fault = newest().fault.unwrap();
+            assert!(fault.starts_with("the manifest of the newest image cannot be used: "), "{fault}");
+        }
     }
 
     #[test]

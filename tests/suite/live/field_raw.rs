@@ -94,6 +94,28 @@ fn raw_images_of_another_tool_stay_what_they_are() {
 }
 
 #[test]
+fn raw_images_of_a_disk_that_is_qcow2_now_stay_what_they_are() {
+    for release in releases(&["10.0"]) {
+        let mut field = Setup::of(release).disk("disk0").start();
+        let folder = field.target.join("disk0");
+        std::fs::create_dir_all(&folder).unwrap();
+        let settings = field.target.join("disk0.config");
+        std::fs::write(&settings, r#"{"format":"raw"}"#).unwrap();
+        let older = vec![9; 1 << 20];
+        std::fs::write(folder.join("FULL-1600000000-disk0"), &older).unwrap();
+        for (level, exit) in [("full --fleece-dir /does/not/exist", 1), ("full", 0), ("inc", 0)] {
+            field.backup(&format!("--level {level}"), exit);
+            assert_eq!(std::fs::read_to_string(&settings).unwrap(), r#"{"format":"raw"}"#, "{level}");
+            let out = field.vm.path("out");
+            let mut merge = qmprestore(["merge", "--format=raw", "--force", "--until=FULL-1600000000", "--dir"]);
+            tools::run(merge.arg(&folder).arg("--out").arg(&out));
+            assert!(std::fs::read(&out).unwrap() == older, "{level}");
+        }
+        field.verify();
+    }
+}
+
+#[test]
 fn a_raw_file_of_any_length_is_a_disk_of_whole_sectors() {
     for release in releases(&["5.2", "10.0"]) {
         let mut field = machine(release, &vec![9; (1 << 20) + 65_536 + 700]);
