@@ -86,8 +86,8 @@ mod timeless;
 mod verified;
 mod when;
 
-pub use checksums::{BLOCK, Checksums, ChecksumsError, Renewal, block_sums, create as create_checksums};
-pub(crate) use checksums::{KnownSums, ZEROES as ZERO_BLOCK_SUM, create_watched as create_checksums_watched};
+pub use checksums::{BLOCK, Checksums, ChecksumsError, SumError, block_sums, create as create_checksums};
+pub(crate) use checksums::{KnownSums, Renewal, ZEROES as ZERO_BLOCK_SUM, create_watched as create_checksums_watched};
 #[cfg(feature = "capture")]
 pub(crate) use config::BACKUP_FORMAT;
 pub use config::FormatHint;

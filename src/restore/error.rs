@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::checked_file::Misfit;
-use crate::chain::{self, Checksums, ChecksumsError, Manifest, ManifestError, Work};
+use crate::chain::{self, Checksums, ChecksumsError, Manifest, ManifestError, SumError, Work};
 use crate::errors::ErrorKind;
 use crate::qcow2::{self, Finding, LayoutError};
 use crate::storage::is_full;
@@ -119,7 +119,7 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
-    /// A raw image cannot be read.
+    /// The file of an image cannot be read.
     #[error("{}: cannot be read at offset {offset:#x}", .path.display())]
     Read {
         /// The image.
@@ -309,6 +309,18 @@ impl Error {
             _ => None,
         };
         misfit.unwrap_or_else(|| Self::Image { path: path.to_owned(), source })
+    }
+
+    /// Why an image has no checksums.
+    pub(super) fn sums(path: &Path, error: SumError) -> Self {
+        match error {
+            SumError::Image { offset, source } => {
+                Self::misfit(path, &source).unwrap_or_else(|| Self::Read { path: path.to_owned(), offset, source })
+            }
+            SumError::Write { source } => Self::Write { path: Checksums::path(path), source },
+            SumError::Old(error) => error.into(),
+            SumError::Cancelled => Self::Cancelled,
+        }
     }
 
     /// A checksum that does not fit, if that is why something could not be read.

@@ -2,8 +2,8 @@
 //!
 //! They say of a chain what is known now, so it is found to be sound first. What an image has already stays as it is.
 
-use std::io;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,12 +151,10 @@ impl Describe {
 fn sum(layer: &Layer, observer: &dyn Observer) -> Result<()> {
     let each = |bytes| {
         observer.advance(bytes);
-        if observer.is_cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        if observer.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    create_checksums_watched(layer.path(), layer.data(), &KnownSums::default(), &each).map_err(|source| {
-        let path = Checksums::path(layer.path());
-        if observer.is_cancelled() { Error::Cancelled } else { Error::Write { path, source } }
-    })
+    let created = create_checksums_watched(layer.path(), layer.data(), &KnownSums::default(), &each);
+    created.map_err(|error| Error::sums(layer.path(), error))
 }
 
 /// What can be said of an image now.

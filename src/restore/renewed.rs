@@ -79,9 +79,9 @@ impl Renewed {
     pub(super) fn finish(&self, observer: &dyn Observer) -> Result<()> {
         let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(renewal) = renewal else {
-            return Renewal::settle(&self.path, &self.file).map_err(|source| self.error(source));
+            return Renewal::settle(&self.path, &self.file).map_err(|error| Error::sums(&self.path, error));
         };
-        let blocks = renewal.finish(&self.touched, &self.touched).map_err(|source| self.error(source))?;
+        let blocks = renewal.finish(&self.touched, &self.touched).map_err(|error| Error::sums(&self.path, error))?;
         if blocks > 0 {
             observer.warning(Warning::WasDamaged { path: self.path.clone(), blocks });
         }

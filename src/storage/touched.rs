@@ -11,7 +11,7 @@ use super::{BlockSet, FileStorage, Storage, WritableStorage};
 ///
 /// Copies that stay in the kernel go around it, and are told by [`WritableStorage::written`].
 #[derive(Debug)]
-pub struct Touched {
+pub(crate) struct Touched {
     inner: Arc<FileStorage>,
     block: u64,
     blocks: BlockSet,
@@ -20,13 +20,13 @@ pub struct Touched {
 impl Touched {
     /// Watches a file in blocks of this size.
     #[must_use]
-    pub fn new(inner: Arc<FileStorage>, block: u64) -> Self {
+    pub(crate) fn new(inner: Arc<FileStorage>, block: u64) -> Self {
         Self { inner, block: block.max(1), blocks: BlockSet::default() }
     }
 
     /// Whether a block was written to.
     #[must_use]
-    pub fn contains(&self, block: u64) -> bool {
+    pub(crate) fn contains(&self, block: u64) -> bool {
         self.blocks.contains(block)
     }
 

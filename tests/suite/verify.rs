@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use qmpbackup::chain::{self, BLOCK, Checksums, Clock, Disk, FormatHint, ImageName, Manifest, Renewal, When, discover};
+use qmpbackup::chain::{self, BLOCK, Checksums, Clock, Disk, FormatHint, ImageName, Manifest, When, discover};
 use qmpbackup::qcow2::{Image, ImageRegion};
 use qmpbackup::restore::{
     self, Flaw, FlawSeverity, Flawed, Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Silent, Source,
@@ -21,6 +21,7 @@ use crate::support::prng::Prng;
 use crate::support::program::{Backup, Ended, event, qmprestore};
 use crate::support::random_chain::Chain;
 use crate::support::seeds::{Told, shared_seeds};
+use crate::support::sums::unsettle;
 use crate::support::{sparse, tools};
 
 /// Gives images of a chain, the FULL first, what the run that made them would.
@@ -511,7 +512,7 @@ fn without_checksums_a_disk_of_another_size_than_the_manifest_says_is_found() {
 fn what_was_interrupted_or_is_newer_is_no_damage() {
     let backup = kept();
     let image = &backup.images[1];
-    drop(Renewal::begin(image, 1..2).unwrap());
+    unsettle(image, 1..2);
     backup.patch(1, BLOCK + 8, |bytes| bytes[0] ^= 1);
     let verified_now = verified(&backup.dir);
     assert!(

@@ -2,7 +2,6 @@
 //! than the memory, all would have to be read from the disk later.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -11,7 +10,7 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::capture::seal::pauses::Settled;
-use crate::chain::KnownSums;
+use crate::chain::{KnownSums, SumError};
 use crate::qcow2::{self, Header, Image, Table};
 
 /// Time between two looks at what has settled.
@@ -66,7 +65,7 @@ impl EarlySum {
         Self { tables: tables(&image).ok(), image, known: KnownSums::default() }
     }
 
-    fn extend(&mut self, settled: u64) -> io::Result<bool> {
+    fn extend(&mut self, settled: u64) -> Result<bool, SumError> {
         self.known.extend(&*self.image, settled)
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod pauses;
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +23,7 @@ use self::early_sync::EarlySync;
 use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::machine::Machine;
-use crate::chain::{Checksums, KnownSums, create_checksums_watched};
+use crate::chain::{Checksums, KnownSums, SumError, create_checksums_watched};
 use crate::storage::FileStorage;
 
 /// Time between two looks at whether the run shall end.
@@ -122,10 +123,15 @@ impl Sums {
         let storage = FileStorage::new(file).map_err(Error::io(image))?;
         let each = |bytes| {
             self.done.fetch_add(bytes, Ordering::Relaxed);
-            if self.stopped.load(Ordering::Relaxed) { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+            if self.stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let created = create_checksums_watched(image, &storage, known, &each);
-        created.map_err(Error::io(&Checksums::path(image)))
+        created.map_err(|error| match error {
+            SumError::Image { source, .. } => Error::io(image)(source),
+            SumError::Write { source } => Error::io(&Checksums::path(image))(source),
+            SumError::Old(error) => Error::io(&Checksums::path(image))(io::Error::other(error)),
+            SumError::Cancelled => Error::Cancelled,
+        })
     }
 }
 

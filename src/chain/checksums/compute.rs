@@ -1,7 +1,7 @@
 //! Sums of blocks, on all threads of the pool.
 
 use std::io::{self, Seek, SeekFrom, Write};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::header::Header;
 use super::known::KnownSums;
-use super::{BLOCK, Checksums, id_of};
+use super::{BLOCK, Checksums, ChecksumsError, id_of};
 use crate::chain::ImageId;
 use crate::storage::{NewFile, Storage, to_usize};
 
@@ -25,14 +25,41 @@ const BATCH: u64 = 1 << 14;
 pub(crate) static ZEROES: LazyLock<u32> = LazyLock::new(|| crc32fast::hash(&vec![0; to_usize(BLOCK)]));
 
 /// Hears how many more bytes are summed, on any thread, and gives up where it wants to.
-type Watch<'a> = dyn Fn(u64) -> io::Result<()> + Sync + 'a;
+type Watch<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
+
+/// Why there are no checksums.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SumError {
+    /// The image cannot be read.
+    #[error("the image cannot be read at offset {offset:#x}")]
+    Image {
+        /// Where a part of it begins that cannot be read.
+        offset: u64,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file with the checksums cannot be written.
+    #[error("its checksums cannot be written")]
+    Write {
+        /// What the system says.
+        #[from]
+        source: io::Error,
+    },
+    /// Those that it has cannot be read.
+    #[error(transparent)]
+    Old(#[from] ChecksumsError),
+    /// Whoever watches wanted no more.
+    #[error("cancelled")]
+    Cancelled,
+}
 
 /// The sums of some [blocks](BLOCK) of an image; holes are not read.
 ///
 /// # Errors
-/// What the system says.
-pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> io::Result<Vec<u32>> {
-    watched_sums(image, blocks, &KnownSums::default(), &|_| Ok(()))
+/// [`SumError::Image`].
+pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> Result<Vec<u32>, SumError> {
+    watched_sums(image, blocks, &KnownSums::default(), &|_| ControlFlow::Continue(()))
 }
 
 pub(super) fn watched_sums(
@@ -40,7 +67,7 @@ pub(super) fn watched_sums(
     blocks: Range<u64>,
     known: &KnownSums,
     each: &Watch<'_>,
-) -> io::Result<Vec<u32>> {
+) -> Result<Vec<u32>, SumError> {
     let parts = blocks.end.saturating_sub(blocks.start).div_ceil(READ);
     let part = |number: u64| {
         let start = blocks.start + number * READ;
@@ -51,15 +78,17 @@ pub(super) fn watched_sums(
         .map_init(Vec::new, |buffer, number| {
             let part = part(number);
             let sums = unknown_sums(image, part.clone(), known, buffer)?;
-            each((part.end * BLOCK).min(image.length()) - part.start * BLOCK)?;
-            Ok(sums)
+            match each((part.end * BLOCK).min(image.length()) - part.start * BLOCK) {
+                ControlFlow::Continue(()) => Ok(sums),
+                ControlFlow::Break(()) => Err(SumError::Cancelled),
+            }
         })
-        .collect::<io::Result<_>>()?;
+        .collect::<Result<_, _>>()?;
     Ok(sums.into_iter().flatten().collect())
 }
 
 /// The sums of some blocks, which lie in ranges of at most [`READ`] blocks.
-pub(super) fn sums_of(image: &(impl Storage + ?Sized), parts: &[Range<u64>]) -> io::Result<Vec<Vec<u32>>> {
+pub(super) fn sums_of(image: &(impl Storage + ?Sized), parts: &[Range<u64>]) -> Result<Vec<Vec<u32>>, SumError> {
     parts.par_iter().map_init(Vec::new, |buffer, part| sums(image, part.clone(), buffer)).collect()
 }
 
@@ -69,7 +98,7 @@ fn unknown_sums(
     blocks: Range<u64>,
     known: &KnownSums,
     buffer: &mut Vec<u8>,
-) -> io::Result<Vec<u32>> {
+) -> Result<Vec<u32>, SumError> {
     // of a block that is short now, nothing was known
     let whole = image.length() / BLOCK;
     let known = |block: &u64| known.get(*block).filter(|_| *block < whole);
@@ -88,17 +117,22 @@ fn unknown_sums(
 }
 
 /// The sums of a few blocks that lie next to each other.
-pub(super) fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<Vec<u32>> {
+pub(super) fn sums(
+    image: &(impl Storage + ?Sized),
+    blocks: Range<u64>,
+    buffer: &mut Vec<u8>,
+) -> Result<Vec<u32>, SumError> {
     let start = blocks.start * BLOCK;
     let end = (blocks.end * BLOCK).min(image.length());
+    let unread = |source| SumError::Image { offset: start, source };
     buffer.resize(to_usize(end.saturating_sub(start)), 0);
-    if image.next_data_start(start)?.is_none_or(|data| data >= end) {
+    if image.next_data_start(start).map_err(unread)?.is_none_or(|data| data >= end) {
         if blocks.end * BLOCK == end {
             return Ok(vec![*ZEROES; to_usize(blocks.end - blocks.start)]);
         }
         buffer.fill(0);
     } else {
-        image.read_exact_at(buffer, start)?;
+        image.read_exact_at(buffer, start).map_err(unread)?;
     }
     Ok(buffer.chunks(to_usize(BLOCK)).map(crc32fast::hash).collect())
 }
@@ -107,22 +141,22 @@ pub(super) fn sums(image: &(impl Storage + ?Sized), blocks: Range<u64>, buffer: 
 /// a name that it will have later. They replace others, and have the id that the manifest has which is there.
 ///
 /// # Errors
-/// What the system says of either file; earlier checksums are still there then.
-pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> io::Result<()> {
-    create_watched(image, storage, &KnownSums::default(), &|_| Ok(()))
+/// Which file fails, and why; earlier checksums are still there then.
+pub fn create(image: &Path, storage: &(impl Storage + ?Sized)) -> Result<(), SumError> {
+    create_watched(image, storage, &KnownSums::default(), &|_| ControlFlow::Continue(()))
 }
 
 /// As [`create`], but does not read what is known, and tells `each` on any thread how many more bytes are summed, which may
 /// give up.
 ///
 /// # Errors
-/// As with [`create`]; what `each` says.
+/// As with [`create`]; [`SumError::Cancelled`] where `each` breaks off.
 pub(crate) fn create_watched(
     image: &Path,
     storage: &(impl Storage + ?Sized),
     known: &KnownSums,
     each: &Watch<'_>,
-) -> io::Result<()> {
+) -> Result<(), SumError> {
     write(image, id_of(image), storage.length(), |blocks| watched_sums(storage, blocks, known, each))
 }
 
@@ -131,8 +165,8 @@ pub(super) fn write(
     image: &Path,
     id: Option<ImageId>,
     length: u64,
-    mut sums: impl FnMut(Range<u64>) -> io::Result<Vec<u32>>,
-) -> io::Result<()> {
+    mut sums: impl FnMut(Range<u64>) -> Result<Vec<u32>, SumError>,
+) -> Result<(), SumError> {
     // whoever may not read the image learns nothing of it here, either
     let mode = std::fs::metadata(image).map_or(0o600, |image| image.permissions().mode() & 0o666);
     let new = NewFile::create(&Checksums::path(image), mode)?;
@@ -152,5 +186,5 @@ pub(super) fn write(
     }
     header.list = hasher.finalize();
     std::os::unix::fs::FileExt::write_all_at(file, &header.bytes(), 0)?;
-    new.publish(true)
+    Ok(new.publish(true)?)
 }

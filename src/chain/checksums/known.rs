@@ -1,10 +1,9 @@
 //! Sums that were computed while other parts of the image were still written.
 
-use std::io;
 use std::ops::Range;
 
 use super::BLOCK;
-use super::compute::{READ, sums};
+use super::compute::{READ, SumError, sums};
 use crate::storage::{BlockSet, Storage, to_usize};
 
 /// Blocks whose sums are kept at most: 64 MiB of them, for 1 TiB of the image.
@@ -24,8 +23,8 @@ impl KnownSums {
     /// there may be more of them comes back.
     ///
     /// # Errors
-    /// What the system says.
-    pub(crate) fn extend(&mut self, image: &impl Storage, settled: u64) -> io::Result<bool> {
+    /// [`SumError::Image`].
+    pub(crate) fn extend(&mut self, image: &impl Storage, settled: u64) -> Result<bool, SumError> {
         let start = self.sums.len() as u64;
         let end = (settled.min(image.length()) / BLOCK).min(start + READ).min(MOST);
         if end <= start {
@@ -51,6 +50,8 @@ impl KnownSums {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use proptest::prelude::*;
 
     use super::super::compute::watched_sums;
@@ -75,7 +76,7 @@ mod tests {
             known.forget(&ranges);
             let last = lengths[1].div_ceil(BLOCK);
             let asked = asked.0.min(last)..(asked.0 + asked.1).min(last);
-            let sums = watched_sums(&late, asked.clone(), &known, &|_| Ok(())).unwrap();
+            let sums = watched_sums(&late, asked.clone(), &known, &|_| ControlFlow::Continue(())).unwrap();
             let expected = asked.map(|block| {
                 let bytes = block * BLOCK..((block + 1) * BLOCK).min(lengths[1]);
                 let whole = bytes.end - bytes.start == BLOCK && bytes.end <= settled.min(lengths[0]);

@@ -40,11 +40,11 @@ use std::path::{Path, PathBuf};
 
 use byteorder::{BigEndian, ByteOrder};
 
+pub use compute::{SumError, block_sums, create};
 pub(crate) use compute::{ZEROES, create_watched};
-pub use compute::{block_sums, create};
 use header::Header;
 pub(crate) use known::KnownSums;
-pub use renew::Renewal;
+pub(crate) use renew::Renewal;
 
 use super::manifest::{Manifest, beside};
 use super::{ImageId, Unfinished};
@@ -144,7 +144,7 @@ impl Checksums {
     ///
     /// # Errors
     /// As with [`open`](Self::open).
-    pub fn open_writable(image: &Path) -> Result<Option<Self>, ChecksumsError> {
+    pub(crate) fn open_writable(image: &Path) -> Result<Option<Self>, ChecksumsError> {
         Self::open_as(image, |path| {
             let file = open_unlinked(OpenOptions::new().read(true).write(true), path)?;
             if file.metadata()?.nlink() > 1 {

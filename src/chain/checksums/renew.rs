@@ -14,14 +14,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::compute::{READ, sums_of, write};
+use super::compute::{READ, SumError, sums_of, write};
 use super::header::Header;
 use super::{BLOCK, Checksums, ChecksumsError, id_of};
 use crate::storage::{BlockSet, FileStorage, Storage, Touched, to_usize};
 
 /// Checksums of an image that is about to change.
 #[derive(Debug)]
-pub struct Renewal {
+pub(crate) struct Renewal {
     image: PathBuf,
     /// None where the image had none, or none that could be used.
     sums: Option<Checksums>,
@@ -38,7 +38,7 @@ impl Renewal {
     ///
     /// # Errors
     /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.
-    pub fn begin(image: &Path, blocks: Range<u64>) -> io::Result<Self> {
+    pub(crate) fn begin(image: &Path, blocks: Range<u64>) -> io::Result<Self> {
         let mut sums = match Checksums::open_writable(image) {
             Ok(sums) => sums,
             Err(ChecksumsError::Io { source, .. }) => return Err(source),
@@ -69,7 +69,7 @@ impl Renewal {
     ///
     /// # Errors
     /// As with [`Renewal::begin`] and [`Renewal::finish`].
-    pub fn settle(image: &Path, storage: &Arc<FileStorage>) -> io::Result<()> {
+    pub(crate) fn settle(image: &Path, storage: &Arc<FileStorage>) -> Result<(), SumError> {
         let Ok(Some(sums)) = Checksums::open(image) else { return Ok(()) };
         if sums.header.unsettled.1 == 0 {
             return Ok(());
@@ -79,7 +79,7 @@ impl Renewal {
 
     /// Looks at the blocks of which only a part is about to change, before they do; one caller at a time. What was touched
     /// before was looked at before.
-    pub fn before_write(&self, bytes: &Range<u64>, touched: &Touched) {
+    pub(crate) fn before_write(&self, bytes: &Range<u64>, touched: &Touched) {
         let Some(sums) = &self.sums else { return };
         let end = bytes.end.div_ceil(BLOCK).min(sums.blocks());
         for block in bytes.start / BLOCK..end {
@@ -112,22 +112,22 @@ impl Renewal {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub fn abandon(self) -> io::Result<()> {
+    pub(crate) fn abandon(self) -> io::Result<()> {
         self.sums.map_or(Ok(()), |sums| sums.header.overwrite(sums.file.file()))
     }
 
     /// Sums what was written to, when all of it is on stable storage. How many blocks did not fit before comes back.
     ///
     /// # Errors
-    /// What the system says; the blocks are still unsettled then.
-    pub fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> io::Result<u64> {
+    /// Which file fails, and why; the blocks are still unsettled then.
+    pub(crate) fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> Result<u64, SumError> {
         let Some(old) = &self.sums else { return Ok(0) };
         let length = storage.length();
         self.look_at_end(old, length, touched);
         // where the end has moved, the old sums say nothing of what is behind either end, or of the block that it is in
         let known = if length == old.length() { old.blocks() } else { length.min(old.length()) / BLOCK };
         write(&self.image, old.id(), length, |blocks| {
-            let mut sums = old.read(blocks.clone()).map_err(io::Error::other)?;
+            let mut sums = old.read(blocks.clone())?;
             sums.resize(to_usize(blocks.end - blocks.start), 0);
             let is_new = |block: u64| touched.contains(block) || self.unsettled.contains(&block) || block >= known;
             let parts = parts(&blocks, is_new);

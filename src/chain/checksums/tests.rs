@@ -52,6 +52,35 @@ fn holes_have_the_sum_of_zeroes() {
 }
 
 #[test]
+fn an_image_that_cannot_be_read_is_no_fault_of_its_checksums() {
+    /// The second half of it is on bad sectors.
+    struct Bad(MemoryStorage);
+    impl Storage for Bad {
+        fn length(&self) -> u64 {
+            self.0.length()
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            let is_bad = offset + buffer.len() as u64 > self.length() / 2;
+            if is_bad { Err(io::Error::other("bad sector")) } else { self.0.read_exact_at(buffer, offset) }
+        }
+    }
+    let (_folder, path) = image(300_000);
+    let bad = Bad(MemoryStorage::new(vec![1; 40 * usize::try_from(BLOCK).unwrap()]));
+    let error = create(&path, &bad).unwrap_err();
+    let SumError::Image { offset, .. } = error else { panic!("{error:?}") };
+    assert!((16 * BLOCK..40 * BLOCK).contains(&offset), "{offset:#x}");
+    // that of the checksums
+    let error = create(&path.join("no folder"), &MemoryStorage::new(vec![1; 9])).unwrap_err();
+    assert!(matches!(error, SumError::Write { .. }), "{error:?}");
+    let stop = |_| std::ops::ControlFlow::Break(());
+    let memory = MemoryStorage::new(vec![1; 9]);
+    let error = create_watched(&path, &memory, &KnownSums::default(), &stop).unwrap_err();
+    assert!(matches!(error, SumError::Cancelled), "{error:?}");
+    assert_eq!(sums(&path), expected(&path));
+}
+
+#[test]
 fn any_flipped_bit_of_the_checksums_is_noticed() {
     for id in [None, Some(ImageId::random().unwrap())] {
         any_flipped_bit_is_noticed(id);

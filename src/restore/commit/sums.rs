@@ -80,8 +80,7 @@ fn compare_all(known: Vec<(&Layer, Checksums)>, observer: &dyn Observer) -> Resu
 
 fn compare(layer: &Layer, sums: &Checksums, blocks: Range<u64>) -> Result<()> {
     let unsettled = sums.unsettled();
-    let found = block_sums(layer.data(), blocks.clone());
-    let found = found.map_err(|source| layer.read_error(blocks.start * BLOCK, source))?;
+    let found = block_sums(layer.data(), blocks.clone()).map_err(|error| Error::sums(layer.path(), error))?;
     for ((block, found), expected) in blocks.clone().zip(found).zip(sums.read(blocks)?) {
         if found != expected && !unsettled.contains(&block) {
             return Err(Error::Checksum { path: layer.path().to_owned(), offset: block * BLOCK, guest: None });

@@ -4,23 +4,17 @@ use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
-use qmpbackup::chain::{BLOCK, Checksums, Manifest, Phase, Renewal, Unfinished, Work, create_checksums};
+use qmpbackup::chain::{BLOCK, Checksums, Manifest, Phase, Unfinished, Work, create_checksums};
 use qmpbackup::storage::FileStorage;
 
 use crate::support::program::{Backup, Ended};
-use crate::support::sums::{assert_fit, wrong};
+use crate::support::sums::{assert_fit, unsettle, wrong};
 
 /// The recorded chain with manifests and checksums.
 fn known() -> Backup {
     let backup = Backup::new();
     backup.does(&["manifest"]).with(0);
     backup
-}
-
-/// Makes blocks of an image unsettled, as a program does that is killed then.
-fn unsettle(image: &Path) {
-    drop(Renewal::begin(image, 0..1).unwrap());
-    assert_eq!(Checksums::open(image).unwrap().unwrap().unsettled(), 0..1);
 }
 
 fn flip(image: &Path, offset: u64) {
@@ -89,7 +83,7 @@ fn an_inc_that_follows_the_full_now_has_right_checksums() {
 fn what_was_left_unsettled_is_settled_by_a_rebase_that_was_done_already() {
     let backup = known();
     backup.does(&["rebase"]).with(0);
-    unsettle(&backup.images[2]);
+    unsettle(&backup.images[2], 0..1);
     let before = backup.files();
     backup.does(&["rebase"]).with(0).says_not("is based on");
     assert_eq!(backup.files(), before);
@@ -119,7 +113,7 @@ fn a_repair_renews_checksums_and_settles_what_one_that_was_killed_left() {
     create_checksums(&backup.images[1], &file).unwrap();
     repair().with(0);
     assert_eq!(assert_fit(&backup.dir).len(), 4);
-    unsettle(&backup.images[1]);
+    unsettle(&backup.images[1], 0..1);
     repair().with(0);
     assert_eq!(assert_fit(&backup.dir).len(), 4);
     // an image that nothing is known of gets nothing
@@ -287,7 +281,7 @@ fn a_snapshotrebase_whose_last_inc_was_gone_when_it_was_killed_settles_the_full(
     };
     backup.does(&["snapshotrebase", "--until=INC-1793674800"]).with(0);
     unfinished.write(&backup.images[0]).unwrap();
-    unsettle(&backup.images[0]);
+    unsettle(&backup.images[0], 0..1);
     backup.does(&["snapshotrebase", "--until=INC-1793674800"]).with(0);
     assert_eq!(assert_fit(&backup.dir).len(), 3);
 }

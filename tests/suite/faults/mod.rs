@@ -72,6 +72,8 @@ impl Case<'_> {
                 let folder = self.scene.folder();
                 let names = [folder.to_str().unwrap(), "made: ", "old: ", "new: ", "new/folder: "];
                 assert!(unreadable || names.iter().any(|name| ended.stderr.contains(name)), "no file is named");
+                let is_misread = self.is(Call::Read) && ended.stderr.contains("cannot be written");
+                assert!(!is_misread, "what cannot be read is told as what cannot be written");
                 let undurable = [&ended.stderr, &ended.stdout].iter().any(|said| said.contains("a power cut may undo"));
                 let moves = matches!(self.position.call, Call::Write | Call::CopyRange | Call::Truncate | Call::Sync);
                 assert!(!(moves && self.fault.is_full()) || undurable || ended.code == Some(7), "not told as full");

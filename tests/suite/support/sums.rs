@@ -1,5 +1,6 @@
 //! Whether the checksums beside images fit.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use qmpbackup::chain::Checksums;
@@ -16,6 +17,19 @@ pub(crate) fn assert_fit(folder: &Path) -> Vec<PathBuf> {
         assert_eq!(wrong(image), [0; 0], "{}", image.display());
     }
     images
+}
+
+/// Makes blocks of an image unsettled, as a program does that is killed then.
+pub(crate) fn unsettle(image: &Path, blocks: Range<u64>) {
+    let path = Checksums::path(image);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = if bytes[11] == 1 { 44 } else { 60 };
+    bytes[24..32].copy_from_slice(&blocks.start.to_be_bytes());
+    bytes[32..40].copy_from_slice(&(blocks.end - blocks.start).to_be_bytes());
+    let sum = crc32(&bytes[..header]);
+    bytes[header..header + 4].copy_from_slice(&sum.to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(Checksums::open(image).unwrap().unwrap().unsettled(), blocks);
 }
 
 /// The blocks of an image whose checksums do not fit.
