@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::capture::folder::files::text;
 use crate::capture::names::{self, NodeRole};
 use crate::capture::request::Aio;
-use crate::chain::Level;
 use crate::qmp::{Command, Features};
 
 /// Where a filter copies old data before the guest overwrites it; the job reads it from there.
@@ -39,16 +38,12 @@ pub(crate) struct DiskPlan {
     pub format_node: String,
     /// Whether it has a backing file.
     pub is_overlay: bool,
-    /// What is made.
-    pub level: Level,
     /// Where its moment is kept; without one, the job itself copies old data to the target before the guest overwrites it.
     pub fleece: Option<FleeceImage>,
     /// The image that is made, under the name that it has until it is whole.
     pub target: PathBuf,
     /// What changed since the image before; INCs only.
     pub old: Option<Old>,
-    /// A bitmap of the newest image that lacks writes: were the run to fail, it would be taken for one that this run stopped.
-    pub dead: Option<String>,
     /// The bitmap that records from now on, and whether QEMU can store it; none with COPY.
     pub new: Option<(String, bool)>,
 }
@@ -94,7 +89,7 @@ impl Plan {
     /// Decides on all commands.
     pub(super) fn new(disks: &[DiskPlan], settings: &Settings, features: &Features) -> Self {
         let mut prepare: Vec<Command> =
-            transaction(disks.iter().flat_map(begin_bitmaps).collect(), None).into_iter().collect();
+            transaction(disks.iter().filter_map(begin_bitmap).collect(), None).into_iter().collect();
         let each = || disks.iter().enumerate();
         prepare.extend(each().map(|(number, disk)| target(number, disk, settings)));
         let fleeced = || each().filter_map(|(number, disk)| Some((number, disk, disk.fleece.as_ref()?)));
@@ -215,13 +210,10 @@ fn path(qdev: &str) -> String {
     if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }
 }
 
-fn begin_bitmaps(disk: &DiskPlan) -> impl Iterator<Item = Value> {
-    let node = &disk.format_node;
-    let dead = disk.dead.as_ref().map(|name| action("block-dirty-bitmap-remove", json!({"node": node, "name": name})));
-    let new = disk.new.as_ref().map(|(name, persistent)| {
-        action("block-dirty-bitmap-add", json!({"node": node, "name": name, "persistent": persistent}))
-    });
-    dead.into_iter().chain(new)
+fn begin_bitmap(disk: &DiskPlan) -> Option<Value> {
+    let (name, persistent) = disk.new.as_ref()?;
+    let data = json!({"node": disk.format_node, "name": name, "persistent": persistent});
+    Some(action("block-dirty-bitmap-add", data))
 }
 
 /// The job that copies old data itself. It takes the old bitmap as it is when the disk stands still: all that a write had
@@ -330,11 +322,9 @@ mod tests {
             node: format!("top{number}"),
             format_node: format!("disk{number}"),
             is_overlay: false,
-            level: if old { Level::Inc } else { Level::Full },
             fleece: fleece.then_some(image),
             target: format!("/t/{number}.partial").into(),
             old: old.then(|| Old { name: "qmpbackup-5-c".to_owned(), granularity: 4096 }),
-            dead: None,
             new: Some(("qmpbackup-6-c".to_owned(), true)),
         }
     }
@@ -439,15 +429,6 @@ mod tests {
         let still = Settings { running: false, pause: true, ..settings() };
         let plan = Plan::new(&[disk(0, true, false)], &still, &features());
         assert_eq!(lines(&plan.moment), ["qom-set /vb0 qmpbackup-0-cbw"]);
-    }
-
-    #[test]
-    fn a_bitmap_that_lacks_writes_goes_before_the_one_of_the_full_comes() {
-        let full = DiskPlan { dead: Some("qmpbackup-5-c".to_owned()), ..disk(0, true, false) };
-        let plan = Plan::new(&[full], &settings(), &features());
-        let first =
-            "transaction block-dirty-bitmap-remove disk0 qmpbackup-5-c + block-dirty-bitmap-add disk0 qmpbackup-6-c";
-        assert_eq!(lines(&plan.prepare).first().map(String::as_str), Some(first));
     }
 
     #[test]

@@ -50,7 +50,6 @@ pub(super) struct Target {
     pub(super) fleece: Option<FleeceImage>,
     device: Device,
     old: Option<Old>,
-    dead: Option<String>,
     link: Option<PathBuf>,
     config: PathBuf,
     /// Whether there are images of another tool.
@@ -157,7 +156,6 @@ impl Prepared {
                 parent_id: newest.and_then(|newest| newest.id),
                 id: ImageId::random().map_err(Error::io(&place.folder))?,
                 fleece: fleece.image(machine, device, place, level, time).await?,
-                dead: dead(history, &bitmaps, device, level),
                 old: old.map(|old| Old { name: old.name.clone(), granularity: old.granularity }),
                 link,
                 config: place.config.clone(),
@@ -221,11 +219,9 @@ impl Prepared {
             node: target.device.node.clone(),
             format_node: target.device.format_node.clone(),
             is_overlay: !target.device.backing.is_empty(),
-            level: target.level,
             fleece: target.fleece.clone(),
             target: files::partial(&target.image),
             old: target.old.clone(),
-            dead: target.dead.clone(),
             new: self.epoch(target).map(|name| (name, target.device.persistent)),
         }
     }
@@ -383,14 +379,6 @@ fn time(machine: &Machine<'_>, histories: &[History]) -> i64 {
         machine.tell(&Event::ClockBehind { time });
     }
     time
-}
-
-/// The bitmap of the newest image, where somebody has stopped it: a FULL that fails must not let it go on.
-fn dead(history: &History, bitmaps: &Bitmaps<'_>, device: &Device, level: Level) -> Option<String> {
-    let newest = history.since().filter(|_| level == Level::Full && !device.read_only)?;
-    let bitmap = bitmaps.since(newest)?;
-    let lacks_writes = !bitmap.recording && !bitmap.busy && !bitmap.inconsistent;
-    lacks_writes.then(|| bitmap.name.clone())
 }
 
 /// Warns of a device that lets other machines and programs write to its disk. Those that have no such property do not, and

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 
-use super::random_id;
+use super::id::random_bytes;
 
 /// 16 random bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,7 +16,7 @@ impl ImageId {
     /// # Errors
     /// The system has no random numbers.
     pub fn random() -> io::Result<Self> {
-        Self::parse(&random_id()?.replace('-', "")).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        random_bytes().map(Self)
     }
 
     /// One of 32 hexadecimal digits.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::checksums::Checksums;
 use super::image::Image;
 use super::journal::Taken;
 
@@ -101,7 +102,12 @@ impl Lineage {
         }
         let parent = known.parent.clone()?;
         if last.name() == parent.as_str() {
-            let ids = known.parent_id.zip(last.known().and_then(|last| last.id));
+            // where its manifest is gone, its checksums tell it
+            let id = |last: &Image| match last.manifest {
+                None => Checksums::id_beside(&last.path),
+                Some(_) => last.known().and_then(|last| last.id),
+            };
+            let ids = known.parent_id.and_then(|parent| Some((parent, id(last)?)));
             // made before the work began that gives the FULL another id
             let is_older =
                 |id| before.len() == 1 && taken.is_some_and(|taken| taken.contains(inc) && taken.was_full(id));

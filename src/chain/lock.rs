@@ -48,11 +48,12 @@ impl FolderLock {
             storage::check_inside(folder, Path::new(BOOKKEEPING))?;
             storage::create_folders(&bookkeeping)
         });
-        made.map_err(|source| Error::Lock { path: bookkeeping, source })?;
+        made.map_err(|source| Error::Lock { path: bookkeeping.clone(), source })?;
         // QEMU reads it, which may be another user
         let file =
             open_unlinked(File::options().read(true).write(true).create(true).truncate(false).mode(0o644), &path);
         let file = file.map_err(|source| Error::Lock { path: path.clone(), source })?;
+        storage::give_to_owner(&file, &bookkeeping);
         Self::hold(file, path)
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Error;
 use super::disk::Disk;
 use super::image::Image;
+use super::lineage::Lineage;
 use super::links::Chain;
 use super::point::{Fault, Point, RestorePoint, State};
 use super::when::{Clock, When};
@@ -59,6 +60,9 @@ impl Disk {
             if !matches!(members.first(), Some(Member::Missing { .. })) {
                 members.insert(0, Member::Missing { path: folder.to_owned(), size: None });
             }
+        }
+        if let Some(Fault::Lineage(Lineage::Missing { parent, .. })) = self.missing_after(point, when, clock) {
+            members.push(Member::Missing { path: point.image.path.with_file_name(parent), size: None });
         }
         let there: Vec<Arc<Image>> = members.iter().filter_map(Member::image).cloned().collect();
         if there.is_empty() {

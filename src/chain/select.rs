@@ -6,6 +6,7 @@ use super::Error;
 use super::disk::Disk;
 use super::image::Image;
 use super::journal::Unfinished;
+use super::lineage::Lineage;
 use super::links::Chain;
 use super::name::{ImageName, Level};
 use super::point::{Fault, Point, RestorePoint, State};
@@ -23,12 +24,36 @@ impl Disk {
     /// No restore point, or more than one, is meant; the one that is meant is broken; or it is doubtful and
     /// `allow_partial` is not set.
     pub fn select(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
-        self.restore_point(self.meant(when, clock)?, allow_partial)
+        self.restore_point(self.there(self.meant(when, clock)?, when, clock)?, allow_partial)
     }
 
     /// The restore point that is meant, whatever its state.
     pub(super) fn meant(&self, when: &When, clock: &Clock) -> Result<&Point, Error> {
         if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock), true) }
+    }
+
+    /// The restore point that a time means, unless a manifest tells that a newer one was made by then, which is missing.
+    fn there<'a>(&self, point: &'a Point, when: &When, clock: &Clock) -> Result<&'a Point, Error> {
+        match self.missing_after(point, when, clock) {
+            Some(fault) => Err(fault.into_error(&point.image)),
+            None => Ok(point),
+        }
+    }
+
+    /// The newest image of a chain that is missing and that a time means rather than this point.
+    pub(super) fn missing_after(&self, point: &Point, when: &When, clock: &Clock) -> Option<Fault> {
+        if matches!(when, When::Name(_)) {
+            return None;
+        }
+        let moment = when.moment(clock)?;
+        let missing = self.points().iter().filter(|other| other.chain == point.chain).filter_map(|other| {
+            let State::Broken(fault @ Fault::Lineage(Lineage::Missing { parent, .. })) = &other.state else {
+                return None;
+            };
+            let time = ImageName::parse(parent.as_ref())?.time;
+            (time <= moment && point.image.moment().0 < Some(time)).then_some((time, fault))
+        });
+        missing.max_by_key(|(time, _)| *time).map(|(_, fault)| fault.clone())
     }
 
     /// As [`select`](Self::select), but a time picks a COPY only where there is nothing else: for work on chains.
@@ -37,7 +62,7 @@ impl Disk {
     /// As with [`select`](Self::select).
     pub fn select_of_chain(&self, when: &When, clock: &Clock, allow_partial: bool) -> Result<RestorePoint, Error> {
         let point = if let When::Name(name) = when { self.named(name) } else { self.newest(when.moment(clock), false) };
-        self.restore_point(point?, allow_partial)
+        self.restore_point(self.there(point?, when, clock)?, allow_partial)
     }
 
     /// Finds the restore point that work in its FULL is to lead to: as [`select_of_chain`](Self::select_of_chain) does, also
@@ -57,7 +82,8 @@ impl Disk {
         } else {
             let moment = when.moment(clock);
             let newest = self.newest(moment, false)?;
-            self.left(newest.chain, |end| self.has_gone(newest, end, moment)).unwrap_or(newest)
+            let left = self.left(newest.chain, |end| self.has_gone(newest, end, moment));
+            left.map_or_else(|| self.there(newest, when, clock), Ok)?
         };
         let chain = self.chains().get(point.chain);
         let unfinished = chain.and_then(Chain::unfinished).cloned();

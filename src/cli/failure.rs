@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::signals;
+use crate::chain::ChecksumsError;
 use crate::errors::ErrorKind;
 use crate::storage::is_full;
 use crate::{capture, chain, errors, qmp, restore};
@@ -109,6 +110,9 @@ impl Failure {
                 _ => None,
             },
             Self::Restore(restore::Error::OutputExists { .. }) => Some("--force replaces it"),
+            Self::Restore(restore::Error::Checksums(ChecksumsError::Damaged { .. } | ChecksumsError::Io { .. })) => {
+                Some("nothing was written; without --verify it is merged as it is")
+            }
             Self::Restore(restore::Error::DeviceNotEmpty { .. }) => Some("--force overwrites it"),
             Self::Restore(error) => match error.kind() {
                 ErrorKind::Damaged => Some(

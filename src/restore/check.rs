@@ -137,7 +137,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
 /// Whether header and tables are what their checksums say, where there are some that can be used. New refcounts are made
 /// from them, and free what damaged ones do not lead to; the old refcounts may be damaged.
 fn check_sums(path: &Path, storage: &Arc<FileStorage>, observer: &dyn Observer) -> Result<()> {
-    let (Some(sums), _) = own_sums(path)? else {
+    let (Some(sums), _) = own_sums(Checksums::open(path))? else {
         observer.advance(storage.length());
         return Ok(());
     };

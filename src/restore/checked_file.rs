@@ -316,9 +316,11 @@ impl fmt::Display for Unverified {
     }
 }
 
-/// The checksums of an image, and what stands against them. Those of another image are an error.
-pub(super) fn own_sums(image: &Path) -> Result<(Option<Checksums>, Option<Unverified>), ChecksumsError> {
-    match Checksums::open(image) {
+/// The checksums that were [opened](Checksums::open), and what stands against them. Those of another image are an error.
+pub(super) fn own_sums(
+    opened: Result<Option<Checksums>, ChecksumsError>,
+) -> Result<(Option<Checksums>, Option<Unverified>), ChecksumsError> {
+    match opened {
         Err(error @ ChecksumsError::Foreign { .. }) => Err(error),
         opened => Ok(judged(opened)),
     }

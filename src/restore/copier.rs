@@ -279,7 +279,8 @@ impl<'a> Copier<'a> {
         let end = (from + length).min(layer.data().length());
         let mut to = operation.target + start;
         let first = from;
-        self.target.written(to..to.saturating_add(end.saturating_sub(from)));
+        let written = to..to.saturating_add(end.saturating_sub(from));
+        self.target.will_be_written(written).map_err(|source| self.write_error(source))?;
         while from < end {
             let rest = to_usize(end - from);
             match rustix::fs::copy_file_range(file, Some(&mut from), target, Some(&mut to), rest) {

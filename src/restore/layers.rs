@@ -14,7 +14,7 @@ use super::salvage::{self, Cause, Slot, Tolerance};
 use super::source::{
     Source, check_backing, check_length, check_size, decide, evidence, name_in, open_error, open_locked,
 };
-use crate::chain::{BLOCK, Checksums, RestorePoint};
+use crate::chain::{BLOCK, Checksums, ChecksumsError, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{FileStorage, Storage};
 
@@ -81,7 +81,11 @@ impl Layers {
     pub fn open_verified(sources: &[Source]) -> Result<Self> {
         let mut unchecked = Vec::new();
         let layers = Self::open_as(sources, |source, file, format| {
-            let (sums, reason) = checked_file::own_sums(&source.path)?;
+            let (sums, reason) = match Checksums::open(&source.path) {
+                // who wants them checked takes no others for none
+                Err(error @ (ChecksumsError::Damaged { .. } | ChecksumsError::Io { .. })) => return Err(error.into()),
+                opened => checked_file::own_sums(opened)?,
+            };
             unchecked.extend(reason.map(|reason| Unchecked { path: source.path.clone(), reason }));
             let verified = Arc::new(CheckedFile::new(file.clone(), sums, false));
             // what became a hole of a raw image is no data that is read

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::checked_file::Unverified;
+use crate::qcow2::Finding;
 
 /// Follows work. Calls come from many threads.
 pub trait Observer: Sync {
@@ -105,6 +106,16 @@ pub enum Warning {
         /// What is wrong.
         reason: String,
     },
+    /// The tables of an image that is salvaged contradict each other.
+    #[error("{}: its tables are damaged in {errors} places, and what they make of the disk may be wrong anywhere: {first}", .path.display())]
+    DamagedTables {
+        /// The image.
+        path: PathBuf,
+        /// How many places.
+        errors: u64,
+        /// The first of them.
+        first: Box<Finding>,
+    },
     /// The newest image that is salvaged does not tell the size of the disk, or its header does not fit its checksum, and nothing
     /// else tells it.
     #[error("{}: the size of the disk is not known: {size} bytes are a guess", .path.display())]
@@ -159,4 +170,13 @@ pub enum Warning {
         /// The first image.
         path: PathBuf,
     },
+}
+
+/// Passes on whether to give up, and nothing else.
+pub(super) struct Uncounted<'a>(pub(super) &'a dyn Observer);
+
+impl Observer for Uncounted<'_> {
+    fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::check;
 use super::error::{Error, Result};
 use super::observer::{Observer, Warning};
-use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal};
+use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal, SumError};
 use crate::qcow2::{self, Geometry, Repair, Repaired};
 use crate::storage::{FileStorage, Storage, Touched, WritableStorage};
 
@@ -55,11 +55,11 @@ impl Renewed {
 
     /// Says that the image is about to change. The first write says it by itself, but copies in the kernel do not.
     pub(super) fn begin(&self) -> Result<()> {
-        self.unsettle(0..0).map_err(|source| self.error(source))
+        self.unsettle(0..0).map_err(|error| Error::sums(&self.path, error))
     }
 
     /// Before these bytes change.
-    fn unsettle(&self, bytes: Range<u64>) -> io::Result<()> {
+    fn unsettle(&self, bytes: Range<u64>) -> Result<(), SumError> {
         let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
         let renewal = match &mut *renewal {
             Some(renewal) => renewal,
@@ -68,8 +68,8 @@ impl Renewed {
         if !bytes.is_empty() {
             self.changed.fetch_or(bytes.start < self.length, Ordering::Relaxed);
             // nobody else writes to a part of these blocks before they were looked at
-            renewal.before_write(&bytes, &self.touched);
-            self.touched.written(bytes);
+            renewal.before_write(&bytes, &self.touched)?;
+            self.touched.will_be_written(bytes)?;
         }
         Ok(())
     }
@@ -158,10 +158,8 @@ impl WritableStorage for Renewed {
         self.touched.sync()
     }
 
-    fn written(&self, range: Range<u64>) {
-        // this has begun: see there
-        let _ = self.unsettle(range.clone());
-        self.touched.written(range);
+    fn will_be_written(&self, range: Range<u64>) -> io::Result<()> {
+        Ok(self.unsettle(range)?)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Folders: what lies in them, and new ones.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, FileType};
@@ -57,7 +57,27 @@ pub(crate) fn sync_folder(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Makes a folder, and those above it that are missing, which stay whatever becomes of the system.
+/// The same where that can be: a folder that only takes what is put in cannot be opened, and some file systems sync none.
+pub(super) fn sync_names(directory: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied};
+    sync_folder(directory).or_else(|error| match error.kind() {
+        PermissionDenied | InvalidInput => Ok(()),
+        _ => Err(error),
+    })
+}
+
+/// Gives what root has made in somebody's folder to that one, who shall be able to go on alone. Where that cannot be, it stays
+/// root's.
+pub(crate) fn give_to_owner(made: &File, folder: &Path) {
+    let owner = |metadata: &Metadata| (metadata.uid(), metadata.gid());
+    let (Ok(own), Ok(folder)) = (made.metadata(), folder.metadata()) else { return };
+    if rustix::process::geteuid().is_root() && owner(&own) != owner(&folder) {
+        let _ = std::os::unix::fs::fchown(made, Some(folder.uid()), Some(folder.gid()));
+    }
+}
+
+/// Makes a folder, and those above it that are missing, which stay whatever becomes of the system. They belong to who owns the
+/// folder that they are in.
 ///
 /// # Errors
 /// What the system says.
@@ -65,6 +85,13 @@ pub(crate) fn create_folders(path: &Path) -> io::Result<()> {
     let made = NewFolders::create(path)?;
     if !path.metadata()?.is_dir() {
         return Err(io::ErrorKind::NotADirectory.into());
+    }
+    for path in &made.made {
+        // not where a link leads
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        if let Ok(folder) = File::options().read(true).custom_flags(flags).open(path) {
+            give_to_owner(&folder, parent(path));
+        }
     }
     made.sync()?;
     made.keep();
@@ -97,14 +124,7 @@ impl NewFolders {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        let synced = |path: &PathBuf| match sync_folder(parent(path)) {
-            // one that only takes what is put in cannot be opened, and some file systems sync no folders
-            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
-                Ok(())
-            }
-            synced => synced,
-        };
-        self.made.iter().try_for_each(synced)
+        self.made.iter().try_for_each(|path| sync_names(parent(path)))
     }
 
     pub(super) fn keep(mut self) {

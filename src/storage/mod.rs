@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub(crate) use blocks::BlockSet;
 pub use file::FileStorage;
-pub(crate) use folder::{create_folders, parent, read_folder, sync_folder};
+pub(crate) use folder::{create_folders, give_to_owner, parent, read_folder, sync_folder};
 pub(crate) use inside::{check_inside, is_trusted};
 pub(crate) use link::{open_unlinked, set_link};
 pub use lock::Access;
@@ -130,9 +130,13 @@ pub trait WritableStorage: Storage {
     /// What the system says; nobody knows then what is there.
     fn sync(&self) -> io::Result<()>;
 
-    /// Hears of bytes that got into the [file](Storage::as_file) by other ways than these.
-    fn written(&self, range: Range<u64>) {
+    /// Hears of bytes that are about to get into the [file](Storage::as_file) by other ways than these.
+    ///
+    /// # Errors
+    /// Why they must not.
+    fn will_be_written(&self, range: Range<u64>) -> io::Result<()> {
         let _ = range;
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
-use super::folder::{NewFolders, parent, sync_folder};
+use super::folder::{NewFolders, create_folders, give_to_owner, parent, sync_names};
 use super::leftover;
 
 /// A file on its way to its name.
@@ -36,6 +36,17 @@ impl NewFile {
     /// What the system says.
     pub fn create(target: &Path, mode: u32) -> io::Result<Self> {
         Self::start(target, mode, unnamed)
+    }
+
+    /// The same for who owns the folder; see [`give_to_owner`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn create_for_owner(target: &Path, mode: u32) -> io::Result<Self> {
+        create_folders(parent(target))?;
+        let new = Self::create(target, mode)?;
+        give_to_owner(&new.file, &new.directory);
+        Ok(new)
     }
 
     fn start(target: &Path, mode: u32, unnamed: fn(&Path, u32) -> io::Result<Option<File>>) -> io::Result<Self> {
@@ -72,7 +83,7 @@ impl NewFile {
             Some(name) => rename(name, &target, replace)?,
             None => link(&file, &target, &directory, replace)?,
         };
-        match sync_folder(&directory).and_then(|()| folders.sync()) {
+        match sync_names(&directory).and_then(|()| folders.sync()) {
             Ok(()) => folders.keep(),
             Err(error) if replaced => return Err(io::Error::other(Undurable(error))),
             Err(error) => {
@@ -86,12 +97,12 @@ impl NewFile {
 }
 
 /// Writes a small file with these permissions, or replaces it: it is there whole and on stable storage, as it was before, or
-/// not at all. Missing parent folders are made.
+/// not at all. Missing parent folders are made, and all belongs to who owns the folder.
 ///
 /// # Errors
 /// As [`NewFile::publish`].
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let new = NewFile::create(path, mode)?;
+    let new = NewFile::create_for_owner(path, mode)?;
     new.file().write_all(bytes)?;
     new.publish(true)
 }

@@ -61,7 +61,7 @@ impl Storage for Touched {
 
 impl WritableStorage for Touched {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.written(offset..offset.saturating_add(bytes.len() as u64));
+        self.will_be_written(offset..offset.saturating_add(bytes.len() as u64))?;
         self.inner.write_all_at(bytes, offset)
     }
 
@@ -76,8 +76,9 @@ impl WritableStorage for Touched {
         self.inner.sync()
     }
 
-    fn written(&self, range: Range<u64>) {
+    fn will_be_written(&self, range: Range<u64>) -> io::Result<()> {
         self.touch(range);
+        Ok(())
     }
 }
 
@@ -93,8 +94,8 @@ mod tests {
         let seen = || (0..12).filter(|block| touched.contains(*block)).collect::<Vec<_>>();
         touched.write_all_at(&[1; 2], 999).unwrap();
         assert_eq!(seen(), [0, 1]);
-        touched.written(3000..3000);
-        touched.written(3000..4000);
+        touched.will_be_written(3000..3000).unwrap();
+        touched.will_be_written(3000..4000).unwrap();
         assert_eq!(seen(), [0, 1, 3]);
         touched.write_all_at(&[1], 9000).unwrap();
         assert_eq!(seen(), [0, 1, 3, 9]);

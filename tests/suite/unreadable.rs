@@ -1,13 +1,13 @@
 //! Folders and files that the user may not read: that is a failure and no damage.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::support::program::{Backup, Ended, program};
+use crate::support::program::{Backup, Ended, is_root, program};
 use crate::support::tools;
 
 /// A user who may do nothing.
@@ -158,5 +158,28 @@ fn a_folder_that_may_have_held_images_of_the_disk_is_told() {
             (Some(if told { 3 } else { 0 }), told),
             "{other:#?}"
         );
+    }
+}
+
+#[test]
+fn what_root_makes_in_a_folder_of_another_user_is_of_that_user() {
+    if !is_root() {
+        return;
+    }
+    for command in ["manifest", "rebase", "commit", "snapshotrebase", "verify --sample 50%", "check --repair all"] {
+        let scene = Scene::new();
+        let dir = scene.path("vm/disk0");
+        let books = dir.join(".qmpbackup");
+        if command == "manifest" {
+            fs::remove_dir_all(&books).unwrap();
+        }
+        let words = command.split(' ').map(PathBuf::from);
+        Ended::run(words.chain([PathBuf::from("--dir"), dir.clone()])).with(0);
+        let files = fs::read_dir(&books).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.chain([books.clone()]) {
+            assert_eq!(path.metadata().unwrap().uid(), NOBODY, "{command}: {}", path.display());
+        }
+        scene.run("verify --dir vm/disk0").with(0);
+        scene.run("rebase --dir vm/disk1").with(0);
     }
 }

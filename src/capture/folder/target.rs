@@ -27,6 +27,8 @@ pub(crate) fn folder(target: &Path, monthly: bool) -> Result<PathBuf, Error> {
 /// Makes the folder, and its path whole.
 pub(crate) fn create(folder: &Path) -> Result<PathBuf, Error> {
     let failed = Error::io(folder);
+    // nothing is made where QEMU cannot be told of it
+    files::utf8(std::path::absolute(folder).map_err(failed)?)?;
     storage::create_folders(folder).map_err(failed)?;
     files::utf8(folder.canonicalize().map_err(failed)?)
 }
@@ -55,7 +57,7 @@ pub(crate) fn chain(folder: &Path) -> Result<Option<String>, Error> {
 
 /// A random id, for a chain or a name that nobody can guess.
 pub(crate) fn new_id() -> Result<String, Error> {
-    chain::random_id().map_err(Error::io(Path::new(chain::RANDOM)))
+    chain::random_id().map_err(Error::io(Path::new("getrandom")))
 }
 
 /// Writes the id down, without a line end, as the Python tool does.

@@ -13,6 +13,7 @@ use super::header::Header;
 use super::known::KnownSums;
 use super::{BLOCK, Checksums, ChecksumsError, id_of};
 use crate::chain::ImageId;
+use crate::errors;
 use crate::storage::{NewFile, Storage, to_usize};
 
 /// Blocks that a thread reads at once: what it sums is still in the processor's cache.
@@ -52,6 +53,15 @@ pub enum SumError {
     /// Whoever watches wanted no more.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<SumError> for io::Error {
+    fn from(error: SumError) -> Self {
+        match error {
+            SumError::Write { source } => source,
+            other => Self::other(errors::line(&other)),
+        }
+    }
 }
 
 /// The sums of some [blocks](BLOCK) of an image; holes are not read.
@@ -157,7 +167,7 @@ pub(crate) fn create_watched(
     known: &KnownSums,
     each: &Watch<'_>,
 ) -> Result<(), SumError> {
-    write(image, id_of(image), storage.length(), |blocks| watched_sums(storage, blocks, known, each))
+    write(image, id_of(image)?, storage.length(), |blocks| watched_sums(storage, blocks, known, each))
 }
 
 /// Writes a file with checksums: it is there whole and on stable storage, as it was before, or not at all.
@@ -169,7 +179,7 @@ pub(super) fn write(
 ) -> Result<(), SumError> {
     // whoever may not read the image learns nothing of it here, either
     let mode = std::fs::metadata(image).map_or(0o600, |image| image.permissions().mode() & 0o666);
-    let new = NewFile::create(&Checksums::path(image), mode)?;
+    let new = NewFile::create_for_owner(&Checksums::path(image), mode)?;
     let mut file = new.file();
     let mut header = Header { length, unsettled: (0, 0), id, list: 0 };
     let mut hasher = crc32fast::Hasher::new();

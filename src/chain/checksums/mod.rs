@@ -77,10 +77,10 @@ pub struct Checksums {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChecksumsError {
-    /// The file cannot be read.
+    /// The file, or what tells whose checksums it has, cannot be read.
     #[error("cannot read {}", path.display())]
     Io {
-        /// The file with the checksums.
+        /// The file that cannot be read.
         path: PathBuf,
         /// What the system says.
         source: io::Error,
@@ -177,8 +177,8 @@ impl Checksums {
         }
         let sums = Self { path, file, header };
         sums.check_list()?;
-        match sums.id().zip(id_of(image)) {
-            Some((id, expected)) if id != expected && !was(image, id) => {
+        match sums.id().zip(id_of(image)?) {
+            Some((id, expected)) if id != expected && !was(image, id)? => {
                 Err(ChecksumsError::Foreign { path: sums.path, id, expected })
             }
             _ => Ok(Some(sums)),
@@ -197,6 +197,12 @@ impl Checksums {
         let sums = Self::open(image).ok()??;
         let is_settled = sums.unsettled().is_empty() || sums.unsettled().end < sums.blocks();
         (is_settled && sums.length() != length).then_some(sums.length())
+    }
+
+    /// The id of the image that the checksums beside it have, whatever else they hold.
+    pub(super) fn id_beside(image: &Path) -> Option<ImageId> {
+        let path = Self::path(image);
+        Header::read(&FileStorage::open(&path).ok()?, &path).ok()?.id
     }
 
     /// The id of the image, where it had one when they were made.
@@ -272,11 +278,19 @@ impl Checksums {
 }
 
 /// Whether an image had this id before the work that was begun in it, which has given it another one.
-fn was(image: &Path, id: ImageId) -> bool {
-    Unfinished::read(image).is_ok_and(|begun| begun.is_some_and(|begun| begun.full_id == Some(id)))
+fn was(image: &Path, id: ImageId) -> Result<bool, ChecksumsError> {
+    match Unfinished::read(image) {
+        Err(source) if source.kind() != io::ErrorKind::InvalidData => {
+            Err(ChecksumsError::Io { path: Unfinished::path(image), source })
+        }
+        begun => Ok(begun.is_ok_and(|begun| begun.is_some_and(|begun| begun.full_id == Some(id)))),
+    }
 }
 
-/// The id of an image, where it has a manifest that tells it.
-fn id_of(image: &Path) -> Option<ImageId> {
-    Manifest::read(image).ok().flatten()?.id
+/// The id of an image, where it has a manifest that tells it. What cannot be read now may tell one later.
+fn id_of(image: &Path) -> Result<Option<ImageId>, ChecksumsError> {
+    match Manifest::read_again(image) {
+        Ok(manifest) => Ok(manifest.and_then(|manifest| manifest.id)),
+        Err(source) => Err(ChecksumsError::Io { path: Manifest::path(image), source }),
+    }
 }

@@ -38,17 +38,18 @@ impl Renewal {
     ///
     /// # Errors
     /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.
-    pub(crate) fn begin(image: &Path, blocks: Range<u64>) -> io::Result<Self> {
+    pub(crate) fn begin(image: &Path, blocks: Range<u64>) -> Result<Self, SumError> {
         let mut sums = match Checksums::open_writable(image) {
             Ok(sums) => sums,
-            Err(ChecksumsError::Io { source, .. }) => return Err(source),
-            Err(error @ ChecksumsError::Version { .. }) => return Err(io::Error::other(error)),
+            Err(error @ (ChecksumsError::Io { .. } | ChecksumsError::Version { .. })) => return Err(error.into()),
             Err(ChecksumsError::Damaged { .. } | ChecksumsError::Foreign { .. }) => None,
         };
         let mut unsettled = blocks;
         if let Some(sums) = &mut sums {
             // it may have become another image
-            sums.header.id = sums.header.id.map(|id| id_of(image).unwrap_or(id));
+            if let Some(id) = &mut sums.header.id {
+                *id = id_of(image)?.unwrap_or(*id);
+            }
             let before = sums.header.unsettled;
             if before.1 > 0 {
                 unsettled = unsettled.start.min(before.0)..unsettled.end.max(before.0.saturating_add(before.1));
@@ -79,33 +80,39 @@ impl Renewal {
 
     /// Looks at the blocks of which only a part is about to change, before they do; one caller at a time. What was touched
     /// before was looked at before.
-    pub(crate) fn before_write(&self, bytes: &Range<u64>, touched: &Touched) {
-        let Some(sums) = &self.sums else { return };
+    ///
+    /// # Errors
+    /// What is there cannot be read: nobody knows whether it is damaged, and it must not change.
+    pub(crate) fn before_write(&self, bytes: &Range<u64>, touched: &Touched) -> Result<(), SumError> {
+        let Some(sums) = &self.sums else { return Ok(()) };
         let end = bytes.end.div_ceil(BLOCK).min(sums.blocks());
         for block in bytes.start / BLOCK..end {
             let all = block * BLOCK..(block + 1).saturating_mul(BLOCK).min(sums.length());
             if bytes.start <= all.start && all.end <= bytes.end {
                 self.damaged.remove(block);
             } else {
-                self.look_at(sums, block, all, touched);
+                self.look_at(sums, block, all, touched)?;
             }
         }
+        Ok(())
     }
 
     /// Looks at a block of which nothing has changed yet, or all of what it had is still there.
-    fn look_at(&self, sums: &Checksums, block: u64, bytes: Range<u64>, touched: &Touched) {
-        if !touched.contains(block) && !self.unsettled.contains(&block) && !fits(sums, block, bytes, touched) {
+    fn look_at(&self, sums: &Checksums, block: u64, bytes: Range<u64>, touched: &Touched) -> Result<(), SumError> {
+        if !touched.contains(block) && !self.unsettled.contains(&block) && !fits(sums, block, bytes, touched)? {
             self.damaged.insert(block..block + 1);
         }
+        Ok(())
     }
 
     /// The block with the old end of a file that has grown is another one now, also where nobody wrote to its old part.
-    fn look_at_end(&self, old: &Checksums, length: u64, touched: &Touched) {
+    fn look_at_end(&self, old: &Checksums, length: u64, touched: &Touched) -> Result<(), SumError> {
         let (block, end) = (old.length() / BLOCK, old.length());
         let bytes = block * BLOCK..end;
         if length > end && !bytes.is_empty() {
-            self.look_at(old, block, bytes, touched);
+            self.look_at(old, block, bytes, touched)?;
         }
+        Ok(())
     }
 
     /// Takes back that the image is about to change, where it has not, or is again what it was.
@@ -123,7 +130,7 @@ impl Renewal {
     pub(crate) fn finish(self, storage: &(impl Storage + ?Sized), touched: &Touched) -> Result<u64, SumError> {
         let Some(old) = &self.sums else { return Ok(0) };
         let length = storage.length();
-        self.look_at_end(old, length, touched);
+        self.look_at_end(old, length, touched)?;
         // where the end has moved, the old sums say nothing of what is behind either end, or of the block that it is in
         let known = if length == old.length() { old.blocks() } else { length.min(old.length()) / BLOCK };
         write(&self.image, old.id(), length, |blocks| {
@@ -143,11 +150,12 @@ impl Renewal {
     }
 }
 
-/// Whether a block is what its sum says; what cannot be read is not.
-fn fits(sums: &Checksums, block: u64, bytes: Range<u64>, storage: &Touched) -> bool {
+/// Whether a block is what its sum says.
+fn fits(sums: &Checksums, block: u64, bytes: Range<u64>, storage: &Touched) -> Result<bool, SumError> {
     let mut buffer = vec![0; to_usize(bytes.end - bytes.start)];
-    let known = sums.read(block..block + 1);
-    storage.read_exact_at(&mut buffer, bytes.start).is_ok() && known.is_ok_and(|sum| sum == [crc32fast::hash(&buffer)])
+    let read = storage.read_exact_at(&mut buffer, bytes.start);
+    read.map_err(|source| SumError::Image { offset: bytes.start, source })?;
+    Ok(sums.read(block..block + 1)? == [crc32fast::hash(&buffer)])
 }
 
 /// The blocks of a range that are new, in ranges of a few.

@@ -173,7 +173,7 @@ fn a_block_that_does_not_fit_when_it_is_written_to_in_part_does_not_fit_afterwar
     let renewal = Renewal::begin(&path, 0..u64::MAX).unwrap();
     let touched = open_touched(&path);
     let write = |place: u64, length: usize| {
-        renewal.before_write(&(place..place + length as u64), &touched);
+        renewal.before_write(&(place..place + length as u64), &touched).unwrap();
         touched.write_all_at(&vec![9; length], place).unwrap();
     };
     // of damaged ones a part, twice, and all; a part of a sound one; the end of the last one, which is short
@@ -198,7 +198,7 @@ fn the_block_with_the_old_end_of_a_file_that_grows_behind_it_is_as_damaged_as_be
         }
         let renewal = Renewal::begin(&path, 0..u64::MAX).unwrap();
         let touched = open_touched(&path);
-        renewal.before_write(&(600_000..600_010), &touched);
+        renewal.before_write(&(600_000..600_010), &touched).unwrap();
         touched.write_all_at(&[9; 10], 600_000).unwrap();
         assert_eq!(renewal.finish(&touched, &touched).unwrap(), u64::from(is_damaged));
         let wrong: Vec<usize> = (0..10).filter(|at| sums(&path)[*at] != expected(&path)[*at]).collect();

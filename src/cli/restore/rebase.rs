@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::progress::Reporter;
 use super::{args, by_hand, place};
-use crate::chain::{Clock, RestorePoint, discover};
+use crate::chain::{ChecksumsError, Clock, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
@@ -62,7 +62,10 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
     });
     result.map_err(|error| match error {
         // a change that fails may be there all the same
-        restore::Error::Image { .. } | restore::Error::Write { .. } => Failure::HalfRebased(error),
+        restore::Error::Image { .. }
+        | restore::Error::Write { .. }
+        | restore::Error::Read { .. }
+        | restore::Error::Checksums(ChecksumsError::Io { .. }) => Failure::HalfRebased(error),
         error if changed > 0 => Failure::HalfRebased(error),
         error => Failure::Refused(error),
     })?;

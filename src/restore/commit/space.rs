@@ -193,7 +193,8 @@ fn beside(path: &Path, image: &Image, growth: u64, incs: usize) -> u64 {
 pub(super) fn check(path: &Path, image: &Image, needs: Needs, incs: usize) -> Result<()> {
     let system =
         rustix::fs::statvfs(path).map_err(|error| Error::Open { path: path.to_owned(), source: error.into() })?;
-    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    // some do not say
+    let free = if system.f_blocks == 0 { u64::MAX } else { system.f_bavail.saturating_mul(system.f_frsize) };
     let may_grow = getrlimit(Resource::Fsize).current.map(|most| most.saturating_sub(image.storage().length()));
     let needed = needs.growth + beside(path, image, needs.growth, incs);
     let all = [(needed.saturating_add(needs.moved), free), (needed, may_grow.unwrap_or(u64::MAX))];

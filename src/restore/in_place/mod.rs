@@ -25,7 +25,7 @@ use super::observer::Observer;
 use super::renewed::{Renewed, check_renewable};
 use super::resolve::Mapped;
 use super::source::{self, Source};
-use crate::chain::{FolderLock, Image, Manifest, RestorePoint, Work};
+use crate::chain::{Checksums, FolderLock, Image, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
 use crate::storage::{self, FileStorage, Storage as _};
 
@@ -144,7 +144,7 @@ impl InPlace {
     /// The FULL, so that what is read of it is compared with its checksums, if it has some that can be used.
     pub(super) fn checked_full(&self) -> Result<Layer> {
         let (image, storage) = self.images.first().zip(self.storages.first()).ok_or(Error::Empty)?;
-        let (sums, _) = own_sums(&image.path)?;
+        let (sums, _) = own_sums(Checksums::open(&image.path))?;
         let file = CheckedFile::new(Arc::<FileStorage>::clone(storage), sums, false);
         Layer::new(image.path.clone(), Arc::new(file), Format::Qcow2)
     }

@@ -4,15 +4,16 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::qcow2::{Content, HostOffset, Image, MapBuffer};
+use crate::qcow2::{self, CheckLimits, Content, HostOffset, Image, MapBuffer};
 use crate::restore::bits::Bits;
+use crate::restore::check::observed;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
-use crate::restore::observer::Observer;
+use crate::restore::observer::{Observer, Uncounted, Warning};
 use crate::restore::pool;
 use crate::restore::resolve::Mapped;
 use crate::restore::slices::Slices;
-use crate::storage::to_usize;
+use crate::storage::{BlockSet, to_usize};
 
 /// Clusters of a file that are looked at: three bits for each make 48 MiB. What lies behind them counts as shared.
 const CLUSTERS: u64 = 1 << 27;
@@ -36,7 +37,8 @@ pub(super) fn find(layer: &Layer, observer: &dyn Observer) -> Result<()> {
     if image.header().has_data_file() || tolerance.file.as_ref().is_some_and(|file| file.is_as_made()) {
         return Ok(());
     }
-    let owners = Owners::of(image);
+    tell_damage(layer, image, observer)?;
+    let owners = Owners::of(layer, image);
     walk(layer, image, observer, &|_, content| owners.enter(content))?;
     if owners.found.load(Ordering::Relaxed) {
         walk(layer, image, observer, &|guest, content| {
@@ -44,6 +46,21 @@ pub(super) fn find(layer: &Layer, observer: &dyn Observer) -> Result<()> {
                 tolerance.shared().insert(guest, ());
             }
         })?;
+    }
+    Ok(())
+}
+
+/// Tells of tables that cannot be right: which part of the disk that costs, they do not say.
+fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<()> {
+    let report = match observed(&Uncounted(observer), |each| image.check(CheckLimits::default(), each)) {
+        Ok(report) => report,
+        Err(qcow2::Error::Cancelled) => return Err(Error::Cancelled),
+        // what cannot be read is listed
+        Err(_) => return Ok(()),
+    };
+    if let Some(first) = report.worst().filter(|_| report.structure_errors > 0) {
+        let (path, first) = (layer.path().to_owned(), Box::new(first.clone()));
+        observer.warning(Warning::DamagedTables { path, errors: report.structure_errors, first });
     }
     Ok(())
 }
@@ -81,7 +98,8 @@ fn walk(
 }
 
 impl Owners {
-    fn of(image: &Image) -> Self {
+    /// With the tables of an image. Whoever's L2 table lies on another table has not a byte that is certain.
+    fn of(layer: &Layer, image: &Image) -> Self {
         let cluster = image.header().geometry.cluster_size();
         let clusters = image.storage().length().div_ceil(cluster).min(CLUSTERS);
         let bits = || Bits::new(clusters);
@@ -89,9 +107,20 @@ impl Owners {
         let mut metadata = Vec::new();
         // refcounts that are lost cannot tell
         image.add_metadata(&mut metadata).ok();
+        let overlaps = BlockSet::default();
         for table in metadata {
             for number in table.start / cluster..table.end.div_ceil(cluster).min(clusters) {
-                one.set(number);
+                if one.set(number) {
+                    overlaps.insert(number..number + 1);
+                }
+            }
+        }
+        let tables = image.l1().indices().filter_map(|index| Some((index, image.l1().get(index)?)));
+        for (index, _) in tables.filter(|(_, table)| overlaps.contains(table.0 / cluster)) {
+            let coverage = image.header().geometry.l2_coverage();
+            let range = index * coverage..(index + 1).saturating_mul(coverage).min(image.size());
+            if let Some(tolerance) = layer.tolerance().filter(|_| !range.is_empty()) {
+                tolerance.shared().insert(range, ());
             }
         }
         Self { cluster, one, two, compressed, found: AtomicBool::new(false) }

@@ -12,7 +12,7 @@ use crate::qcow2::{self, Report};
 use crate::restore::check::{image_error, observed};
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::{Format, Layer};
-use crate::restore::observer::Observer;
+use crate::restore::observer::{Observer, Uncounted};
 use crate::restore::slices;
 use crate::restore::source;
 use crate::storage::{FileStorage, Storage, to_usize};
@@ -140,10 +140,7 @@ impl Opened<'_> {
         let mut flaws = Vec::new();
         if self.subject.format == Format::Raw {
             observer.advance(self.storage.length());
-            // checksums tell its length
-            if self.sums.is_none() {
-                flaws.extend(self.fits().err().map(Flaw::Unreadable));
-            }
+            flaws.extend(self.fits().err().map(Flaw::Unreadable));
         } else {
             let path = &self.subject.image.path;
             let report = observed(observer, |each| qcow2::check(&*self.storage, each));
@@ -275,13 +272,4 @@ fn judged(report: &Report) -> Vec<Flaw> {
     flaws.extend(report.marked_corrupt.then_some(Flaw::MarkedCorrupt));
     flaws.extend(report.has_leaks().then_some(Flaw::Leaks(report.leaks)));
     flaws
-}
-
-/// Passes on whether to give up, and nothing else.
-struct Uncounted<'a>(&'a dyn Observer);
-
-impl Observer for Uncounted<'_> {
-    fn is_cancelled(&self) -> bool {
-        self.0.is_cancelled()
-    }
 }

@@ -141,3 +141,16 @@ fn a_full_that_may_not_grow_so_far_is_not_begun_with() {
     assert!(!out.exists());
     backup.does(&["commit"]).with(0);
 }
+
+#[test]
+fn a_file_system_that_tells_no_sizes_is_not_full() {
+    if !is_root() {
+        return;
+    }
+    let mut backup = Backup::new();
+    let _small = Small::mount(&backup.path("small"), "0");
+    let dir = backup.path("small/disk0");
+    copy_folder(&backup.dir, &dir);
+    backup.dir = dir;
+    backup.does(&["commit"]).with(0);
+}

@@ -517,3 +517,41 @@ fn what_lies_before_the_end_of_a_truncated_file_is_not_lost() {
     let cut = usize::try_from(cut).unwrap();
     assert!(salvaged[..cut] == right[..cut] && salvaged[..cut].iter().any(|byte| *byte != 0));
 }
+
+#[test]
+fn tables_that_lie_on_others_are_told_though_all_of_them_can_be_read() {
+    let backup = Backup::new();
+    let (image, point) = (&backup.images[0], backup.images[0].file_name().unwrap().to_str().unwrap());
+    let full = |words: &[&str]| {
+        let words = [&["--until", point, "--format=raw", "--force", "--json", "--out=out"], words].concat();
+        (backup.merged(&words), std::fs::read(backup.path("out")).unwrap_or_default())
+    };
+    let cluster_size = 1 << (word(image, 16) & 63);
+    let (entry, _) = data_entries(image, cluster_size)[0];
+    tools::run(tools::qemu_img().args(["snapshot", "-c", "one"]).arg(image));
+    let (ended, right) = full(&[]);
+    ended.with(0);
+    let whole = std::fs::read(image).unwrap();
+    let l1 = word(image, 40);
+
+    // an L2 table that is the refcount table: nothing of what it maps is certain
+    put(image, l1, 1 << 63 | word(image, 48));
+    let (ended, salvaged) = full(&["--salvage"]);
+    let ended = ended.with(3).says("its tables are damaged in ");
+    let listed: Vec<Range<u64>> = ["lost", "damaged"].iter().flat_map(|kind| listed(&ended, kind)).collect();
+    let differ = (0_u64..).zip(salvaged.iter().zip(&right)).filter(|(_, (is, should))| is != should);
+    let mut wrong = 0;
+    for (at, _) in differ {
+        wrong += 1;
+        assert!(listed.iter().any(|range| range.contains(&at)), "{at:#x} is in none of {listed:?}");
+    }
+    assert!(wrong > 0);
+    std::fs::write(image, &whole).unwrap();
+
+    // data that is the L1 table of a snapshot
+    put(image, entry, 1 << 63 | word(image, word(image, 64)));
+    full(&[]).0.fails(4);
+    let (ended, salvaged) = full(&["--salvage"]);
+    ended.with(3).says("its tables are damaged in ").says("may be wrong anywhere");
+    assert!(salvaged != right);
+}

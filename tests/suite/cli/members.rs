@@ -1,0 +1,45 @@
+//! Members of a restore point that are missing, of another chain, or cannot be checked.
+
+use qmpbackup::chain::{Checksums, Manifest};
+
+use crate::support::program::{Backup, TIMES, event};
+
+#[test]
+fn a_time_does_not_mean_an_older_restore_point_because_the_newer_one_is_missing() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    let gone = &backup.images[2];
+    for file in [gone.clone(), Manifest::path(gone), Checksums::path(gone)] {
+        std::fs::remove_file(file).unwrap();
+    }
+    let says = format!("builds on {}, which is missing", gone.file_name().unwrap().to_str().unwrap());
+    for time in [TIMES[2], TIMES[3] - 1] {
+        let until = format!("--until={time}");
+        backup.merged([until.as_str(), "--out=out"]).fails(4).says(&says);
+        for command in ["commit", "snapshotrebase", "rebase"] {
+            backup.does(&[command, &until]).fails(4).says(&says);
+        }
+        let salvaged = backup.merged(["--salvage", "--json", until.as_str(), "--out=out", "--force"]).with(3);
+        assert_eq!(event(&salvaged.events(), "loss")["kind"], "stale");
+    }
+    // those before it are nobody's loss
+    for until in [format!("--until={}", TIMES[2] - 1), "--until=INC-1793674800".to_owned()] {
+        backup.merged([until.as_str(), "--out=out", "--force"]).with(0);
+    }
+}
+
+#[test]
+fn an_inc_of_another_chain_is_known_from_its_checksums_where_its_manifest_is_gone() {
+    let [backup, other] = [Backup::new(), Backup::new()];
+    for backup in [&backup, &other] {
+        backup.does(&["manifest"]).with(0);
+    }
+    std::fs::copy(&other.images[2], &backup.images[2]).unwrap();
+    std::fs::copy(Checksums::path(&other.images[2]), Checksums::path(&backup.images[2])).unwrap();
+    std::fs::remove_file(Manifest::path(&backup.images[2])).unwrap();
+    backup.merged(["--out=out"]).fails(4).says("one of the two was exchanged");
+    backup.does(&["verify"]).fails(4).says("one of the two was exchanged");
+    // its own are not
+    std::fs::remove_file(Checksums::path(&backup.images[2])).unwrap();
+    backup.merged(["--out=out"]).with(0);
+}
