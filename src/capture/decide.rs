@@ -108,7 +108,15 @@ fn usable<'a>(newest: &Newest, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable
     let bitmap = facts.bitmaps.since(newest.time.unwrap_or(i64::MIN));
     // that of another disk, which had this name before, or of a tool that made images before
     let bitmap = bitmap.filter(|bitmap| newest.bitmap.as_ref().is_none_or(|own| *own == bitmap.name));
-    let bitmap = bitmap.ok_or_else(|| Unusable::Absent("no bitmap goes back to the newest image".to_owned()))?;
+    let bitmap = bitmap.ok_or_else(|| {
+        let other = facts.bitmaps.last().map(|other| {
+            format!(
+                "; {} is of an image that is not here: another folder may have the same uuid, or its images are gone",
+                other.name
+            )
+        });
+        Unusable::Absent(format!("no bitmap goes back to the newest image{}", other.unwrap_or_default()))
+    })?;
     let bad = |what: &str| Err(Unusable::Bad(format!("the bitmap {} {what}", bitmap.name)));
     // who takes an external snapshot may begin an empty one on the overlay for each that is there
     if facts.bitmaps_below.contains(&bitmap.name) {

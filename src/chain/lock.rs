@@ -37,6 +37,15 @@ impl FolderLock {
         Self::path_in(folder).is_file()
     }
 
+    /// The lock of a folder, if somebody has it now.
+    #[must_use]
+    pub fn held_in(folder: &Path) -> Option<PathBuf> {
+        let path = Self::path_in(folder);
+        let file = open_unlinked(File::options().read(true), &path).ok()?;
+        let locked = retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared));
+        (locked == Err(Errno::WOULDBLOCK)).then_some(path)
+    }
+
     /// Takes the lock of a folder.
     ///
     /// # Errors
@@ -175,7 +184,11 @@ mod tests {
     #[test]
     fn only_a_lock_that_is_gone_is_nobodys() {
         let target = tempfile::tempdir().unwrap();
+        assert_eq!(FolderLock::held_in(target.path()), None);
+        drop(FolderLock::take(target.path()).unwrap());
+        assert_eq!(FolderLock::held_in(target.path()), None);
         let lock = FolderLock::take(target.path()).unwrap();
+        assert_eq!(FolderLock::held_in(target.path()).as_deref(), Some(lock.path()));
         assert!(matches!(FolderLock::take_over(lock.path(), None), Err(Error::Locked { .. })));
         assert!(matches!(FolderLock::take_over(&lock.path().join("below"), None), Err(Error::Lock { .. })));
         assert!(FolderLock::take_over(&target.path().join("gone"), None).unwrap().is_none());

@@ -178,6 +178,14 @@ mod tests {
     use crate::chain::{Phase, Work};
 
     #[test]
+    fn nothing_is_made_under_a_name_that_qemu_cannot_be_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = std::os::unix::ffi::OsStrExt::from_bytes(b"bad\xff/x");
+        assert!(matches!(create(&folder.path().join::<&std::ffi::OsStr>(name)), Err(Error::NotUtf8 { .. })));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn an_image_that_was_removed_before_it_had_its_name_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let entry = Entry {

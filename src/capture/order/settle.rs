@@ -25,6 +25,12 @@ impl<'a> Bitmaps<'a> {
         Self(own)
     }
 
+    /// The latest of them.
+    #[must_use]
+    pub(crate) fn last(&self) -> Option<&'a Bitmap> {
+        self.0.last().map(|(_, bitmap)| *bitmap)
+    }
+
     /// The bitmap that goes back to the newest image, healthy or not.
     #[must_use]
     pub(crate) fn since(&self, newest: i64) -> Option<&'a Bitmap> {

@@ -21,6 +21,7 @@ use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::{signals, units};
 use crate::restore::{Format, Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat};
+use crate::storage;
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
@@ -43,7 +44,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     } else {
         open(arguments, disk, console)
     };
-    let (point, layers) = opened?;
+    let folder = disk.images().first().map_or(arguments.place.dir.as_path(), |image| storage::parent(&image.path));
+    let (point, layers) = opened.map_err(|failure| place::at_work(failure, folder))?;
     let format = format.unwrap_or_else(|| default_format(&layers));
     if layers.has_raw_increments() {
         console.info(

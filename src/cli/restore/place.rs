@@ -1,12 +1,16 @@
 //! What several commands say of folders, images and times.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::{self, Fault, Inventory};
+use crate::chain::{self, FolderLock, Inventory};
 use crate::cli::console::Console;
+use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::restore::{self, Layers, Source};
+use crate::restore;
+use crate::storage;
 
 /// Says what was left out of the disks that are meant.
 pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Console) -> Result<(), Failure> {
@@ -14,15 +18,22 @@ pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Consol
     Ok(())
 }
 
-/// Why a restore point cannot be had. Work in its FULL that has not ended may go on just now.
+/// Why a restore point cannot be had.
 pub(super) fn not_selected(error: chain::Error) -> Failure {
-    if let chain::Error::Broken { path, fault: Fault::Unfinished(unfinished) } = &error {
-        let full = Source::new(path.with_file_name(&unfinished.full));
-        if let Err(locked @ restore::Error::Locked { .. }) = Layers::open(&[full]) {
-            return locked.into();
+    match &error {
+        chain::Error::Broken { path, .. } => {
+            let folder = storage::parent(path).to_owned();
+            at_work(error.into(), &folder)
         }
+        _ => error.into(),
     }
-    error.into()
+}
+
+/// Why images of a folder cannot be used. What somebody works on just now may look as if it were broken.
+pub(super) fn at_work(failure: Failure, folder: &Path) -> Failure {
+    let may_be = failure.exit() == Exit::Damaged || matches!(failure, Failure::Restore(restore::Error::Changed));
+    let held = if may_be { FolderLock::held_in(folder) } else { None };
+    held.map_or(failure, |path| chain::Error::Locked { path }.into())
 }
 
 /// A restore point's time in the local zone.

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use qmpbackup::chain::Unfinished;
-use qmpbackup::storage::{Access, FileStorage};
+use qmpbackup::chain::{FolderLock, Unfinished};
 use rustix::process::Signal;
 
 use crate::support::in_place::assert_sound;
@@ -70,9 +69,8 @@ fn an_image_that_is_missing_meanwhile_is_named() {
 #[test]
 fn what_goes_on_just_now_is_not_to_be_run_again() {
     let (backup, _) = half("commit", Signal::INT, 130);
-    let full = FileStorage::open_writable(&backup.images[0]).unwrap();
-    full.lock(Access::Write).unwrap();
-    let said = format!("{}: another process has the image open", backup.images[0].display());
+    let _held = FolderLock::take(&backup.dir).unwrap();
+    let said = format!("{}/.qmpbackup/lock is locked", backup.dir.display());
     backup.merged(["--out=no"]).with(6).says(&said).says_not("commit");
     backup.does(&["verify", "--until=latest"]).with(6).says(&said).says_not("commit");
     backup.does(&["rebase"]).with(6).says(&said).says_not("commit");

@@ -1,6 +1,6 @@
 //! Members of a restore point that are missing, of another chain, or cannot be checked.
 
-use qmpbackup::chain::{Checksums, Manifest};
+use qmpbackup::chain::{Checksums, FolderLock, Manifest};
 
 use crate::support::program::{Backup, TIMES, event};
 
@@ -42,4 +42,17 @@ fn an_inc_of_another_chain_is_known_from_its_checksums_where_its_manifest_is_gon
     // its own are not
     std::fs::remove_file(Checksums::path(&backup.images[2])).unwrap();
     backup.merged(["--out=out"]).with(0);
+}
+
+#[test]
+fn what_looks_broken_while_somebody_works_on_it_is_in_use() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    std::fs::remove_file(&backup.images[2]).unwrap();
+    let held = FolderLock::take(&backup.dir).unwrap();
+    for more in [&["--out=out"][..], &["--verify", "--out=out"]] {
+        backup.merged(more).fails(6).says("is locked");
+    }
+    drop(held);
+    backup.merged(["--out=out"]).fails(4).says("is missing, only its manifest is there");
 }
