@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::capture::error::Error;
 use crate::capture::folder::live::Live;
+use crate::capture::machine::device::Device;
 use crate::capture::names;
 use crate::chain::{self, Checksums, Image, ImageId, Inventory, Level, discover};
 use crate::qcow2;
@@ -151,12 +152,32 @@ impl<'a> Histories<'a> {
 
     /// What a folder has of a disk.
     pub(crate) fn of(&mut self, folder: &Path, base: &str) -> Result<History, Error> {
+        let live = self.live;
+        let inventory = self.inventory(folder)?;
+        inventory.map_or_else(|| Ok(History::default()), |inventory| History::of(inventory, folder, base, live))
+    }
+
+    /// The images in a folder that a disk goes on from, whatever its file was called when they were made: it has the bitmap
+    /// of the newest. And what they bear of its name.
+    pub(crate) fn followed_by(&mut self, folder: &Path, device: &Device) -> Result<Option<(String, Newest)>, Error> {
+        let live = self.live;
+        let Some(inventory) = self.inventory(folder)? else { return Ok(None) };
+        for base in inventory.disks.iter().filter_map(|disk| disk.name()?.to_str()) {
+            let newest = History::of(inventory, folder, base, live)?.newest;
+            let has_bitmap = |newest: &Newest| newest.bitmap.as_ref().is_some_and(|bitmap| device.has_bitmap(bitmap));
+            if let Some(newest) = newest.filter(has_bitmap) {
+                return Ok(Some((base.to_owned(), newest)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn inventory(&mut self, folder: &Path) -> Result<Option<&Inventory>, Error> {
         let inventory = match self.inventories.entry(folder.to_owned()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(inventory(folder)?),
         };
-        let inventory = inventory.as_ref();
-        inventory.map_or_else(|| Ok(History::default()), |inventory| History::of(inventory, folder, base, self.live))
+        Ok(inventory.as_ref())
     }
 }
 

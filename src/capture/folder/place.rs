@@ -79,14 +79,21 @@ impl Place {
     }
 }
 
-/// The first of the disk's names under which it has images, else its best name; and what the images bear.
+/// The name under which the disk has images that it goes on from, else the first under which it has images, else its best
+/// name; and what the images bear.
 fn folder(
     target: &Path,
     device: &Device,
     taken: &BTreeSet<String>,
     histories: &mut Histories<'_>,
 ) -> Result<(String, String), Error> {
-    for name in device.names.iter().filter(|name| !taken.contains(*name)) {
+    let free = || device.names.iter().filter(|name| !taken.contains(*name));
+    for name in free() {
+        if let Some((base, _)) = histories.followed_by(&target.join(name), device)? {
+            return Ok((name.clone(), base));
+        }
+    }
+    for name in free() {
         if let Some(base) = before(&target.join(name), device, histories, |_, _| true)? {
             return Ok((name.clone(), base));
         }

@@ -195,6 +195,10 @@ fn newest(folder: &Path, device: &Device, histories: &mut Histories<'_>) -> Resu
             newest = newest.max(since(folder.to_owned(), &format!("{name}-{base}"))?);
         }
     }
+    for name in &device.names {
+        let followed = histories.followed_by(&folder.join(name), device)?;
+        newest = newest.max(followed.and_then(|(_, newest)| newest.time));
+    }
     Ok(newest)
 }
 

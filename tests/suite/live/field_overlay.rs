@@ -69,6 +69,31 @@ fn an_inc_does_not_follow_when_the_disk_has_become_an_overlay_and_auto_makes_a_f
     }
 }
 
+/// As `virsh blockpull` does: what was below is in the overlay, and its name is no name of the disk any more.
+#[test]
+fn an_inc_follows_when_what_was_below_is_streamed_into_the_overlay() {
+    for release in releases(&["5.2", "10.0"]) {
+        let mut field = disk(release);
+        take_snapshot(&mut field, "disk0");
+        field.scribble("disk0");
+        field.makes("--level auto", 3, "disk0 FULL");
+        field.scribble("disk0");
+        field.execute("block-stream", &json!({ "job-id": "stream", "device": "overlay" }));
+        let until = Instant::now() + Duration::from_secs(60);
+        while !field.execute("query-jobs", &json!({})).as_array().unwrap().is_empty() {
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        field.look();
+        for level in ["inc", "auto"] {
+            field.scribble("disk0");
+            field.makes(&format!("--level {level}"), 0, "disk0 INC");
+        }
+        field.verify();
+        assert_eq!(field.bitmaps("overlay").len(), 1);
+    }
+}
+
 /// As libvirt does: the bitmap below is read-only then, and holds what was written before.
 #[test]
 fn an_inc_does_not_follow_a_bitmap_that_began_with_the_overlay() {
