@@ -111,7 +111,7 @@ fn usable<'a>(newest: &Newest, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable
     let bitmap = bitmap.ok_or_else(|| {
         let other = facts.bitmaps.last().map(|other| {
             format!(
-                "; {} is of an image that is not here: another folder may have the same uuid, or its images are gone",
+                "; {} is of another image: perhaps another folder has the same uuid, or images were removed",
                 other.name
             )
         });

@@ -25,7 +25,7 @@ use crate::capture::names;
 use crate::capture::order::settle::Bitmaps;
 use crate::capture::plan::{self, DiskPlan, FleeceImage, Old, Plan, Settings};
 use crate::capture::request::{Request, RequestedLevel};
-use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest, json_file};
+use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
 use crate::qmp::{Command, Features, Version};
 use crate::storage;
 
@@ -306,16 +306,16 @@ fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {
 }
 
 impl Target {
-    /// Whether the image has its name, after a run that could give it; an earlier one may have it instead.
+    /// Whether the image has its name; an earlier one may have it instead.
     pub(super) fn is_published(&self) -> bool {
-        // one that cannot be read is there
-        let is_it = |manifest: Option<Manifest>| manifest.is_some_and(|manifest| manifest.id == Some(self.id));
-        self.image.exists() && !files::partial(&self.image).exists() && Manifest::read(&self.image).map_or(true, is_it)
+        let manifest = Manifest::read(&self.image).ok().flatten();
+        let is_it = manifest.is_some_and(|manifest| manifest.id == Some(self.id));
+        is_it && self.image.exists() && !files::partial(&self.image).exists()
     }
 
     /// Writes down what the disk is. Images of other tools are of the disk that the settings tell which are there.
     pub(super) fn write_config(&self) -> Result<(), Error> {
-        if self.foreign && json_file::read(&self.config).is_ok_and(|there| there.is_some()) {
+        if self.foreign && self.config.symlink_metadata().is_ok() {
             return Ok(());
         }
         // in it are names of files as QEMU opens them, passwords of servers among them

@@ -58,12 +58,20 @@ impl FolderLock {
             storage::create_folders(&bookkeeping)
         });
         made.map_err(|source| Error::Lock { path: bookkeeping.clone(), source })?;
+        let mut options = File::options();
         // QEMU reads it, which may be another user
-        let file =
-            open_unlinked(File::options().read(true).write(true).create(true).truncate(false).mode(0o644), &path);
-        let file = file.map_err(|source| Error::Lock { path: path.clone(), source })?;
-        storage::give_to_owner(&file, &bookkeeping);
-        Self::hold(file, path)
+        options.read(true).write(true).mode(0o644);
+        let file = match open_unlinked(options.clone().create_new(true), &path) {
+            Ok(new) => bookkeeping.metadata().map(|folder| {
+                storage::give_to_owner(&new, &folder);
+                new
+            }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                open_unlinked(options.create(true).truncate(false), &path)
+            }
+            Err(error) => Err(error),
+        };
+        Self::hold(file.map_err(|source| Error::Lock { path: path.clone(), source })?, path)
     }
 
     /// Takes the locks that somebody needs who changes images in a folder: its own, and those of the targets of backups
@@ -192,6 +200,22 @@ mod tests {
         assert!(matches!(FolderLock::take_over(lock.path(), None), Err(Error::Locked { .. })));
         assert!(matches!(FolderLock::take_over(&lock.path().join("below"), None), Err(Error::Lock { .. })));
         assert!(FolderLock::take_over(&target.path().join("gone"), None).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_there_already_is_given_to_nobody() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let target = tempfile::tempdir().unwrap();
+        chown(target.path(), Some(12345), Some(12345)).unwrap();
+        let owner = |path: &Path| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
+        let path = FolderLock::take(target.path()).unwrap().path().to_owned();
+        assert_eq!([owner(&path), owner(path.parent().unwrap())], [12345; 2]);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "an image of root").unwrap();
+        drop(FolderLock::take(target.path()).unwrap());
+        assert_eq!(owner(&path), 0);
     }
 
     #[test]

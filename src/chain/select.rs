@@ -46,7 +46,10 @@ impl Disk {
             return None;
         }
         let moment = when.moment(clock)?;
-        let missing = self.points().iter().filter(|other| other.chain == point.chain).filter_map(|other| {
+        let is_copy = point.image.level == Level::Copy;
+        let is_near =
+            |other: &&Point| other.chain == point.chain || (is_copy && other.image.folder() == point.image.folder());
+        let missing = self.points().iter().filter(is_near).filter_map(|other| {
             let State::Broken(fault @ Fault::Lineage(Lineage::Missing { parent, .. })) = &other.state else {
                 return None;
             };

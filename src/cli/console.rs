@@ -51,7 +51,7 @@ impl Level {
 /// What is wanted of a console.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "they are switches on a command line, independent of each other")]
-pub(super) struct Verbosity {
+pub(super) struct ConsoleOptions {
     pub(super) debug: bool,
     pub(super) quiet: bool,
     pub(super) json: bool,
@@ -63,7 +63,7 @@ pub(super) struct Verbosity {
 
 /// The only place that prints.
 pub(super) struct Console {
-    wanted: Verbosity,
+    options: ConsoleOptions,
     /// Stderr is a terminal that understands more than lines.
     terminal: bool,
     colours: bool,
@@ -81,12 +81,12 @@ pub(super) struct Console {
 impl Console {
     /// # Errors
     /// The log file cannot be opened.
-    pub(super) fn new(wanted: Verbosity, log_file: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn new(options: ConsoleOptions, log_file: Option<&Path>) -> Result<Self, Failure> {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
         let terminal = io::stderr().is_terminal() && !dumb;
         let mut console = Self {
-            wanted,
+            options,
             terminal,
             colours: terminal && !set("NO_COLOR"),
             log_file: None,
@@ -99,7 +99,7 @@ impl Console {
         if let Some(path) = log_file {
             console.log_file = Some(log_file::open(path).inspect_err(|failure| console.error(failure))?);
         }
-        if let Some(program) = wanted.syslog {
+        if let Some(program) = options.syslog {
             match Syslog::open(Path::new(syslog::SOCKET), program) {
                 Ok(syslog) => console.syslog = Some(syslog),
                 Err(error) => console.warning(&format!("{}: no log goes to syslog: {error}", syslog::SOCKET)),
@@ -109,7 +109,7 @@ impl Console {
     }
 
     pub(super) fn debug(&self, message: &str) {
-        if self.wanted.debug {
+        if self.options.debug {
             self.log(Level::Debug, message);
         }
     }
@@ -166,12 +166,12 @@ impl Console {
     }
 
     pub(super) fn is_json(&self) -> bool {
-        self.wanted.json
+        self.options.json
     }
 
     /// Whether progress is drawn as a bar.
     pub(super) fn draws(&self) -> bool {
-        self.terminal && !self.wanted.json && !self.wanted.quiet
+        self.terminal && !self.options.json && !self.options.quiet
     }
 
     /// Puts another progress bar, or none, into the last line.
@@ -184,7 +184,7 @@ impl Console {
     /// Says a JSON line, where they are wanted. Nobody may read them, which does not matter; but that of a file some are
     /// missing is a warning, said once.
     pub(super) fn event(&self, name: &str, fields: &[(&str, Value)]) {
-        if !self.wanted.json {
+        if !self.options.json {
             return;
         }
         match self.write_result(&(text::event(name, fields) + "\n")) {
@@ -211,7 +211,7 @@ impl Console {
     }
 
     fn write_result(&self, lines: &str) -> io::Result<()> {
-        if self.wanted.stdout_is_data {
+        if self.options.stdout_is_data {
             self.write_stderr(lines)
         } else {
             let mut stdout = io::stdout().lock();
@@ -233,8 +233,8 @@ impl Console {
         if let Some(syslog) = &self.syslog {
             syslog.log(level, &message);
         }
-        let json_alone = self.wanted.json && self.wanted.stdout_is_data;
-        if json_alone || (self.wanted.quiet && level < Level::Notice) {
+        let json_alone = self.options.json && self.options.stdout_is_data;
+        if json_alone || (self.options.quiet && level < Level::Notice) {
             return;
         }
         let _ = match level.colour().filter(|_| self.colours) {

@@ -72,7 +72,7 @@ impl Arguments {
     #[must_use]
     pub fn run(self) -> Exit {
         let Words { global, command: Command::Rebase(rebase) } = self.words;
-        start::run(&global, global.wanted(), |console| {
+        start::run(&global, global.console(), |console| {
             let given: Vec<String> = self.given.iter().map(|word| shell_word(word)).collect();
             console.info(&format!("Version: {} Arguments: {}", env!("CARGO_PKG_VERSION"), given.join(" ")));
             rebase.run(console)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser};
 use serde_json::Value;
 
-use super::console::{Console, Verbosity};
+use super::console::{Console, ConsoleOptions};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::text;
@@ -31,9 +31,9 @@ pub(super) struct Global {
 }
 
 impl Global {
-    pub(super) fn wanted(&self) -> Verbosity {
+    pub(super) fn console(&self) -> ConsoleOptions {
         let Self { debug, quiet, json, .. } = *self;
-        Verbosity { debug, quiet, json, ..Verbosity::default() }
+        ConsoleOptions { debug, quiet, json, ..ConsoleOptions::default() }
     }
 }
 
@@ -109,8 +109,12 @@ fn message<T>(
 }
 
 /// Does the work with a console, and says why it fails.
-pub(super) fn run(global: &Global, wanted: Verbosity, work: impl FnOnce(&Console) -> Result<Exit, Failure>) -> Exit {
-    match Console::new(wanted, global.logfile.as_deref()) {
+pub(super) fn run(
+    global: &Global,
+    options: ConsoleOptions,
+    work: impl FnOnce(&Console) -> Result<Exit, Failure>,
+) -> Exit {
+    match Console::new(options, global.logfile.as_deref()) {
         Ok(console) => match work(&console) {
             // the last lines may have been lost
             Ok(Exit::Success) => console.exit(),

@@ -107,13 +107,11 @@ pub enum Warning {
         reason: String,
     },
     /// The tables of an image that is salvaged contradict each other.
-    #[error("{}: its tables are damaged in {errors} places, and what they make of the disk may be wrong anywhere: {first}", .path.display())]
+    #[error("{}: its tables contradict each other, and what they make of the disk may be wrong anywhere: {first}", .path.display())]
     DamagedTables {
         /// The image.
         path: PathBuf,
-        /// How many places.
-        errors: u64,
-        /// The first of them.
+        /// The first place where they do.
         first: Box<Finding>,
     },
     /// The newest image that is salvaged does not tell the size of the disk, or its header does not fit its checksum, and nothing

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, FileType};
+use rustix::fs::{Dir, FileType, Mode, OFlags};
 
 /// Folders are for their owner to write to, whatever the umask permits.
 const MODE: u32 = 0o755;
@@ -66,13 +66,12 @@ pub(super) fn sync_names(directory: &Path) -> io::Result<()> {
     })
 }
 
-/// Gives what root has made in somebody's folder to that one, who shall be able to go on alone. Where that cannot be, it stays
-/// root's.
-pub(crate) fn give_to_owner(made: &File, folder: &Path) {
-    let owner = |metadata: &Metadata| (metadata.uid(), metadata.gid());
-    let (Ok(own), Ok(folder)) = (made.metadata(), folder.metadata()) else { return };
-    if rustix::process::geteuid().is_root() && owner(&own) != owner(&folder) {
-        let _ = std::os::unix::fs::fchown(made, Some(folder.uid()), Some(folder.gid()));
+/// Gives what root has just made to the owner of what it belongs to, who shall be able to go on alone. Where that cannot be,
+/// it stays root's.
+pub(crate) fn give_to_owner(made: &File, of: &Metadata) {
+    let is_roots = made.metadata().is_ok_and(|made| made.uid() == 0);
+    if rustix::process::geteuid().is_root() && is_roots && (of.uid(), of.gid()) != (0, 0) {
+        let _ = std::os::unix::fs::fchown(made, Some(of.uid()), Some(of.gid()));
     }
 }
 
@@ -87,10 +86,13 @@ pub(crate) fn create_folders(path: &Path) -> io::Result<()> {
         return Err(io::ErrorKind::NotADirectory.into());
     }
     for path in &made.made {
-        // not where a link leads
+        // not where a link leads, and to nobody but the owner of the folder that it is in now
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        if let Ok(folder) = File::options().read(true).custom_flags(flags).open(path) {
-            give_to_owner(&folder, parent(path));
+        let Ok(folder) = File::options().read(true).custom_flags(flags).open(path) else { continue };
+        let above =
+            rustix::fs::openat(&folder, "..", OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        if let Ok(above) = above.map_err(io::Error::from).and_then(|above| File::from(above).metadata()) {
+            give_to_owner(&folder, &above);
         }
     }
     made.sync()?;

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
-use super::folder::{NewFolders, create_folders, give_to_owner, parent, sync_names};
+use super::folder::{NewFolders, parent, sync_names};
 use super::leftover;
 
 /// A file on its way to its name.
@@ -36,17 +36,6 @@ impl NewFile {
     /// What the system says.
     pub fn create(target: &Path, mode: u32) -> io::Result<Self> {
         Self::start(target, mode, unnamed)
-    }
-
-    /// The same for who owns the folder; see [`give_to_owner`].
-    ///
-    /// # Errors
-    /// What the system says.
-    pub(crate) fn create_for_owner(target: &Path, mode: u32) -> io::Result<Self> {
-        create_folders(parent(target))?;
-        let new = Self::create(target, mode)?;
-        give_to_owner(&new.file, &new.directory);
-        Ok(new)
     }
 
     fn start(target: &Path, mode: u32, unnamed: fn(&Path, u32) -> io::Result<Option<File>>) -> io::Result<Self> {
@@ -97,12 +86,12 @@ impl NewFile {
 }
 
 /// Writes a small file with these permissions, or replaces it: it is there whole and on stable storage, as it was before, or
-/// not at all. Missing parent folders are made, and all belongs to who owns the folder.
+/// not at all. Missing parent folders are made.
 ///
 /// # Errors
 /// As [`NewFile::publish`].
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let new = NewFile::create_for_owner(path, mode)?;
+    let new = NewFile::create(path, mode)?;
     new.file().write_all(bytes)?;
     new.publish(true)
 }

@@ -9,7 +9,7 @@ use super::{BlockSet, FileStorage, Storage, WritableStorage};
 
 /// A file that remembers which of its blocks were written to, a bit for each.
 ///
-/// Copies that stay in the kernel go around it, and are told by [`WritableStorage::written`].
+/// Copies that stay in the kernel go around it, and are told by [`WritableStorage::will_be_written`].
 #[derive(Debug)]
 pub(crate) struct Touched {
     inner: Arc<FileStorage>,

@@ -14,7 +14,7 @@ use super::known::KnownSums;
 use super::{BLOCK, Checksums, ChecksumsError, id_of};
 use crate::chain::ImageId;
 use crate::errors;
-use crate::storage::{NewFile, Storage, to_usize};
+use crate::storage::{self, NewFile, Storage, to_usize};
 
 /// Blocks that a thread reads at once: what it sums is still in the processor's cache.
 pub(super) const READ: u64 = 8;
@@ -178,8 +178,14 @@ pub(super) fn write(
     mut sums: impl FnMut(Range<u64>) -> Result<Vec<u32>, SumError>,
 ) -> Result<(), SumError> {
     // whoever may not read the image learns nothing of it here, either
-    let mode = std::fs::metadata(image).map_or(0o600, |image| image.permissions().mode() & 0o666);
-    let new = NewFile::create_for_owner(&Checksums::path(image), mode)?;
+    let of = std::fs::metadata(image).ok();
+    let mode = of.as_ref().map_or(0o600, |image| image.permissions().mode() & 0o666);
+    let path = Checksums::path(image);
+    storage::create_folders(storage::parent(&path))?;
+    let new = NewFile::create(&path, mode)?;
+    if let Some(of) = of {
+        storage::give_to_owner(new.file(), &of);
+    }
     let mut file = new.file();
     let mut header = Header { length, unsettled: (0, 0), id, list: 0 };
     let mut hasher = crc32fast::Hasher::new();

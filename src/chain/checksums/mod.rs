@@ -137,7 +137,13 @@ impl Checksums {
     /// # Errors
     /// They cannot be used.
     pub fn open(image: &Path) -> Result<Option<Self>, ChecksumsError> {
-        Self::open_as(image, FileStorage::open)
+        let sums = Self::open_any(image, FileStorage::open)?;
+        // what is damaged they say also where it cannot be read whose they are
+        sums.map(|sums| match sums.foreign_to(image) {
+            Ok(Some(foreign)) => Err(foreign),
+            Ok(None) | Err(_) => Ok(sums),
+        })
+        .transpose()
     }
 
     /// The same for one who will change the header: not over a link, nor where the file has other names.
@@ -145,7 +151,7 @@ impl Checksums {
     /// # Errors
     /// As with [`open`](Self::open).
     pub(crate) fn open_writable(image: &Path) -> Result<Option<Self>, ChecksumsError> {
-        Self::open_as(image, |path| {
+        let sums = Self::open_any(image, |path| {
             let file = open_unlinked(OpenOptions::new().read(true).write(true), path)?;
             if file.metadata()?.nlink() > 1 {
                 return Err(io::Error::new(
@@ -154,10 +160,13 @@ impl Checksums {
                 ));
             }
             FileStorage::new(file)
-        })
+        })?;
+        let Some(sums) = sums else { return Ok(None) };
+        sums.foreign_to(image)?.map_or(Ok(Some(sums)), Err)
     }
 
-    fn open_as(
+    /// Opens and checks them, whoever's they are.
+    fn open_any(
         image: &Path,
         open: impl FnOnce(&Path) -> io::Result<FileStorage>,
     ) -> Result<Option<Self>, ChecksumsError> {
@@ -177,12 +186,14 @@ impl Checksums {
         }
         let sums = Self { path, file, header };
         sums.check_list()?;
-        match sums.id().zip(id_of(image)?) {
-            Some((id, expected)) if id != expected && !was(image, id)? => {
-                Err(ChecksumsError::Foreign { path: sums.path, id, expected })
-            }
-            _ => Ok(Some(sums)),
-        }
+        Ok(Some(sums))
+    }
+
+    /// Why they are not those of the image, if the manifests say so.
+    fn foreign_to(&self, image: &Path) -> Result<Option<ChecksumsError>, ChecksumsError> {
+        let Some((id, expected)) = self.id().zip(id_of(image)?) else { return Ok(None) };
+        let is_foreign = id != expected && !was(image, id)?;
+        Ok(is_foreign.then(|| ChecksumsError::Foreign { path: self.path.clone(), id, expected }))
     }
 
     /// How long an image was when its checksums were made, where that is not what it is now. Nothing where it has none that

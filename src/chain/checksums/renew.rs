@@ -71,9 +71,10 @@ impl Renewal {
     /// # Errors
     /// As with [`Renewal::begin`] and [`Renewal::finish`].
     pub(crate) fn settle(image: &Path, storage: &Arc<FileStorage>) -> Result<(), SumError> {
-        let Ok(Some(sums)) = Checksums::open(image) else { return Ok(()) };
-        if sums.header.unsettled.1 == 0 {
-            return Ok(());
+        match Checksums::open(image) {
+            Ok(Some(sums)) if sums.header.unsettled.1 > 0 => {}
+            Err(error @ (ChecksumsError::Io { .. } | ChecksumsError::Version { .. })) => return Err(error.into()),
+            _ => return Ok(()),
         }
         Self::begin(image, 0..0)?.finish(&**storage, &Touched::new(Arc::clone(storage), BLOCK)).map(drop)
     }

@@ -14,7 +14,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use self::args::{Command, Words};
-use super::console::{Console, Verbosity};
+use super::console::{Console, ConsoleOptions};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::start;
@@ -52,8 +52,8 @@ impl Arguments {
     #[must_use]
     pub fn run(&self) -> Exit {
         let Words { global, syslog, .. } = &self.words;
-        let wanted = Verbosity { syslog: syslog.then_some("qmpbackup"), ..global.wanted() };
-        start::run(global, wanted, |console| self.run_with(console))
+        let options = ConsoleOptions { syslog: syslog.then_some("qmpbackup"), ..global.console() };
+        start::run(global, options, |console| self.run_with(console))
     }
 
     fn run_with(&self, console: &Console) -> Result<Exit, Failure> {

@@ -21,7 +21,6 @@ use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
 use crate::cli::{signals, units};
 use crate::restore::{Format, Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat};
-use crate::storage;
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
     let format = output_format(arguments)?;
@@ -44,8 +43,8 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     } else {
         open(arguments, disk, console)
     };
-    let folder = disk.images().first().map_or(arguments.place.dir.as_path(), |image| storage::parent(&image.path));
-    let (point, layers) = opened.map_err(|failure| place::at_work(failure, folder))?;
+    let newest = disk.images().last().map_or(arguments.place.dir.as_path(), |image| &image.path);
+    let (point, layers) = opened.map_err(|failure| place::not_opened(failure, newest))?;
     let format = format.unwrap_or_else(|| default_format(&layers));
     if layers.has_raw_increments() {
         console.info(

@@ -22,7 +22,7 @@ pub use args::Arguments;
 pub(super) use args::{Commit as CommitArguments, Place, Progress};
 
 use self::args::Command;
-use super::console::Verbosity;
+use super::console::ConsoleOptions;
 use super::exit::Exit;
 use super::start;
 use crate::chain::Work;
@@ -54,8 +54,8 @@ impl Arguments {
             | Command::Verify(_)
             | Command::Manifest(_) => false,
         };
-        let wanted = Verbosity { stdout_is_data, ..self.global.wanted() };
-        start::run(&self.global, wanted, |console| match &self.command {
+        let options = ConsoleOptions { stdout_is_data, ..self.global.console() };
+        start::run(&self.global, options, |console| match &self.command {
             Command::Merge(merge) => merge::run(merge, console),
             Command::Commit(arguments) => commit::command(arguments, Work::Commit, console),
             Command::Snapshotrebase(arguments) => commit::command(arguments, Work::SnapshotRebase, console),

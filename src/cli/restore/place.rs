@@ -5,9 +5,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::{self, FolderLock, Inventory};
+use crate::chain::{self, Fault, FolderLock, Inventory};
 use crate::cli::console::Console;
-use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::restore;
 use crate::storage;
@@ -21,19 +20,23 @@ pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Consol
 /// Why a restore point cannot be had.
 pub(super) fn not_selected(error: chain::Error) -> Failure {
     match &error {
-        chain::Error::Broken { path, .. } => {
-            let folder = storage::parent(path).to_owned();
-            at_work(error.into(), &folder)
+        chain::Error::Broken { path, fault } if !matches!(fault, Fault::NoFull | Fault::SameTime(..)) => {
+            let held = FolderLock::held_in(storage::parent(path));
+            held.map_or_else(|| error.into(), |path| chain::Error::Locked { path }.into())
         }
         _ => error.into(),
     }
 }
 
-/// Why images of a folder cannot be used. What somebody works on just now may look as if it were broken.
-pub(super) fn at_work(failure: Failure, folder: &Path) -> Failure {
-    let may_be = failure.exit() == Exit::Damaged || matches!(failure, Failure::Restore(restore::Error::Changed));
-    let held = if may_be { FolderLock::held_in(folder) } else { None };
-    held.map_or(failure, |path| chain::Error::Locked { path }.into())
+/// Why images that were there a moment ago cannot be used: somebody may have begun to work on them.
+pub(super) fn not_opened(failure: Failure, newest: &Path) -> Failure {
+    match failure {
+        Failure::Restore(restore::Error::Changed | restore::Error::Gone { .. }) => {
+            let held = FolderLock::held_in(storage::parent(newest));
+            held.map_or(failure, |path| chain::Error::Locked { path }.into())
+        }
+        _ => failure,
+    }
 }
 
 /// A restore point's time in the local zone.

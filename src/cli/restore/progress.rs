@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
+use super::salvage;
 use crate::cli::console::Console;
 use crate::cli::pace::{Pace, bar};
 use crate::cli::signals;
@@ -128,6 +129,9 @@ impl Observer for Reporter<'_> {
 
     fn warning(&self, warning: Warning) {
         self.console.warning(&warning.to_string());
+        if let Warning::DamagedTables { first, .. } = &warning {
+            salvage::anywhere(self.console, "damaged", first);
+        }
     }
 
     fn is_cancelled(&self) -> bool {

@@ -44,7 +44,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
 }
 
 /// Says for programs that the list of what was lost is not all of it, and that the rest cannot be listed.
-fn anywhere(console: &Console, kind: &str, reason: &dyn Display) {
+pub(super) fn anywhere(console: &Console, kind: &str, reason: &dyn Display) {
     console.event("anywhere", &[("kind", kind.into()), ("message", reason.to_string().into())]);
 }
 

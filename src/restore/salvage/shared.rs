@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::qcow2::{self, CheckLimits, Content, HostOffset, Image, MapBuffer};
+use crate::qcow2::{self, CheckLimits, Content, Finding, HostOffset, Image, MapBuffer, Severity};
 use crate::restore::bits::Bits;
 use crate::restore::check::observed;
 use crate::restore::error::{Error, Result};
@@ -55,12 +55,17 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
     let report = match observed(&Uncounted(observer), |each| image.check(CheckLimits::default(), each)) {
         Ok(report) => report,
         Err(qcow2::Error::Cancelled) => return Err(Error::Cancelled),
-        // what cannot be read is listed
+        // what cannot be read of the disk is listed
         Err(_) => return Ok(()),
     };
-    if let Some(first) = report.worst().filter(|_| report.structure_errors > 0) {
+    // what lies behind the end of the file is listed
+    let contradicts = |finding: &&Finding| {
+        let is_structure = finding.severity() == Severity::Structure;
+        is_structure && !matches!(finding, Finding::BeyondEnd { .. })
+    };
+    if let Some(first) = report.findings.iter().find(contradicts) {
         let (path, first) = (layer.path().to_owned(), Box::new(first.clone()));
-        observer.warning(Warning::DamagedTables { path, errors: report.structure_errors, first });
+        observer.warning(Warning::DamagedTables { path, first });
     }
     Ok(())
 }

@@ -22,6 +22,11 @@ fn a_time_does_not_mean_an_older_restore_point_because_the_newer_one_is_missing(
         let salvaged = backup.merged(["--salvage", "--json", until.as_str(), "--out=out", "--force"]).with(3);
         assert_eq!(event(&salvaged.events(), "loss")["kind"], "stale");
     }
+    // nor does it mean a COPY of before
+    let copy = backup.dir.join(format!("COPY-{}-disk.qcow2", TIMES[2] - 5));
+    std::fs::copy(&backup.images[0], &copy).unwrap();
+    backup.merged([&format!("--until={}", TIMES[2]), "--out=out", "--force"]).fails(4).says(&says);
+    std::fs::remove_file(copy).unwrap();
     // those before it are nobody's loss
     for until in [format!("--until={}", TIMES[2] - 1), "--until=INC-1793674800".to_owned()] {
         backup.merged([until.as_str(), "--out=out", "--force"]).with(0);
@@ -53,6 +58,11 @@ fn what_looks_broken_while_somebody_works_on_it_is_in_use() {
     for more in [&["--out=out"][..], &["--verify", "--out=out"]] {
         backup.merged(more).fails(6).says("is locked");
     }
+    // what is damaged is that all the same
+    let whole = std::fs::read(&backup.images[0]).unwrap();
+    std::fs::write(&backup.images[0], &whole[..whole.len() / 2]).unwrap();
+    backup.merged(["--until=FULL", "--out=out"]).fails(4).says("bytes, but");
+    std::fs::write(&backup.images[0], whole).unwrap();
     drop(held);
     backup.merged(["--out=out"]).fails(4).says("is missing, only its manifest is there");
 }
