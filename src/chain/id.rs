@@ -35,6 +35,7 @@ pub(super) fn random_bytes() -> io::Result<[u8; 16]> {
 ///
 /// # Errors
 /// The system has no random numbers.
+#[cfg(any(feature = "capture", test))]
 pub(crate) fn random_id() -> io::Result<String> {
     const VERSION: u128 = 0xf << 76;
     const VARIANT: u128 = 3 << 62;

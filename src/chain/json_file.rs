@@ -1,13 +1,13 @@
 //! Small JSON files beside the images. What they hold may be anything; what is written is there whole or not at all.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::MAX_CONFIG_BYTES;
 use crate::json;
-use crate::storage::{self, FileStorage, NewFile, Storage, to_usize};
+use crate::storage::{self, FileStorage, Storage, to_usize};
 
 /// The JSON in a file; `None` where there is no such file.
 pub(crate) fn read(path: &Path) -> io::Result<Option<Value>> {
@@ -34,10 +34,7 @@ pub(crate) fn write(path: &Path, value: &Value) -> io::Result<()> {
     let folder = storage::parent(path);
     storage::check_inside(storage::parent(folder), Path::new(folder.file_name().unwrap_or_default()))?;
     storage::create_folders(folder)?;
-    let new = NewFile::create(path, 0o644)?;
-    storage::give_to_owner(new.file(), &folder.metadata()?);
-    new.file().write_all(&text(value))?;
-    new.publish(true)
+    storage::write_whole(path, &text(value), 0o644, Some(&folder.metadata()?))
 }
 
 /// A value as such files have it.

@@ -96,8 +96,10 @@ pub(crate) use discover::MAX_DEPTH;
 pub use discover::{Inventory, MAX_ENTRIES, Note, discover};
 pub use disk::Disk;
 pub use error::Error;
+pub(crate) use id::chain_id;
 pub use id::is_chain_id;
-pub(crate) use id::{chain_id, random_id};
+#[cfg(feature = "capture")]
+pub(crate) use id::random_id;
 pub use image::Image;
 #[cfg(feature = "capture")]
 pub(crate) use image::Month;

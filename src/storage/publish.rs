@@ -4,7 +4,7 @@
 //! replaces another, it has a name that nobody can guess for the moment between the two, which whoever replaces a file in
 //! that folder next removes. Elsewhere it has such a name from the beginning, and is removed when it is dropped.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use tempfile::{NamedTempFile, PathPersistError, TempPath};
 
-use super::folder::{NewFolders, parent, sync_names};
+use super::folder::{NewFolders, give_to_owner, parent, sync_names};
 use super::leftover;
 
 /// A file on its way to its name.
@@ -86,12 +86,15 @@ impl NewFile {
 }
 
 /// Writes a small file with these permissions, or replaces it: it is there whole and on stable storage, as it was before, or
-/// not at all. Missing parent folders are made.
+/// not at all. Missing parent folders are made. What root makes so may be for the owner of something else.
 ///
 /// # Errors
 /// As [`NewFile::publish`].
-pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32, of: Option<&Metadata>) -> io::Result<()> {
     let new = NewFile::create(path, mode)?;
+    if let Some(of) = of {
+        give_to_owner(new.file(), of);
+    }
     new.file().write_all(bytes)?;
     new.publish(true)
 }

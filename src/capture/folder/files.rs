@@ -15,12 +15,12 @@ pub(crate) const FLEECE: &str = ".fleece.qcow2";
 
 /// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    storage::write_whole(path, bytes, 0o644).map_err(Error::io(path))
+    storage::write_whole(path, bytes, 0o644, None).map_err(Error::io(path))
 }
 
 /// The same for those only who may read the images.
 pub(crate) fn write_secret_json(path: &Path, value: &Value) -> Result<(), Error> {
-    let written = storage::write_whole(path, &json_file::text(value), 0o600);
+    let written = storage::write_whole(path, &json_file::text(value), 0o600, None);
     written.map_err(Error::io(path))
 }
 
