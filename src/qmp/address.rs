@@ -27,6 +27,9 @@ pub enum AddressError {
     /// The port is no number from 1 to 65535.
     #[error("{0} is not a port (1 to 65535)")]
     Port(String),
+    /// The host has brackets in it.
+    #[error("{0:?} is not a host")]
+    Host(String),
     /// There is nothing where a path or a host should be.
     #[error("an empty path or host")]
     Empty,
@@ -45,6 +48,9 @@ impl FromStr for Address {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         if host.is_empty() {
             return Err(AddressError::Empty);
+        }
+        if host.contains(['[', ']']) {
+            return Err(AddressError::Host(host.to_owned()));
         }
         match port.parse() {
             Ok(number) if number > 0 => Ok(Self::Tcp { host: host.to_owned(), port: number }),
@@ -77,6 +83,8 @@ mod tests {
         assert_eq!("tcp:[::1]:4444".parse::<Address>().map(|address| address.to_string()), Ok("tcp:[::1]:4444".into()));
         for text in
             ["", "unix:", "tcp:", "tcp:host", "tcp::1", "tcp:host:", "tcp:host:0", "tcp:host:65536", "tcp:host:x"]
+                .into_iter()
+                .chain(["tcp:[[x]]:4", "tcp:[::1:4", "tcp:::1]:4"])
         {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
