@@ -47,6 +47,13 @@ pub(crate) struct Newest {
     pub(crate) fault: Option<String>,
 }
 
+impl Newest {
+    /// Whether a disk has the bitmap that goes back to it.
+    pub(crate) fn is_followed_by(&self, device: &Device) -> bool {
+        self.bitmap.as_ref().is_some_and(|bitmap| device.has_bitmap(bitmap))
+    }
+}
+
 impl History {
     /// The time of the newest image; the earliest there is, where it has none.
     pub(crate) fn since(&self) -> Option<i64> {
@@ -164,8 +171,7 @@ impl<'a> Histories<'a> {
         let Some(inventory) = self.inventory(folder)? else { return Ok(None) };
         for base in inventory.disks.iter().filter_map(|disk| disk.name()?.to_str()) {
             let newest = History::of(inventory, folder, base, live)?.newest;
-            let has_bitmap = |newest: &Newest| newest.bitmap.as_ref().is_some_and(|bitmap| device.has_bitmap(bitmap));
-            if let Some(newest) = newest.filter(has_bitmap) {
+            if let Some(newest) = newest.filter(|newest| newest.is_followed_by(device)) {
                 return Ok(Some((base.to_owned(), newest)));
             }
         }

@@ -45,9 +45,7 @@ impl Place {
                 // what several disks stand on is the name of the one that goes on from its newest image
                 let is_free = |base: &str, newest: &Newest| {
                     let is_other = |other: &Device| other != device && other.bases().iter().any(|name| name == base);
-                    !bases.contains(base)
-                        && (newest.bitmap.as_ref().is_some_and(|bitmap| device.has_bitmap(bitmap))
-                            || !devices.iter().any(is_other))
+                    !bases.contains(base) && (newest.is_followed_by(device) || !devices.iter().any(is_other))
                 };
                 let name = device.names.first().unwrap_or(&device.base);
                 (name.clone(), before(target, device, histories, is_free)?.unwrap_or_else(|| device.base.clone()))

@@ -21,8 +21,8 @@ pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Consol
 pub(super) fn not_selected(error: chain::Error) -> Failure {
     match &error {
         chain::Error::Broken { path, fault } if !matches!(fault, Fault::NoFull | Fault::SameTime(..)) => {
-            let held = FolderLock::held_in(storage::parent(path));
-            held.map_or_else(|| error.into(), |path| chain::Error::Locked { path }.into())
+            let path = path.clone();
+            unless_at_work(error.into(), &path)
         }
         _ => error.into(),
     }
@@ -31,12 +31,15 @@ pub(super) fn not_selected(error: chain::Error) -> Failure {
 /// Why images that were there a moment ago cannot be used: somebody may have begun to work on them.
 pub(super) fn not_opened(failure: Failure, newest: &Path) -> Failure {
     match failure {
-        Failure::Restore(restore::Error::Changed | restore::Error::Gone { .. }) => {
-            let held = FolderLock::held_in(storage::parent(newest));
-            held.map_or(failure, |path| chain::Error::Locked { path }.into())
-        }
+        Failure::Restore(restore::Error::Changed | restore::Error::Gone { .. }) => unless_at_work(failure, newest),
         _ => failure,
     }
+}
+
+/// The failure, or that somebody works in the folder of an image now, which may be why.
+fn unless_at_work(failure: Failure, image: &Path) -> Failure {
+    let held = FolderLock::held_in(storage::parent(image));
+    held.map_or(failure, |path| chain::Error::Locked { path }.into())
 }
 
 /// A restore point's time in the local zone.
