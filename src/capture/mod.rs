@@ -30,6 +30,7 @@
 //! - `run`: a backup from the first question to the last bitmap. `prepare` finds out, `decide` takes FULL or INC, `fleecing`
 //!   the way, `plan` makes the commands of it, `moment` takes the snapshot
 //! - `machine`: what QEMU says of its disks, nodes, bitmaps and jobs
+//! - `jobs`: they are waited for
 //! - `folder`: what a backup folder holds, and what a run writes there
 //! - `seal`: images go to stable storage and get their checksums, also while jobs run
 //! - `order`: what brings order back
@@ -69,6 +70,7 @@ mod error;
 mod event;
 mod fleecing;
 mod folder;
+mod jobs;
 mod machine;
 mod maintain;
 mod moment;

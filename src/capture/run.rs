@@ -11,11 +11,13 @@ use crate::capture::folder::files;
 use crate::capture::folder::journal::Journal;
 use crate::capture::folder::lock;
 use crate::capture::folder::target;
+use crate::capture::jobs::Watch;
 use crate::capture::machine::observe::{self, Job};
-use crate::capture::machine::{Machine, Watch, state};
+use crate::capture::machine::{Machine, state};
 use crate::capture::moment;
 use crate::capture::names;
 use crate::capture::order;
+use crate::capture::order::dismantle::dismantle;
 use crate::capture::order::teardown::Teardown;
 use crate::capture::plan::{self, FleeceImage, Plan};
 use crate::capture::prepare::{Prepared, Target};
@@ -206,7 +208,7 @@ async fn make(
         files::remove(path)?;
     }
     machine.go_on()?;
-    let watch = machine.watch();
+    let watch = Watch::new(machine);
     let thawed = moment::take(machine, request, prepared, &plan, agent).await?;
     tokio::select! {
         copied = copy(machine, request, prepared, &plan, watch) => copied?,
@@ -249,7 +251,7 @@ async fn copy(
     // opened before QEMU closes it: what the kernel could not write then is told to each file that is open
     let images = prepared.targets.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     flush(machine, prepared).await?;
-    machine.dismantle().await?;
+    dismantle(machine).await?;
     for (target, (partial, image)) in prepared.targets.iter().zip(&images) {
         target::verify(partial, image, target.size)?;
     }
@@ -306,8 +308,8 @@ async fn follow(
         target.map_or_else(|| job.id.clone(), |target| target.disk.clone())
     };
     let mut told = Instant::now();
-    let jobs = machine
-        .wait(watch, pauses, |jobs| {
+    let jobs = watch
+        .wait(machine, pauses, |jobs| {
             if told.elapsed() >= interval || jobs.iter().all(Job::is_concluded) {
                 told = Instant::now();
                 let progress = |job: &Job| Progress { disk: name(job), done: job.done, total: job.total };

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::capture::error::Error;
-use crate::capture::folder::live::Live;
 use crate::capture::machine::device::Device;
+use crate::capture::machine::live::Live;
 use crate::capture::names;
 use crate::chain::{self, Checksums, Image, ImageId, Inventory, Level, discover};
 use crate::qcow2;

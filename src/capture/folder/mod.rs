@@ -4,7 +4,6 @@ pub(crate) mod files;
 pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod journal;
-pub(crate) mod live;
 pub(crate) mod lock;
 pub(crate) mod place;
 pub(crate) mod target;

@@ -138,9 +138,9 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::capture::folder::live::Live;
     use crate::capture::machine::device::Bitmap;
     use crate::capture::machine::file_name::component;
+    use crate::capture::machine::live::Live;
     use crate::capture::names;
     use crate::chain::{FormatHint, ImageId, Manifest};
 

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::capture::machine::device::Bitmap;
 use crate::capture::machine::reply::{DeviceError, Reply};
+use crate::qmp::Command;
 
 pub(crate) const COMMAND: &str = "query-named-block-nodes";
 
@@ -22,6 +23,10 @@ pub(crate) struct Node {
     pub bitmaps: Vec<Bitmap>,
     /// QEMU's `ImageInfo` of it; null where the reply has none.
     pub image: Value,
+}
+
+pub(crate) fn delete_node(name: &str) -> Command {
+    Command::new("blockdev-del").with("node-name", name)
 }
 
 /// Reads the reply to `query-named-block-nodes`.

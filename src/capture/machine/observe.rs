@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 use crate::capture::error::Error;
-use crate::capture::folder::live::Live;
 use crate::capture::machine::Machine;
 use crate::capture::machine::device::Device;
 use crate::capture::machine::devices::{Devices, devices};
 use crate::capture::machine::graph::Graph;
+use crate::capture::machine::live::Live;
 use crate::capture::machine::nodes::{Node, nodes};
 use crate::capture::machine::selection::Selection;
 use crate::capture::names;

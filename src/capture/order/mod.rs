@@ -1,12 +1,14 @@
 //! Order after a run, however it has ended: the guest goes on, nothing of the run is left in QEMU, its images have their
 //! names or are gone, and each disk has the bitmap that the next INC needs.
 
+pub(crate) mod dismantle;
 pub(crate) mod frozen;
 pub(crate) mod settle;
 pub(crate) mod teardown;
 
 use std::path::{Path, PathBuf};
 
+use self::dismantle::dismantle;
 use self::settle::Bitmaps;
 use self::teardown::Teardown;
 use crate::capture::error::Error;
@@ -61,7 +63,7 @@ pub(crate) async fn recover(
     let other = foreign(&observed, own)?;
     let locks = [own, other.as_ref()];
     let left = !Teardown::new(&observed).is_empty();
-    let dismantled = if left { machine.dismantle().await } else { Ok(()) };
+    let dismantled = if left { dismantle(machine).await } else { Ok(()) };
     // not before: a machine that stands still has no agent that answers
     let thawed = frozen::thaw(machine, &observed, agent).await;
     dismantled?;

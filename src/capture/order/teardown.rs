@@ -2,6 +2,7 @@
 //!
 //! Pure: from what is going on to the commands. A run that succeeds ends the same way.
 
+use crate::capture::machine::nodes::delete_node;
 use crate::capture::machine::observe::Observed;
 use crate::capture::names::{self, NodeRole};
 use crate::capture::plan::set_drive;
@@ -60,10 +61,6 @@ impl Teardown {
     pub(crate) fn is_empty(&self) -> bool {
         self.resume.is_empty() && self.cancel.is_empty() && self.dismantle.is_empty()
     }
-}
-
-pub(crate) fn delete_node(name: &str) -> Command {
-    Command::new("blockdev-del").with("node-name", name)
 }
 
 /// Nothing is copied, since a filter holds nothing; the overlay gets the disk below the filter, in its header too.
