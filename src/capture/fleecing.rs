@@ -8,8 +8,8 @@ use crate::capture::folder::files;
 use crate::capture::folder::place::Place;
 use crate::capture::folder::target;
 use crate::capture::machine::Machine;
+use crate::capture::machine::abilities;
 use crate::capture::machine::device::Device;
-use crate::capture::machine::observe;
 use crate::capture::plan::{self, FleeceImage};
 use crate::capture::request::{Fleece, Request};
 use crate::chain::Level;
@@ -23,7 +23,7 @@ pub(super) struct Fleecing<'a> {
 
 impl<'a> Fleecing<'a> {
     pub(super) fn new(machine: &Machine<'_>, request: &'a Request, target: &'a Path) -> Self {
-        let able = observe::can_fleece(&machine.features);
+        let able = abilities::can_fleece(&machine.features);
         if !able && request.fleece != Fleece::Off {
             let reason = "this QEMU has none to trust; writes of the guest wait for the target, and fail if it is full"
                 .to_owned();

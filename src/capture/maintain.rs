@@ -5,7 +5,7 @@ use crate::capture::error::Error;
 use crate::capture::event::{Event, Observer};
 use crate::capture::machine::device::{Bitmap, Device};
 use crate::capture::machine::nodes;
-use crate::capture::machine::observe::ask_nodes;
+use crate::capture::machine::observe::{all_disks, ask_nodes};
 use crate::capture::names;
 use crate::capture::order;
 use crate::capture::request::Connection;
@@ -18,7 +18,7 @@ use crate::qmp::Command;
 /// The machine cannot be reached, or says what cannot be understood.
 pub async fn disks(connection: &Connection, observer: &dyn Observer) -> Result<Vec<Device>, Error> {
     let machine = connect(connection, observer).await?;
-    order::all_disks(&machine).await
+    all_disks(&machine).await
 }
 
 /// Removes the bitmaps of this tool, of one chain or of all. Those that QEMU keeps are told.
@@ -32,10 +32,10 @@ pub async fn remove_bitmaps(
 ) -> Result<Vec<Bitmap>, Error> {
     let machine = connect(connection, observer).await?;
     order::restore(&machine, connection.agent.as_ref(), None, None).await?;
-    let nodes = nodes::nodes(&ask_nodes(&machine.monitor, &machine.features).await?)?;
+    let nodes = nodes::nodes(&ask_nodes(&machine).await?)?;
     let own = |bitmap: &Bitmap| bitmap.name.starts_with(names::PREFIX);
     // an id may be the end of another one
-    let disks: Vec<String> = order::all_disks(&machine).await?.into_iter().flat_map(|disk| disk.names).collect();
+    let disks: Vec<String> = all_disks(&machine).await?.into_iter().flat_map(|disk| disk.names).collect();
     let of_chain = |bitmap: &Bitmap| chain.is_none_or(|chain| names::since(&bitmap.name, chain, &disks).is_some());
     let mut removed = Vec::new();
     // what is stored in an image that nobody can write to stays, and records nothing

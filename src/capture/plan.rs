@@ -68,7 +68,7 @@ pub(crate) struct Settings {
     pub direct: bool,
     /// How QEMU writes the images.
     pub aio: Aio,
-    /// Let jobs go when they end, see [`is_fragile`](crate::capture::machine::observe::is_fragile).
+    /// Let jobs go when they end, see [`is_fragile`](crate::capture::machine::abilities::is_fragile).
     pub auto_dismiss: bool,
 }
 
@@ -94,7 +94,7 @@ impl Plan {
         prepare.extend(each().map(|(number, disk)| target(number, disk, settings)));
         let fleeced = || each().filter_map(|(number, disk)| Some((number, disk, disk.fleece.as_ref()?)));
         prepare.extend(fleeced().map(|(number, _, fleece)| image(NodeRole::Fleece.node(number), &fleece.file, None)));
-        prepare.extend(fleeced().map(|(number, disk, _)| filter(number, disk, settings, features)));
+        prepare.extend(fleeced().map(|(number, disk, _)| filter(number, disk, settings)));
 
         let exchange = |(number, _, fleece): (usize, _, &FleeceImage)| {
             set_drive(&fleece.qdev, &NodeRole::CopyBeforeWrite.node(number))
@@ -169,19 +169,19 @@ fn image(node: String, file: &Path, settings: Option<&Settings>) -> Command {
 
 /// The filter between a device and its disk. It has no bitmap: the job decides what it reads. Without `discard` the guest's
 /// would be lost in it.
-fn filter(number: usize, disk: &DiskPlan, settings: &Settings, features: &Features) -> Command {
-    let command = Command::new("blockdev-add")
+fn filter(number: usize, disk: &DiskPlan, settings: &Settings) -> Command {
+    Command::new("blockdev-add")
         .with("driver", "copy-before-write")
         .with("node-name", NodeRole::CopyBeforeWrite.node(number))
         .with("file", disk.node.clone())
         .with("target", NodeRole::Fleece.node(number))
         .with("on-cbw-error", "break-snapshot")
-        .with("discard", "unmap");
-    if features.cbw_timeout { command.with("cbw-timeout", settings.cbw_timeout) } else { command }
+        .with("discard", "unmap")
+        .with("cbw-timeout", settings.cbw_timeout)
 }
 
 /// Has QEMU write all of an image that a job has made, and nothing after that; `file` is the node below it. This fails where
-/// something cannot be written.
+/// something cannot be written. Not [every QEMU](crate::capture::machine::abilities::can_flush) can.
 pub(super) fn flush(number: usize, file: &str) -> Command {
     let image = json!({
         "driver": "qcow2",
@@ -189,11 +189,8 @@ pub(super) fn flush(number: usize, file: &str) -> Command {
         "read-only": true,
         "file": file,
     });
-    Command::new(FLUSH).with("options", json!([image]))
+    Command::new("blockdev-reopen").with("options", json!([image]))
 }
-
-/// What [`flush`] sends; not every QEMU has it.
-pub(super) const FLUSH: &str = "blockdev-reopen";
 
 /// Exchanges what a device reads and writes.
 pub(super) fn set_drive(qdev: &str, node: &str) -> Command {
@@ -310,12 +307,6 @@ mod tests {
         }
     }
 
-    fn features() -> Features {
-        let mut features = Features::default();
-        features.cbw_timeout = true;
-        features
-    }
-
     fn disk(number: usize, fleece: bool, old: bool) -> DiskPlan {
         let image = FleeceImage { qdev: format!("/vb{number}"), file: format!("/d/{number}.fleece.qcow2").into() };
         DiskPlan {
@@ -356,7 +347,7 @@ mod tests {
 
     #[test]
     fn with_fleecing_the_machine_stops_only_to_exchange_drives() {
-        let plan = Plan::new(&[disk(0, true, true), disk(1, true, false)], &settings(), &features());
+        let plan = Plan::new(&[disk(0, true, true), disk(1, true, false)], &settings(), &Features::default());
         assert_eq!(lines(&plan.lock), ["blockdev-add qmpbackup-lock"]);
         let prepare = [
             "transaction block-dirty-bitmap-add disk0 qmpbackup-6-c + block-dirty-bitmap-add disk1 qmpbackup-6-c",
@@ -397,7 +388,7 @@ mod tests {
 
     #[test]
     fn without_fleecing_the_moment_is_one_transaction() {
-        let plan = Plan::new(&[disk(0, false, true), disk(1, false, false)], &settings(), &features());
+        let plan = Plan::new(&[disk(0, false, true), disk(1, false, false)], &settings(), &Features::default());
         assert_eq!(plan.prepare.len(), 3);
         let moment = "transaction blockdev-backup disk0 qmpbackup-0-target qmpbackup-5-c + blockdev-backup disk1 \
                       qmpbackup-1-target";
@@ -407,17 +398,17 @@ mod tests {
             let plan = Plan::new(&[disk(0, false, false)], &settings(), features);
             plan.moment[0].arguments()["actions"][0]["data"]["on-cbw-error"].clone()
         };
-        let mut new = features();
+        let mut new = Features::default();
         new.backup_on_cbw_error = true;
-        assert_eq!((job(&features()), job(&new)), (Value::Null, json!("break-snapshot")));
+        assert_eq!((job(&Features::default()), job(&new)), (Value::Null, json!("break-snapshot")));
         let pause = Settings { pause: true, ..settings() };
-        let plan = Plan::new(&[disk(0, false, false)], &pause, &features());
+        let plan = Plan::new(&[disk(0, false, false)], &pause, &Features::default());
         assert_eq!(lines(&plan.moment), ["stop", "transaction blockdev-backup disk0 qmpbackup-0-target", "cont"]);
     }
 
     #[test]
     fn both_ways_share_one_moment() {
-        let plan = Plan::new(&[disk(0, true, false), disk(1, false, false)], &settings(), &features());
+        let plan = Plan::new(&[disk(0, true, false), disk(1, false, false)], &settings(), &Features::default());
         let moment =
             ["stop", "qom-set /vb0 qmpbackup-0-cbw", "transaction blockdev-backup disk1 qmpbackup-1-target", "cont"];
         assert_eq!(lines(&plan.moment), moment);
@@ -427,14 +418,14 @@ mod tests {
     #[test]
     fn a_machine_that_stands_still_is_not_stopped() {
         let still = Settings { running: false, pause: true, ..settings() };
-        let plan = Plan::new(&[disk(0, true, false)], &still, &features());
+        let plan = Plan::new(&[disk(0, true, false)], &still, &Features::default());
         assert_eq!(lines(&plan.moment), ["qom-set /vb0 qmpbackup-0-cbw"]);
     }
 
     #[test]
     fn options_reach_the_images_and_jobs() {
         let settings = Settings { direct: true, aio: Aio::IoUring, compress: true, speed: 7, ..settings() };
-        let plan = Plan::new(&[disk(0, true, false)], &settings, &features());
+        let plan = Plan::new(&[disk(0, true, false)], &settings, &Features::default());
         let argument = |command: &str, key: &str| {
             let find = |found: &&Command| found.arguments().get("node-name").is_some_and(|name| name == command);
             plan.commands().find(find).and_then(|found| found.arguments().get(key).cloned())
@@ -444,8 +435,5 @@ mod tests {
         assert_eq!((&file["aio"], &file["cache"]), (&json!("io_uring"), &json!({"direct": true})));
         let job = &plan.start.last().unwrap().arguments()["actions"][0]["data"];
         assert_eq!((&job["compress"], &job["speed"], &job["sync"]), (&json!(true), &json!(7), &json!("full")));
-        let old = Features::default();
-        let plan = Plan::new(&[disk(0, true, false)], &settings, &old);
-        assert!(plan.commands().all(|command| !command.arguments().contains_key("cbw-timeout")));
     }
 }

@@ -17,6 +17,7 @@ use crate::capture::folder::journal::{Entry, Journal};
 use crate::capture::folder::place::Place;
 use crate::capture::folder::target;
 use crate::capture::machine::Machine;
+use crate::capture::machine::abilities;
 use crate::capture::machine::device::{Device, config};
 use crate::capture::machine::live::Live;
 use crate::capture::machine::observe::{self, Replies};
@@ -26,7 +27,7 @@ use crate::capture::order::settle::Bitmaps;
 use crate::capture::plan::{self, DiskPlan, FleeceImage, Old, Plan, Settings};
 use crate::capture::request::{Request, RequestedLevel};
 use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
-use crate::qmp::{Command, Features, Version};
+use crate::qmp::{Command, Features};
 use crate::storage;
 
 /// A disk of the run.
@@ -73,7 +74,7 @@ impl Prepared {
     /// Decides. Nothing is changed, neither in the machine nor in the folder.
     pub(super) async fn new(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Self, Error> {
         let status = state::introduce(machine).await?;
-        let replies = Replies::ask(&machine.monitor, &machine.features).await?;
+        let replies = Replies::ask(machine).await?;
         let disks = replies.disks()?;
         let live = replies.live(machine)?;
         let mut folders = Histories::new(&live);
@@ -272,10 +273,10 @@ fn settings(machine: &Machine<'_>, request: &Request, folder: &Path, running: bo
         pause: request.pause,
         compress: request.compress,
         speed: request.speed_limit,
-        cbw_timeout: cbw_timeout(request.cbw_timeout, machine.monitor.version()),
+        cbw_timeout: request.cbw_timeout,
         direct: request.direct,
         aio: request.aio,
-        auto_dismiss: observe::is_fragile(&machine.features),
+        auto_dismiss: abilities::is_fragile(&machine.features),
     }
 }
 
@@ -326,12 +327,6 @@ impl Target {
     pub(super) fn is_written_once(&self) -> bool {
         self.fleece.is_some() || self.device.read_only
     }
-}
-
-/// Before 9.1 QEMU keeps the nanoseconds in 32 bits, and takes 45 seconds for two; no schema tells.
-fn cbw_timeout(wanted: u32, version: &Version) -> u32 {
-    const FITS: u32 = 4;
-    if (version.major, version.minor) < (9, 1) { wanted.min(FITS) } else { wanted }
 }
 
 /// The nodes of the disks that are asked for.
@@ -402,18 +397,5 @@ fn tell_foreign(machine: &Machine<'_>, device: &Device, place: &Place, chain: &s
     let count = device.bitmaps.iter().filter(|bitmap| is_foreign(&bitmap.name)).count();
     if count > 1 {
         machine.tell(&Event::ForeignBitmaps { disk: place.disk.clone(), count });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_timeout_is_what_old_releases_can_keep() {
-        let version = |major, minor| Version { major, minor, micro: 0, package: String::new() };
-        assert_eq!(cbw_timeout(45, &version(7, 2)), 4);
-        assert_eq!(cbw_timeout(0, &version(9, 0)), 0);
-        assert_eq!(cbw_timeout(45, &version(9, 1)), 45);
     }
 }

@@ -12,6 +12,7 @@ use crate::capture::folder::journal::Journal;
 use crate::capture::folder::lock;
 use crate::capture::folder::target;
 use crate::capture::jobs::Watch;
+use crate::capture::machine::abilities::can_flush;
 use crate::capture::machine::observe::{self, Job};
 use crate::capture::machine::{Machine, state};
 use crate::capture::moment;
@@ -268,7 +269,7 @@ async fn copy(
 
 /// Has QEMU write what it has of the images, where it can be asked to: else it does so when it closes them.
 async fn flush(machine: &Machine<'_>, prepared: &Prepared) -> Result<(), Error> {
-    if !machine.features.has_command(plan::FLUSH) {
+    if !can_flush(&machine.features) {
         return Ok(());
     }
     let graph = machine.observe().await?.graph;

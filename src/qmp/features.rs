@@ -15,8 +15,6 @@ pub struct Features {
     pub copy_before_write: bool,
     /// The driver `snapshot-access`: reads a disk as it was when its `copy-before-write` filter came.
     pub snapshot_access: bool,
-    /// `cbw-timeout` of `copy-before-write`: the guest waits no longer than that for a copy.
-    pub cbw_timeout: bool,
     /// `on-cbw-error` of `copy-before-write`: a failed copy breaks the snapshot instead of the guest's write.
     pub on_cbw_error: bool,
     /// `discard-source` of `blockdev-backup`: what was copied out of a fleece image is freed there.
@@ -38,7 +36,6 @@ impl Features {
             commands: schema.commands().map(str::to_owned).collect(),
             copy_before_write: has_value(drivers, "copy-before-write"),
             snapshot_access: has_value(drivers, "snapshot-access"),
-            cbw_timeout: has_member(cbw, "cbw-timeout"),
             on_cbw_error: has_member(cbw, "on-cbw-error"),
             discard_source: has_member(backup, "discard-source"),
             backup_on_cbw_error: has_member(backup, "on-cbw-error"),
@@ -73,13 +70,12 @@ mod tests {
     }
 
     #[test]
-    fn qemu_7_2_has_the_filter_and_its_timeout() {
+    fn qemu_7_2_has_the_filter() {
         let features = of(include_str!("../../tests/data/qmp/schema-7.2.json"));
         let expected = Features {
             commands: features.commands.clone(),
             copy_before_write: true,
             snapshot_access: true,
-            cbw_timeout: true,
             on_cbw_error: true,
             ..Features::default()
         };

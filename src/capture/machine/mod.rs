@@ -1,5 +1,6 @@
 //! A machine that is talked to: each command is told to the observer, and none is sent when the run shall end.
 
+pub(crate) mod abilities;
 pub(crate) mod device;
 pub(crate) mod devices;
 pub(crate) mod file_name;
@@ -63,7 +64,7 @@ impl Machine<'_> {
     }
 
     pub(crate) async fn observe(&self) -> Result<Observed, Error> {
-        Observed::ask(&self.monitor, &self.features).await
+        Observed::ask(self).await
     }
 
     /// QEMU's working directory, where it can be told.

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::capture::error::Error;
 use crate::capture::machine::Machine;
+use crate::capture::machine::abilities::is_fragile;
 use crate::capture::machine::device::Device;
 use crate::capture::machine::devices::{Devices, devices};
 use crate::capture::machine::graph::Graph;
@@ -11,7 +12,7 @@ use crate::capture::machine::live::Live;
 use crate::capture::machine::nodes::{Node, nodes};
 use crate::capture::machine::selection::Selection;
 use crate::capture::names;
-use crate::qmp::{Command, Features, Monitor};
+use crate::qmp::Command;
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,11 +77,11 @@ pub(crate) struct Replies {
 
 impl Replies {
     /// Asks for them.
-    pub(crate) async fn ask(monitor: &Monitor, features: &Features) -> Result<Self, Error> {
+    pub(crate) async fn ask(machine: &Machine<'_>) -> Result<Self, Error> {
         Ok(Self {
-            blocks: monitor.execute(&Command::new("query-block")).await?,
-            nodes: ask_nodes(monitor, features).await?,
-            graph: monitor.execute(&Command::new("x-debug-query-block-graph")).await?,
+            blocks: machine.monitor.execute(&Command::new("query-block")).await?,
+            nodes: ask_nodes(machine).await?,
+            graph: machine.monitor.execute(&Command::new("x-debug-query-block-graph")).await?,
         })
     }
 
@@ -127,15 +128,15 @@ pub(crate) struct Observed {
 
 impl Observed {
     /// Asks for all of it.
-    pub(crate) async fn ask(monitor: &Monitor, features: &Features) -> Result<Self, Error> {
-        let jobs = jobs(&monitor.execute(&Command::new("query-jobs")).await?);
-        let Replies { blocks, nodes: all, graph } = Replies::ask(monitor, features).await?;
+    pub(crate) async fn ask(machine: &Machine<'_>) -> Result<Self, Error> {
+        let jobs = jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
+        let Replies { blocks, nodes: all, graph } = Replies::ask(machine).await?;
         Ok(Self {
             jobs,
             nodes: nodes(&all)?,
             drives: drives(&blocks),
             graph: Graph::parse(&graph)?,
-            status: status(&monitor.execute(&Command::new("query-status")).await?),
+            status: status(&machine.monitor.execute(&Command::new("query-status")).await?),
         })
     }
 
@@ -150,31 +151,20 @@ impl Observed {
     }
 }
 
-/// Whether QEMU is one of those whose backup jobs have a filter of their own kind, 5.0 to 6.0: copy-before-write came in
-/// its place. Such a QEMU ends with SIGSEGV when it lists its nodes while a backup job has concluded and was not dismissed:
-/// the filter of that job has lost its child. So jobs there are dismissed as they end.
-pub(crate) fn is_fragile(features: &Features) -> bool {
-    !features.copy_before_write
-}
-
-/// Whether QEMU can keep the moment of a disk in a fleece image, and shows it as it was.
-///
-/// QEMU 7.2 has the nodes for that, but tells which parts of the snapshot are zero by the disk as it is now: what the guest
-/// has zeroed or discarded since the moment is not copied from the fleece image, but taken for zeroes. 10.0 does not. The
-/// schemas of those that were not tried tell them apart by what came with 9.1.
-pub(crate) fn can_fleece(features: &Features) -> bool {
-    features.copy_before_write && features.snapshot_access && features.on_cbw_error && features.discard_source
+/// All disks of the machine.
+pub(crate) async fn all_disks(machine: &Machine<'_>) -> Result<Vec<Device>, Error> {
+    Replies::ask(machine).await?.disks()
 }
 
 /// Asks for all nodes, without those below them in the answer; not where that would be QEMU's end.
-pub(crate) async fn ask_nodes(monitor: &Monitor, features: &Features) -> Result<Value, Error> {
-    if is_fragile(features) {
-        let jobs = jobs(&monitor.execute(&Command::new("query-jobs")).await?);
+pub(crate) async fn ask_nodes(machine: &Machine<'_>) -> Result<Value, Error> {
+    if is_fragile(&machine.features) {
+        let jobs = jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
         if let Some(job) = jobs.into_iter().find(Job::is_concluded) {
             return Err(Error::Fragile { job: job.id });
         }
     }
-    Ok(monitor.execute(&Command::new("query-named-block-nodes").with("flat", true)).await?)
+    Ok(machine.monitor.execute(&Command::new("query-named-block-nodes").with("flat", true)).await?)
 }
 
 /// Reads `query-status`.

@@ -163,7 +163,7 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Resul
 /// Brings the bitmaps of all disks of a chain in order. `ended` is the time of a run that has just ended.
 async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, ended: Option<i64>) -> Result<(), Error> {
     let Some(chain) = chain else { return Ok(()) };
-    let replies = Replies::ask(&machine.monitor, &machine.features).await?;
+    let replies = Replies::ask(machine).await?;
     let live = replies.live(machine)?;
     let mut histories = Histories::new(&live);
     for device in replies.disks()? {
@@ -202,9 +202,4 @@ fn newest(folder: &Path, device: &Device, histories: &mut Histories<'_>) -> Resu
         newest = newest.max(followed.and_then(|(_, newest)| newest.time));
     }
     Ok(newest)
-}
-
-/// All disks of the machine.
-pub(crate) async fn all_disks(machine: &Machine<'_>) -> Result<Vec<Device>, Error> {
-    Replies::ask(&machine.monitor, &machine.features).await?.disks()
 }
