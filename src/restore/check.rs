@@ -1,16 +1,14 @@
 //! Are the tables of images sound, and can they be made so? In parallel, an image each thread.
 
-use std::io;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::checked_file::{CheckedFile, own_sums};
-use super::error::{Error, Result};
+use super::error::{Error, Result, is_unread};
 use super::format::{Evidence, Start};
 use super::in_place;
 use super::layer::{Format, Layer};
-use super::observer::{Observer, Phase};
+use super::observer::{Observer, Phase, observed};
 use super::pool;
 use super::renewed::Renewed;
 use super::resolve::Mapped;
@@ -18,7 +16,7 @@ use super::slices::Slices;
 use super::source::{self, Source};
 use crate::chain::{Checksums, FolderLock};
 use crate::qcow2::{
-    self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Progress, Repair, Report, Snapshot,
+    self, Bitmap, CheckLimits, ClusterReader, Content, Header, Image, MapBuffer, Repair, Report, Snapshot,
 };
 use crate::storage::{self, FileStorage, Storage};
 
@@ -114,8 +112,8 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
         observer.advance(length * walks(repair));
         return Ok(Checked::Raw { length });
     }
-    let image_error = |source| image_error(path, source);
-    Header::read(&*storage).map_err(image_error)?;
+    let failed = Error::image(path);
+    Header::read(&*storage).map_err(failed)?;
     let (before, report) = match repair {
         Some(what) => {
             check_sums(path, &storage, observer)?;
@@ -123,13 +121,13 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
             let repaired = renewed.repair(what, observer)?;
             (Some(repaired.before), repaired.after)
         }
-        None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(image_error)?),
+        None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(failed)?),
     };
-    let header = Header::read(&*storage).map_err(image_error)?;
+    let header = Header::read(&*storage).map_err(failed)?;
     let length = storage.length();
-    let image = if_sound(Image::open(storage)).map_err(image_error)?;
-    let snapshots = image.as_ref().map(|image| if_sound(image.snapshots())).transpose().map_err(image_error)?;
-    let bitmaps = image.as_ref().map(|image| if_sound(image.bitmaps())).transpose().map_err(image_error)?;
+    let image = if_sound(Image::open(storage)).map_err(failed)?;
+    let snapshots = image.as_ref().map(|image| if_sound(image.snapshots())).transpose().map_err(failed)?;
+    let bitmaps = image.as_ref().map(|image| if_sound(image.bitmaps())).transpose().map_err(failed)?;
     let (snapshots, bitmaps) = (snapshots.flatten().unwrap_or_default(), bitmaps.flatten().unwrap_or_default());
     Ok(Checked::Qcow2(Box::new(CheckedImage { header, report, before, snapshots, bitmaps, length })))
 }
@@ -144,7 +142,7 @@ fn check_sums(path: &Path, storage: &Arc<FileStorage>, observer: &dyn Observer) 
     source::check_length(path, storage.length())?;
     let checked = CheckedFile::new(storage.clone(), Some(sums), false);
     let report = observed(observer, |each| qcow2::check_apart(&checked, &**storage, each));
-    report.map(drop).map_err(|source| image_error(path, source))
+    report.map(drop).map_err(Error::image(path))
 }
 
 /// What is damaged is none, and has findings in its report.
@@ -153,11 +151,6 @@ fn if_sound<T>(result: qcow2::Result<T>) -> qcow2::Result<Option<T>> {
         Err(error) if is_unread(&error) => Err(error),
         result => Ok(result.ok()),
     }
-}
-
-/// Whether the system could not read what may be sound.
-pub(super) fn is_unread(error: &qcow2::Error) -> bool {
-    matches!(error, qcow2::Error::Io { source, .. } if source.kind() != io::ErrorKind::UnexpectedEof)
 }
 
 /// Checks the images of a chain that is about to be read: damage is an error, wrong refcounts of an image that says
@@ -174,7 +167,7 @@ pub(super) fn check_layers<'a>(
         || (),
         |(), (path, image)| {
             let report = observed(observer, |each| image.check(CheckLimits::default(), each));
-            let report = report.map_err(|source| image_error(path, source))?;
+            let report = report.map_err(Error::image(path))?;
             if !report.is_corrupt() {
                 return Ok(());
             }
@@ -199,33 +192,9 @@ pub(super) fn check_streams(layer: &Layer, observer: &dyn Observer) -> Result<()
             }
         })?;
         for (cluster, data) in streams {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            clusters.read(image, cluster, data).map_err(|source| image_error(layer.path(), source))?;
+            observer.go_on()?;
+            clusters.read(image, cluster, data).map_err(Error::image(layer.path()))?;
         }
         Ok(())
     })
-}
-
-/// Tells an observer how far one image is.
-pub(super) fn observed<T>(
-    observer: &dyn Observer,
-    check: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> qcow2::Result<T>,
-) -> qcow2::Result<T> {
-    let mut told = Progress { done: 0, total: 0 };
-    let report = check(&mut |progress| {
-        observer.advance(progress.done.saturating_sub(told.done));
-        told = Progress { done: progress.done.max(told.done), total: progress.total };
-        if observer.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    observer.advance(told.total.saturating_sub(told.done));
-    Ok(report)
-}
-
-pub(super) fn image_error(path: &Path, source: qcow2::Error) -> Error {
-    match source {
-        qcow2::Error::Cancelled => Error::Cancelled,
-        source => Error::image(path, source),
-    }
 }

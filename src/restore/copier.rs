@@ -81,9 +81,7 @@ impl Transfer<'_> {
     pub(super) fn pace(&self, bytes: u64) -> Result<()> {
         let mut wait = self.limiter.map_or(Duration::ZERO, |limiter| limiter.reserve(bytes));
         loop {
-            if self.observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+            self.observer.go_on()?;
             if wait.is_zero() {
                 return Ok(());
             }
@@ -160,7 +158,7 @@ impl LayerReader {
         if inflated.last != Some((number, data)) {
             inflated.last = None;
             let read = inflated.reader.read(image, guest, data);
-            read.map_err(|source| Error::image(layer.path(), source))?;
+            read.map_err(Error::image(layer.path()))?;
             inflated.last = Some((number, data));
         }
         Ok(inflated.reader.last())
@@ -169,7 +167,7 @@ impl LayerReader {
 
 fn read_plain(layer: &Layer, host: HostOffset, buffer: &mut [u8]) -> Result<()> {
     match layer.image() {
-        Some(image) => image.read_data(buffer, host).map_err(|source| Error::image(layer.path(), source)),
+        Some(image) => image.read_data(buffer, host).map_err(Error::image(layer.path())),
         None => layer.data().read_exact_at(buffer, host.0).map_err(|source| layer.read_error(host.0, source)),
     }
 }

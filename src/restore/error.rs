@@ -301,14 +301,21 @@ pub enum Error {
     Cancelled,
 }
 
+/// Whether the system could not read what may be sound.
+pub(super) fn is_unread(error: &qcow2::Error) -> bool {
+    matches!(error, qcow2::Error::Io { source, .. } if source.kind() != io::ErrorKind::UnexpectedEof)
+}
+
 impl Error {
     /// What is wrong with a qcow2 image.
-    pub(super) fn image(path: &Path, source: qcow2::Error) -> Self {
-        let misfit = match &source {
-            qcow2::Error::Io { source, .. } => Self::misfit(path, source),
-            _ => None,
-        };
-        misfit.unwrap_or_else(|| Self::Image { path: path.to_owned(), source })
+    pub(super) fn image(path: &Path) -> impl Fn(qcow2::Error) -> Self + Copy + '_ {
+        move |source| {
+            let misfit = if let qcow2::Error::Io { source, .. } = &source { Self::misfit(path, source) } else { None };
+            misfit.unwrap_or_else(|| match source {
+                qcow2::Error::Cancelled => Self::Cancelled,
+                source => Self::Image { path: path.to_owned(), source },
+            })
+        }
     }
 
     /// Why an image has no checksums.

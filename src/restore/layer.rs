@@ -46,7 +46,7 @@ impl Layer {
             Format::Raw => Body::Raw(Self::raw(&path, storage)?),
             Format::Qcow2 => match Image::open(storage) {
                 Ok(image) => Body::Qcow2(Box::new(image)),
-                Err(source) => return Err(Error::image(&path, source)),
+                Err(source) => return Err(Error::image(&path)(source)),
             },
         };
         Ok(Self { path, body, tolerance: None, told: None })
@@ -64,7 +64,7 @@ impl Layer {
             Format::Raw => Body::Raw(Self::raw(&path, storage)?),
             Format::Qcow2 => match Image::open_damaged_as(storage, size, tolerance.header_damage()) {
                 Ok(image) => Body::Qcow2(Box::new(image)),
-                Err(source) => return Err(Error::image(&path, source)),
+                Err(source) => return Err(Error::image(&path)(source)),
             },
         };
         Ok(Self { path, body, tolerance: Some(tolerance), told: size })
@@ -196,9 +196,7 @@ impl Mapped for Layer {
                 tolerance.map(image, ranges, scratch, each, &mut |_, _| ());
                 Ok(())
             }
-            (Body::Qcow2(image), None) => {
-                image.map_ranges(ranges, scratch, each).map_err(|source| Error::image(&self.path, source))
-            }
+            (Body::Qcow2(image), None) => image.map_ranges(ranges, scratch, each).map_err(Error::image(&self.path)),
             (Body::Raw(image), _) => {
                 for range in ranges {
                     image.map(range.clone(), each);

@@ -3,7 +3,6 @@
 //! They say of a chain what is known now, so it is found to be sound first. What an image has already stays as it is.
 
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,7 +150,7 @@ impl Describe {
 fn sum(layer: &Layer, observer: &dyn Observer) -> Result<()> {
     let each = |bytes| {
         observer.advance(bytes);
-        if observer.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        observer.flow()
     };
     let created = create_checksums_watched(layer.path(), layer.data(), &KnownSums::default(), &each);
     created.map_err(|error| Error::sums(layer.path(), error))

@@ -1,9 +1,11 @@
 //! How long work tells what it does, and is told to stop.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::checked_file::Unverified;
-use crate::qcow2::Finding;
+use super::error::{Error, Result};
+use crate::qcow2::{self, Finding, Progress};
 
 /// Follows work. Calls come from many threads.
 pub trait Observer: Sync {
@@ -23,6 +25,34 @@ pub trait Observer: Sync {
     fn is_cancelled(&self) -> bool {
         false
     }
+}
+
+impl dyn Observer + '_ {
+    /// # Errors
+    /// [`Error::Cancelled`] where it is time to give up.
+    pub(super) fn go_on(&self) -> Result<()> {
+        if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// The same for those who know no errors.
+    pub(super) fn flow(&self) -> ControlFlow<()> {
+        if self.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Tells an observer how far one image is.
+pub(super) fn observed<T>(
+    observer: &dyn Observer,
+    check: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> qcow2::Result<T>,
+) -> qcow2::Result<T> {
+    let mut told = Progress { done: 0, total: 0 };
+    let report = check(&mut |progress| {
+        observer.advance(progress.done.saturating_sub(told.done));
+        told = Progress { done: progress.done.max(told.done), total: progress.total };
+        observer.flow()
+    })?;
+    observer.advance(told.total.saturating_sub(told.done));
+    Ok(report)
 }
 
 /// The observer that looks away.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::layers::Layers;
 use super::observer::Observer;
 use super::pool;
@@ -56,10 +56,8 @@ impl Plan {
     pub(super) fn new(layers: &Layers, geometry: Geometry, observer: &dyn Observer) -> Result<Self> {
         let occupied = layers.as_slice().iter().flat_map(super::layer::Layer::occupied);
         let slices = Slices::new(layers.size(), occupied);
-        let counts = pool::filter_map(slices.ranges(), MapBuffer::default, |buffer, guest| {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+        let counts = pool::filter_map(slices.ranges(), MapBuffer::default, |buffer, guest| -> Result<Option<Count>> {
+            observer.go_on()?;
             let pieces = resolve(layers.as_slice(), guest.clone(), buffer)?;
             Ok(count(&pieces, guest, geometry))
         })?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::check;
 use super::error::{Error, Result};
-use super::in_place::{self, OTHER_NAMES, number, refused, relative_name};
+use super::in_place::{self, LINK, OTHER_NAMES, number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::Layers;
 use super::observer::Observer;
@@ -20,9 +20,6 @@ use super::renewed::{Renewed, check_renewable, is_unsettled};
 use super::source;
 use crate::qcow2::{self, Backing};
 use crate::storage::{self, FileStorage};
-
-/// The name of the link to the restore point, in the folder of the images.
-pub(super) const LINK: &str = "image";
 
 /// A rebase that is decided.
 #[derive(Debug)]
@@ -141,10 +138,8 @@ impl Rebase {
         let images = images.into_iter().filter(Based::has_work);
         let open = images.map(|image| Ok((image.open()?, image))).collect::<Result<Vec<_>>>()?;
         for (storage, image) in open {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let error = |source| Error::Image { path: image.path.clone(), source };
+            observer.go_on()?;
+            let error = Error::image(&image.path);
             let geometry = qcow2::Header::read(&*storage).map_err(error)?.geometry;
             let renewed = Renewed::header(&image.path, &storage, geometry);
             qcow2::set_backing(&renewed, Some(&image.wanted())).map_err(error)?;
@@ -182,7 +177,7 @@ impl Based {
         let mut based = Self { path: path.to_owned(), backing, done: true, unsettled: is_unsettled(path), file };
         if let Some(image) = inc.image() {
             let planned = qcow2::plan_backing(image.storage(), Some(&based.wanted()));
-            based.done = !planned.map_err(|source| Error::Image { path: path.to_owned(), source })?;
+            based.done = !planned.map_err(Error::image(path))?;
         }
         if based.has_work() && itself.nlink() > 1 {
             return Err(refused(path, OTHER_NAMES));

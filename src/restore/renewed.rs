@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::check;
 use super::error::{Error, Result};
-use super::observer::{Observer, Warning};
+use super::observer::{Observer, Warning, observed};
 use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal, SumError};
 use crate::qcow2::{self, Geometry, Repair, Repaired};
 use crate::storage::{FileStorage, Storage, Touched, WritableStorage};
@@ -91,10 +90,10 @@ impl Renewed {
     /// Repairs the image. Where that fails, its checksums still tell what was damaged before.
     pub(super) fn repair(self: &Arc<Self>, what: Repair, observer: &dyn Observer) -> Result<Repaired> {
         let storage: Arc<dyn WritableStorage> = Arc::<Self>::clone(self);
-        let repaired = check::observed(observer, |each| qcow2::repair(&storage, what, each)).map_err(|source| {
+        let repaired = observed(observer, |each| qcow2::repair(&storage, what, each)).map_err(|source| {
             // what is wrong is told; blocks that stay unsettled are settled by the next run
             let _ = self.give_up(observer);
-            check::image_error(&self.path, source)
+            Error::image(&self.path)(source)
         })?;
         self.finish(observer)?;
         Ok(repaired)

@@ -46,7 +46,7 @@ pub fn apply_layers(layers: &Layers, path: &Path, writer: &mut Writer, observer:
 ///
 /// When this returns, all of it is on stable storage.
 pub(super) fn apply(work: &Transfer<'_>, path: &Path, writer: &mut Writer) -> Result<()> {
-    let failed = |source| Error::Image { path: path.to_owned(), source };
+    let failed = Error::image(path);
     let Some(size) = work.layers.last().map(Mapped::size) else { return Ok(()) };
     if writer.header().size != size {
         writer.resize(size).map_err(failed)?;

@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use crate::qcow2::{ClusterReader, Content, Geometry, HostOffset, MapBuffer};
-use crate::restore::check::image_error;
 use crate::restore::commit::apply;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
@@ -43,9 +42,7 @@ pub(super) fn check(full: &Layer, groups: &[&[Layer]], snapshots: bool, observer
             apply::slices(layers, size, || Ok::<_, Error>(image.occupied()))?.ranges(),
             Scratch::default,
             |scratch, guest| {
-                if observer.is_cancelled() {
-                    return Err(Error::Cancelled);
-                }
+                observer.go_on()?;
                 let found = changes(layers, guest, &mut scratch.changes)?;
                 read(full, &cut(&changed(&found), geometry), shared, scratch)
             },
@@ -83,7 +80,7 @@ fn read(full: &Layer, clusters: &[u64], shared: bool, scratch: &mut Scratch) -> 
             match extent.content {
                 Content::Compressed { cluster, data } => {
                     let inflated = scratch.clusters.read(image, cluster, data);
-                    inflated.map_err(|source| image_error(full.path(), source))?;
+                    inflated.map_err(Error::image(full.path()))?;
                 }
                 Content::Data(HostOffset(host)) if shared => {
                     scratch.bytes.resize(to_usize(extent.guest.end - extent.guest.start), 0);

@@ -173,7 +173,7 @@ impl Commit {
         let (full_snapshot, names) = match options.work {
             Work::Commit => (None, Vec::new()),
             Work::SnapshotRebase => {
-                let there = image.snapshots().map_err(|source| Error::Image { path: full.path.clone(), source })?;
+                let there = image.snapshots().map_err(Error::image(&full.path))?;
                 let first = snapshots::full_snapshot(&chain, &there);
                 let taken = there.iter().map(|snapshot| snapshot.name.clone()).chain(first.clone()).collect();
                 (first, snapshots::names(&incs, &there, taken, point.unfinished.is_some()))
@@ -316,7 +316,7 @@ impl Commit {
 
     fn write_snapshots(&self, mut writer: Writer, observer: &dyn Observer) -> Result<()> {
         let full = self.summary.full.as_path();
-        let failed = |source| Error::Image { path: full.to_owned(), source };
+        let failed = Error::image(full);
         // snapshots of an earlier run, which may have ended before its last sync
         writer.flush().map_err(failed)?;
         if let Some(name) = &self.summary.full_snapshot {
@@ -416,5 +416,5 @@ fn shrinks(full: u64, incs: &[Layer]) -> Vec<Option<(u64, u64)>> {
 }
 
 fn finish(full: &Path, writer: Writer) -> Result<()> {
-    writer.finish().map_err(|source| Error::Image { path: full.to_owned(), source })
+    writer.finish().map_err(Error::image(full))
 }

@@ -23,7 +23,7 @@ pub(super) fn impossible<'a>(
 ) -> Result<()> {
     let header = full.header();
     let refuse = |reason| Err(in_place::refused(path, reason));
-    let failed = |source| Error::Image { path: path.to_owned(), source };
+    let failed = Error::image(path);
     let groups = super::groups(work, chain.incs());
     let sizes: Vec<u64> = groups.iter().filter_map(|group| group.last().map(Mapped::size)).collect();
     let has_snapshots = header.nb_snapshots > 0 || work == chain::Work::SnapshotRebase;
@@ -95,9 +95,7 @@ pub(super) fn mixture(
     let Some(full) = point.members.first() else { return Ok(()) };
     let snapshots = match work {
         chain::Work::Commit => Vec::new(),
-        chain::Work::SnapshotRebase => {
-            image.snapshots().map_err(|source| Error::Image { path: full.path.clone(), source })?
-        }
+        chain::Work::SnapshotRebase => image.snapshots().map_err(Error::image(&full.path))?,
     };
     let Some(unfinished) = &point.unfinished else {
         return match work {

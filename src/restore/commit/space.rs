@@ -47,7 +47,7 @@ pub(super) fn needed(
     snapshots: bool,
     observer: &dyn Observer,
 ) -> Result<Needs> {
-    let failed = |source| Error::Image { path: path.to_owned(), source };
+    let failed = Error::image(path);
     let header = full.header();
     let geometry = header.geometry;
     let cluster = geometry.cluster_size();
@@ -60,10 +60,8 @@ pub(super) fn needed(
         let earlier = groups.get(..at).unwrap_or_default().iter().copied().flatten();
         let below = || Ok::<_, Error>(full.occupied().into_iter().chain(earlier.flat_map(Layer::occupied)).collect());
         let slices = apply::slices(layers, size, below)?;
-        let look = |(buffer, below): &mut (MapBuffer, MapBuffer), guest| {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+        let look = |(buffer, below): &mut (MapBuffer, MapBuffer), guest| -> Result<Slice> {
+            observer.go_on()?;
             let found = changes(layers, guest, buffer)?;
             let touched = touched(&found, geometry);
             let tables = tables(&found, geometry);

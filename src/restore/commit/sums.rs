@@ -50,9 +50,7 @@ fn read_all(layer: &Layer, observer: &dyn Observer) -> Result<()> {
         }))
     });
     pool::for_each(parts, Vec::new, |buffer, part| {
-        if observer.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
+        observer.go_on()?;
         let part = part?;
         buffer.resize(to_usize(part.end - part.start), 0);
         file.read_exact_at(buffer, part.start).map_err(|source| layer.read_error(part.start, source))
@@ -67,9 +65,7 @@ fn compare_all(known: Vec<(&Layer, Checksums)>, observer: &dyn Observer) -> Resu
             return Err(Error::Length { path: layer.path().to_owned(), length, expected });
         }
         for start in (0..sums.blocks()).step_by(to_usize(BATCH)) {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+            observer.go_on()?;
             let blocks = start..(start + BATCH).min(sums.blocks());
             compare(layer, &sums, blocks.clone())?;
             observer.advance((blocks.end * BLOCK).min(length) - blocks.start * BLOCK);

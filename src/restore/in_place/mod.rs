@@ -16,7 +16,6 @@ pub(super) use self::books::{give_id, id, remove_books_of_gone, renew};
 use self::books::{read_manifest, write_manifest};
 pub(super) use self::files::{link_to, point_link, remove, sync_folder};
 use self::next::Next;
-use super::check;
 use super::checked_file::{CheckedFile, own_sums};
 use super::error::{Error, Result};
 use super::layer::{Format, Layer};
@@ -89,7 +88,7 @@ impl InPlace {
         let each = self.images.iter().zip(&self.storages).skip(2).filter(|_| work == Work::SnapshotRebase);
         let next = self.next.as_ref().and_then(|next| Some((&next.image, next.based.as_ref()?)));
         for (image, storage) in each.chain(next) {
-            let failed = |source| Error::Image { path: image.path.clone(), source };
+            let failed = Error::image(&image.path);
             if qcow2::Header::read(&**storage).map_err(failed)?.backing.is_some() {
                 qcow2::plan_backing(&**storage, Some(&backing(full))).map_err(failed)?;
             }
@@ -107,7 +106,7 @@ impl InPlace {
         };
         let resized = sizes.iter().any(|size| *size != header.size);
         let checked = Writer::open(storage.clone()).and_then(|mut writer| writer.check_bitmaps(resized));
-        checked.map_err(|source| Error::Image { path: layer.path().to_owned(), source })
+        checked.map_err(Error::image(layer.path()))
     }
 
     /// The INC that will follow the FULL: the next one, where it builds on the last of the images.
@@ -176,7 +175,7 @@ impl InPlace {
     /// A writer for the FULL, which is repaired first if a program did not close it.
     pub(super) fn writer(&self, observer: &dyn Observer) -> Result<(Writer, Arc<Renewed>)> {
         let full = Arc::new(self.renewed_full()?);
-        let failed = |source| check::image_error(&full.path, source);
+        let failed = Error::image(&full.path);
         if self.full().is_some_and(|full| full.header().is_dirty()) {
             full.repair(Repair::All, observer)?;
         }
@@ -222,7 +221,7 @@ impl InPlace {
     /// Lets an INC follow the FULL where it followed an INC that goes.
     pub(super) fn follow(&self, next: &Arc<Image>, observer: &dyn Observer) -> Result<()> {
         let Some(full) = self.images.first() else { return Ok(()) };
-        let failed = |error| Error::Image { path: next.path.clone(), source: error };
+        let failed = Error::image(&next.path);
         let held = self.images.iter().zip(&self.storages).find(|(image, _)| image.path == next.path);
         let based = || self.next.as_ref().and_then(|next| next.based.as_ref());
         if let Some(storage) = held.map(|(_, storage)| storage).or_else(based) {
@@ -271,6 +270,9 @@ pub(super) fn open(source: &Source) -> Result<Arc<FileStorage>> {
 pub(super) fn number(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
+
+/// The name of the link to the restore point, in the folder of the images.
+pub(super) const LINK: &str = "image";
 
 /// Why a file is not changed that is in two places.
 pub(super) const OTHER_NAMES: &str = "has other names (hard links), where it would change, too: copy it first";

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use super::{open, refused};
 use crate::chain::{Image, RestorePoint};
 use crate::qcow2::{self, Backing};
-use crate::restore::check;
-use crate::restore::error::{Error, Result};
+use crate::restore::error::{Error, Result, is_unread};
 use crate::restore::source::{self, Source};
 use crate::storage::{FileStorage, Storage as _};
 
@@ -27,7 +26,7 @@ impl Next {
         };
         let based = if image.missing { None } else { open_based(image)? };
         based.as_ref().map_or(Ok(()), |based| source::check_length(&image.path, based.length()))?;
-        let failed = |source| Error::Image { path: image.path.clone(), source };
+        let failed = Error::image(&image.path);
         let header = based.as_ref().map(|based| qcow2::Header::read(&**based)).transpose().map_err(failed)?;
         let backing = header.and_then(|header| header.backing);
         // the FULL may have got another id since it was named
@@ -64,7 +63,7 @@ fn open_based(inc: &Image) -> Result<Option<Arc<FileStorage>>> {
     let source = Source::from(inc);
     match qcow2::Header::read(&*source::open(&source)?) {
         Ok(header) if header.backing.is_some() => open(&source).map(Some),
-        Err(error) if check::is_unread(&error) => Err(check::image_error(&inc.path, error)),
+        Err(error) if is_unread(&error) => Err(Error::image(&inc.path)(error)),
         // raw, damaged, or based on nothing
         Ok(_) | Err(_) => Ok(None),
     }

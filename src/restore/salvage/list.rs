@@ -7,7 +7,7 @@ use super::layer::Note;
 use super::{Cause, Loss, LossKind, Losses, Tolerance, shared};
 use crate::qcow2::MapBuffer;
 use crate::restore::checked_file::Unverified;
-use crate::restore::error::{Error, Result};
+use crate::restore::error::Result;
 use crate::restore::layer::Layer;
 use crate::restore::layers::Layers;
 use crate::restore::observer::{Observer, Warning};
@@ -55,9 +55,7 @@ pub(in crate::restore) fn list(layers: &Layers, observer: &dyn Observer) -> Resu
         with_gaps(slices, layers.size()),
         MapBuffer::default,
         |buffer, guest| {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+            observer.go_on()?;
             examine(all, guest, buffer)
         },
         |part| {

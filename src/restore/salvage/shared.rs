@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::qcow2::{self, CheckLimits, Content, Finding, HostOffset, Image, MapBuffer, Severity};
 use crate::restore::bits::Bits;
-use crate::restore::check::observed;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
-use crate::restore::observer::{Observer, Uncounted, Warning};
+use crate::restore::observer::{Observer, Uncounted, Warning, observed};
 use crate::restore::pool;
 use crate::restore::resolve::Mapped;
 use crate::restore::slices::Slices;
@@ -79,9 +78,7 @@ fn walk(
 ) -> Result<()> {
     let cluster = image.header().geometry.cluster_size();
     pool::for_each(Slices::new(image.size(), image.occupied()).ranges(), MapBuffer::default, |buffer, slice| {
-        if observer.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
+        observer.go_on()?;
         let mut done = slice.start;
         layer.map(slice, buffer, &mut |extent| {
             let Content::Data(host) = extent.content else {

@@ -9,7 +9,7 @@ use super::flaw::Flaw;
 use super::look::Subject;
 use super::read::Found;
 use crate::chain::{BLOCK, Chain, Checksums, Disk, Image, ZERO_BLOCK_SUM, block_sums};
-use crate::restore::error::{Error, Result};
+use crate::restore::error::Result;
 use crate::restore::observer::Observer;
 use crate::restore::pool;
 use crate::restore::source;
@@ -37,11 +37,10 @@ pub(super) fn others<'a>(
     found: &[Found],
     observer: &dyn Observer,
 ) -> Result<Vec<Option<Arc<Image>>>> {
-    let cancelled = || if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
     let contents: Vec<Option<Content>> = pool::map(
         subjects.iter().zip(found),
         || (),
-        |(), (subject, found)| cancelled().map(|()| content(subject, found)),
+        |(), (subject, found)| observer.go_on().map(|()| content(subject, found)),
     )?;
     let mut disks: BTreeMap<&str, (&'a Disk, Contents<'_>)> = BTreeMap::new();
     for (number, (subject, content)) in subjects.iter().zip(&contents).enumerate() {
@@ -52,7 +51,7 @@ pub(super) fn others<'a>(
     for (disk, wanted) in disks.into_values() {
         // those that are missing have checksums, too
         for image in disk.chains().iter().flat_map(Chain::images) {
-            cancelled()?;
+            observer.go_on()?;
             let Ok(Some(sums)) = Checksums::open(&image.path) else { continue };
             for number in wanted.fitting(&sums) {
                 let is_own = subjects.get(number).is_some_and(|subject| subject.image.path == image.path);

@@ -30,7 +30,7 @@ use self::judge::{Judged, Reach};
 use self::look::{Looked, Members, Subject};
 use self::read::{Found, Item};
 use self::suffer::Flaws;
-use super::error::{Error, Result};
+use super::error::Result;
 use super::observer::{Observer, Phase};
 use super::pool;
 use crate::chain::{Checksums, Disk, Image, Manifest, RestorePoint};
@@ -147,10 +147,9 @@ pub fn verify(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &
 }
 
 fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Observer) -> Result<Verified> {
-    let cancelled = || if observer.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
     let (chains, subjects) = look::subjects(targets);
     let mut looked: Vec<Looked> =
-        pool::map(subjects.iter(), || (), |(), subject| cancelled().map(|()| look::look(subject)))?;
+        pool::map(subjects.iter(), || (), |(), subject| observer.go_on().map(|()| look::look(subject)))?;
     let found = |looked: &mut Looked| Found { flaws: std::mem::take(&mut looked.flaws), ..Found::default() };
     let found: Vec<Mutex<Found>> = looked.iter_mut().map(found).map(Mutex::new).collect();
     let chosen = due::choose(&subjects, &looked, options.due);
@@ -171,9 +170,11 @@ fn run(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Obs
     let judged: Vec<Judged> = pool::map(
         subjects.iter().zip(&looked).zip(found.into_iter().zip(others)),
         || (),
-        |(), ((subject, looked), (found, other))| cancelled().map(|()| judge::judge(subject, looked, found, other)),
+        |(), ((subject, looked), (found, other))| {
+            observer.go_on().map(|()| judge::judge(subject, looked, found, other))
+        },
     )?;
-    let points = points(&chains, &subjects, &judged, cancelled)?;
+    let points = points(&chains, &subjects, &judged, observer)?;
     if let Some(due) = options.due {
         let outcomes = subjects.iter().zip(&looked).zip(&chosen).zip(&judged);
         let outcomes = outcomes.map(|(((subject, looked), chosen), judged)| (subject, looked, chosen, judged));
@@ -187,7 +188,7 @@ fn points(
     chains: &[Members<'_>],
     subjects: &[Subject<'_>],
     judged: &[Judged],
-    cancelled: impl Fn() -> Result<()> + Sync,
+    observer: &dyn Observer,
 ) -> Result<Vec<Vec<Vec<Arc<Image>>>>> {
     let untrusted = judged.iter().zip(subjects).filter(|(judged, _)| judged.untrusted);
     let untrusted: BTreeSet<(usize, usize)> = untrusted.map(|(_, subject)| (subject.chain, subject.depth)).collect();
@@ -203,7 +204,7 @@ fn points(
         chains.iter().zip(&flawed).enumerate(),
         || (),
         |(), (chain, (members, flawed))| {
-            suffer::points(members, flawed, |place| untrusted.contains(&(chain, place)), &cancelled)
+            suffer::points(members, flawed, |place| untrusted.contains(&(chain, place)), || observer.go_on())
         },
     )?;
     Ok(points.into_iter().flatten().collect())

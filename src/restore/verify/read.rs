@@ -9,10 +9,9 @@ use super::flaw::Flaw;
 use super::look::{Looked, Subject, Sums};
 use crate::chain::{BLOCK, Checksums, ZERO_BLOCK_SUM};
 use crate::qcow2::{self, Report};
-use crate::restore::check::{image_error, observed};
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::{Format, Layer};
-use crate::restore::observer::{Observer, Uncounted};
+use crate::restore::observer::{Observer, Uncounted, observed};
 use crate::restore::slices;
 use crate::restore::source;
 use crate::storage::{FileStorage, Storage, to_usize};
@@ -144,7 +143,7 @@ impl Opened<'_> {
         } else {
             let path = &self.subject.image.path;
             let report = observed(observer, |each| qcow2::check(&*self.storage, each));
-            match report.map_err(|source| image_error(path, source)) {
+            match report.map_err(Error::image(path)) {
                 Ok(report) => {
                     flaws.extend(judged(&report));
                     match self.fits() {
@@ -198,9 +197,7 @@ impl Opened<'_> {
         let is_hole = self.storage.next_data_start(all.start).is_ok_and(|data| data.is_none_or(|data| data >= all.end));
         let (mut bad, mut compared) = (Vec::new(), 0);
         for (part, expected) in slices::parts(blocks, READ).zip(expected.chunks(to_usize(READ))) {
-            if observer.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+            observer.go_on()?;
             let mut sum = |blocks: &Range<u64>| self.sums(bytes(blocks), is_hole, buffer);
             // what cannot be read is looked for block by block
             let together = sum(&part);

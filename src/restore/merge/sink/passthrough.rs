@@ -45,7 +45,7 @@ impl PassThrough {
         clusters: &mut ClusterReader,
         bytes: &mut Vec<u8>,
     ) -> Result<()> {
-        let failed = |source| Error::image(layer.path(), source);
+        let failed = Error::image(layer.path());
         let start = bytes.len();
         let end = start + to_usize(length);
         match self {
