@@ -28,7 +28,7 @@ pub(super) fn merge_chain(bytes: &[u8]) {
         layer.show(&mut disk);
         let path = folder.path().join(number.to_string());
         fs::write(&path, &layer.image).unwrap();
-        sources.push(Source { format: Some(layer.format), ..Source::new(path) });
+        sources.push(Source { format: layer.format.into(), ..Source::new(path) });
     }
     let wanted = Wanted::draw(&mut input);
     let merged = wanted.merge(&sources, folder.path()).unwrap();

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::layer::Format;
 use super::source::Source;
+use crate::chain::FormatHint;
 use crate::qcow2::MAGIC;
 use crate::storage::Storage;
 
@@ -17,15 +18,20 @@ use crate::storage::Storage;
 pub(super) struct Evidence<'a> {
     pub(super) path: &'a Path,
     /// What somebody wrote down or says.
-    pub(super) told: Option<Format>,
-    /// Whether the disk is said to have been raw.
-    pub(super) raw_disk: bool,
+    pub(super) hint: FormatHint,
     pub(super) start: Start,
 }
 
 impl<'a> Evidence<'a> {
     pub(super) fn of(source: &'a Source, start: Start) -> Self {
-        Self { path: &source.path, told: source.format, raw_disk: source.raw_disk, start }
+        Self { path: &source.path, hint: source.format, start }
+    }
+    fn told(&self) -> Option<Format> {
+        match self.hint {
+            FormatHint::Qcow2 => Some(Format::Qcow2),
+            FormatHint::Raw => Some(Format::Raw),
+            FormatHint::RawDisk | FormatHint::Unknown => None,
+        }
     }
 }
 
@@ -64,14 +70,15 @@ impl Start {
 /// qcow2 image to; or one that we made, of which all is lost that tells so.
 pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>, usize> {
     let any_qcow2 = images.iter().any(|image| image.start == Start::Magic);
-    let is_open = |image: &Evidence<'_>| image.told.is_none() && image.raw_disk;
+    let is_open = |image: &Evidence<'_>| image.hint == FormatHint::RawDisk;
     // a guest may write a header to its disk once, but hardly before each backup
     let is_raw = images.iter().any(|image| is_open(image) && image.start != Start::Magic);
     // who makes an INC of a raw disk makes it in the format of what it builds on
     let mut before = None;
     let one = |(number, image): (usize, &Evidence<'_>)| {
-        before = image.told.or(before);
-        match (image.told.or(before.filter(|_| image.raw_disk)), image.start) {
+        let told = image.told();
+        before = told.or(before);
+        match (told.or(before.filter(|_| is_open(image))), image.start) {
             (Some(format), _) => Ok(format),
             (None, _) if is_open(image) => {
                 if is_raw {
@@ -87,6 +94,15 @@ pub(super) fn decide(images: &[Evidence<'_>]) -> Result<Vec<Format>, usize> {
     images.iter().enumerate().map(one).collect()
 }
 
+impl From<Format> for FormatHint {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Qcow2 => Self::Qcow2,
+            Format::Raw => Self::Raw,
+        }
+    }
+}
+
 fn named_qcow2(path: &Path) -> bool {
     path.extension().and_then(OsStr::to_str).is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2"))
 }
@@ -97,7 +113,11 @@ mod tests {
     use crate::storage::MemoryStorage;
 
     fn decided(name: &str, told: Option<Format>, starts: &[Start]) -> Vec<Format> {
-        let one = |start: &Start| Evidence { path: Path::new(name), told, raw_disk: false, start: *start };
+        let one = |start: &Start| Evidence {
+            path: Path::new(name),
+            hint: told.map_or(FormatHint::Unknown, FormatHint::from),
+            start: *start,
+        };
         decide(&starts.iter().map(one).collect::<Vec<_>>()).unwrap()
     }
 
@@ -107,8 +127,7 @@ mod tests {
         let decided = |told: Option<Format>, starts: &[Start]| {
             let one = |(number, start): (usize, &Start)| Evidence {
                 path: Path::new("FULL-1-disk.raw"),
-                told: told.filter(|_| number == 0),
-                raw_disk: true,
+                hint: told.filter(|_| number == 0).map_or(FormatHint::RawDisk, FormatHint::from),
                 start: *start,
             };
             decide(&starts.iter().enumerate().map(one).collect::<Vec<_>>())
@@ -121,8 +140,8 @@ mod tests {
         assert_eq!(decided(Some(Format::Raw), &[Magic, Magic]), Ok(vec![Format::Raw; 2]));
         // our INC on a FULL of another tool, and on one of which nothing tells whose it is
         let below = |start| {
-            let image = |told, start| Evidence { path: Path::new("disk.raw"), told, raw_disk: true, start };
-            decide(&[image(None, start), image(Some(Format::Qcow2), Magic)])
+            let image = |hint, start| Evidence { path: Path::new("disk.raw"), hint, start };
+            decide(&[image(FormatHint::RawDisk, start), image(FormatHint::Qcow2, Magic)])
         };
         assert_eq!(below(Foreign), Ok(vec![Format::Raw, Format::Qcow2]));
         assert_eq!(below(Magic), Err(0));

@@ -14,7 +14,7 @@ use super::salvage::{self, Cause, Slot, Tolerance};
 use super::source::{
     Source, check_backing, check_length, check_size, decide, evidence, name_in, open_error, open_locked,
 };
-use crate::chain::{BLOCK, Checksums, ChecksumsError, RestorePoint};
+use crate::chain::{BLOCK, Checksums, ChecksumsError, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{FileStorage, Storage};
 
@@ -36,30 +36,15 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Opens the images of a restore point, as [`open`](Self::open) does, and sees that it is still what was found: before
-    /// they were open, nobody kept others from changing the FULL in place. `told` is their format, where somebody says it.
+    /// Opens the images of a restore point, as [`open`](Self::open) does, or to verify them as
+    /// [`open_verified`](Self::open_verified) does, and sees that it is still what was found: before they were open, nobody
+    /// kept others from changing the FULL in place. `told` is their format, where somebody says it.
     ///
     /// # Errors
-    /// As with [`open`](Self::open); [`Error::Changed`].
-    pub fn open_point(point: &RestorePoint, told: Option<Format>) -> Result<Self> {
-        Self::open_current(point, told, Self::open)
-    }
-
-    /// The same, and what is read is checked as [`open_verified`](Self::open_verified) does.
-    ///
-    /// # Errors
-    /// As with [`open_verified`](Self::open_verified); [`Error::Changed`].
-    pub fn open_point_verified(point: &RestorePoint, told: Option<Format>) -> Result<Self> {
-        Self::open_current(point, told, Self::open_verified)
-    }
-
-    fn open_current(
-        point: &RestorePoint,
-        told: Option<Format>,
-        open: impl FnOnce(&[Source]) -> Result<Self>,
-    ) -> Result<Self> {
+    /// As with [`open`](Self::open) or [`open_verified`](Self::open_verified); [`Error::Changed`].
+    pub fn open_point(point: &RestorePoint, told: Option<Format>, verify: bool) -> Result<Self> {
         let sources: Vec<Source> = point.members.iter().map(|image| Source::of(image, told)).collect();
-        let layers = open(&sources)?;
+        let layers = if verify { Self::open_verified(&sources)? } else { Self::open(&sources)? };
         check_current(point)?;
         Ok(layers)
     }
@@ -125,28 +110,14 @@ impl Layers {
 
     /// Opens what there is of a FULL and its INCs, in this order, so that all of it is read that can be: see
     /// [`Merge::salvage`](super::Merge::salvage). What is read is checked against the images' checksums, as far as they have
-    /// some.
+    /// some; that none has any is a [warning](Warning::Unchecked) only for who wants to `verify`.
     ///
     /// An image that is missing, or of which nothing can be had, is an [absent](Layer::is_absent) layer.
     ///
     /// # Errors
     /// [`Error::Locked`]; [`Error::Empty`] or what is wrong with the first image, where no image can be had;
     /// [`Error::Image`] where the FULL is encrypted.
-    pub fn open_salvage(slots: &[Slot]) -> Result<Self> {
-        let mut layers = Self::open_salvage_verified(slots)?;
-        // images of a tool that makes no checksums are no surprise
-        let unchecked = &mut layers.unchecked;
-        if unchecked.len() == layers.files.len() && unchecked.iter().all(|image| image.reason == Unverified::None) {
-            unchecked.clear();
-        }
-        Ok(layers)
-    }
-
-    /// As [`open_salvage`](Self::open_salvage), and it is a [warning](Warning::Unchecked) also where no image has checksums.
-    ///
-    /// # Errors
-    /// As with [`open_salvage`](Self::open_salvage).
-    pub fn open_salvage_verified(slots: &[Slot]) -> Result<Self> {
+    pub fn open_salvage(slots: &[Slot], verify: bool) -> Result<Self> {
         let mut opened = Vec::new();
         for slot in slots {
             opened.push(match slot {
@@ -167,14 +138,14 @@ impl Layers {
                 let start = file.as_ref().ok().and_then(|file| Start::read(&**file).ok()).unwrap_or(Start::Damaged);
                 match slot {
                     Slot::Image(source) => Evidence::of(source, start),
-                    Slot::Missing { .. } => Evidence { path, told: None, raw_disk: false, start },
+                    Slot::Missing { .. } => Evidence { path, hint: FormatHint::Unknown, start },
                 }
             })
             .collect();
         let formats = decide(&evidence)?;
         let all_magic = evidence.iter().all(|image| image.start == Start::Magic);
         let doubtful = evidence.iter().zip(&formats).zip(&opened).filter(|((image, _), file)| {
-            file.is_ok() && image.told.is_none() && !image.raw_disk && image.start == Start::Foreign
+            file.is_ok() && image.hint == FormatHint::Unknown && image.start == Start::Foreign
         });
         let guessed = doubtful.map(|((image, format), _)| (image.path.to_owned(), *format == Format::Raw)).collect();
         let (mut layers, mut files, mut first, mut unchecked) = (Vec::new(), Vec::new(), None, Vec::new());
@@ -211,6 +182,11 @@ impl Layers {
         }
         if layers.iter().all(Layer::is_absent) {
             return Err(first.unwrap_or(Error::Empty));
+        }
+        // images of a tool that makes no checksums are no surprise
+        let without = unchecked.len() == files.len() && unchecked.iter().all(|image| image.reason == Unverified::None);
+        if without && !verify {
+            unchecked.clear();
         }
         Ok(Self { layers, files, unlocked, unchecked, guessed, all_magic })
     }

@@ -30,7 +30,7 @@
 //!     let format = OutputFormat::Qcow2 { cluster_size: None, compression: None };
 //!     let options = MergeOptions::new(Output::File(output), format);
 //!     let progress = Progress::default();
-//!     let merge = Merge::plan(Layers::open_point(&point, None)?, options, &progress)?;
+//!     let merge = Merge::plan(Layers::open_point(&point, None, false)?, options, &progress)?;
 //!     merge.check(&progress)?;
 //!     progress.0.store(0, Ordering::Relaxed);
 //!     let merged = merge.run(&progress)?;

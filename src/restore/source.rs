@@ -20,10 +20,8 @@ use crate::storage::{Access, FileStorage, Storage};
 pub struct Source {
     /// Where the image is.
     pub path: PathBuf,
-    /// The format, where somebody wrote it down or says it; else the image must tell.
-    pub format: Option<Format>,
-    /// Whether it is written down that the disk was raw: then images of other tools are raw, and ours are not.
-    pub raw_disk: bool,
+    /// What somebody wrote down of its format, or says; where that does not tell, the image must.
+    pub format: FormatHint,
     /// Bytes of its disk, where somebody wrote it down: the image must say the same.
     pub size: Option<u64>,
 }
@@ -32,28 +30,24 @@ impl Source {
     /// An image of which nothing is known.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, format: None, raw_disk: false, size: None }
+        Self { path, format: FormatHint::Unknown, size: None }
     }
 
     /// An image of a chain, of which somebody may say what format it has.
     #[must_use]
     pub fn of(image: &chain::Image, told: Option<Format>) -> Self {
         let source = Self::from(image);
+        let Some(told) = told.map(FormatHint::from) else { return source };
         // what is known of one format says nothing of another
-        let size = source.size.filter(|_| told.is_none() || told == source.format);
-        Self { format: told.or(source.format), size, ..source }
+        let size = source.size.filter(|_| told == source.format);
+        Self { format: told, size, ..source }
     }
 }
 
 impl From<&chain::Image> for Source {
     fn from(image: &chain::Image) -> Self {
-        let format = match image.format {
-            FormatHint::Qcow2 => Some(Format::Qcow2),
-            FormatHint::Raw => Some(Format::Raw),
-            FormatHint::RawDisk | FormatHint::Unknown => None,
-        };
-        let raw_disk = image.format == FormatHint::RawDisk;
-        Self { path: image.path.clone(), format, raw_disk, size: image.known().map(|known| known.virtual_size) }
+        let size = image.known().map(|known| known.virtual_size);
+        Self { path: image.path.clone(), format: image.format, size }
     }
 }
 

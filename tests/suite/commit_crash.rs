@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use qmpbackup::chain::FormatHint;
 use qmpbackup::qcow2::{self, Repair, Writer};
 use qmpbackup::restore::{
     Error, FULL_SNAPSHOT, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source, apply_layers,
@@ -63,9 +64,8 @@ impl Work {
     fn layers(&self, numbers: std::ops::RangeInclusive<usize>) -> Layers {
         let source = |layer: &crate::support::layer::Layer| Source {
             path: self.chain.dir.join(&layer.name),
-            format: None,
+            format: FormatHint::Unknown,
             size: None,
-            raw_disk: false,
         };
         Layers::open(&self.chain.layers[numbers].iter().map(source).collect::<Vec<_>>()).unwrap()
     }

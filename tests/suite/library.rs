@@ -51,12 +51,12 @@ fn what_was_opened_for_a_salvage_is_merged_by_one_and_nothing_else_is() {
     let slots: Vec<Slot> = sources.iter().cloned().map(Slot::Image).collect();
     let out = backup.path("out");
     let plan = |layers| Merge::plan(layers, options(&out), &Silent).unwrap();
-    let refused = plan(Layers::open_salvage(&slots).unwrap()).run(&Silent).unwrap_err();
+    let refused = plan(Layers::open_salvage(&slots, false).unwrap()).run(&Silent).unwrap_err();
     assert!(matches!(refused, restore::Error::ForSalvage), "{refused}");
     let refused = plan(Layers::open(&sources).unwrap()).salvage(&Silent).unwrap_err();
     assert!(matches!(refused, restore::Error::NotForSalvage), "{refused}");
     assert!(!out.exists());
-    plan(Layers::open_salvage(&slots).unwrap()).salvage(&Silent).unwrap();
+    plan(Layers::open_salvage(&slots, false).unwrap()).salvage(&Silent).unwrap();
 }
 
 #[test]

@@ -105,10 +105,8 @@ impl Write for Memory {
 
 /// The disk as these images make it; `None` where they make none.
 fn merged(images: &[PathBuf]) -> Option<Vec<u8>> {
-    let sources: Vec<Source> = images
-        .iter()
-        .map(|path| Source { format: Some(restore::Format::Qcow2), ..Source::new(path.clone()) })
-        .collect();
+    let sources: Vec<Source> =
+        images.iter().map(|path| Source { format: FormatHint::Qcow2, ..Source::new(path.clone()) }).collect();
     let memory = Memory::default();
     let options = MergeOptions::new(Output::Stream(Box::new(memory.clone())), OutputFormat::Raw);
     Merge::plan(Layers::open(&sources).ok()?, options, &Silent).ok()?.run(&Silent).ok()?;

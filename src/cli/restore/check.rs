@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::list::without_path;
 use super::progress::Reporter;
 use super::{args, place};
-use crate::chain::{Chain, Image, discover};
+use crate::chain::{Chain, FormatHint, Image, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
@@ -17,7 +17,7 @@ use crate::cli::{signals, units};
 use crate::errors;
 use crate::errors::ErrorKind;
 use crate::qcow2::{Features, Header, Report, Severity};
-use crate::restore::{self, Checked, CheckedImage, Format, Source};
+use crate::restore::{self, Checked, CheckedImage, Source};
 
 pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Failure> {
     signals::watch(None)?;
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Fa
 /// What is to be checked, and those of them of which only the manifest is there. Images that are named belong to no chain.
 fn chains(arguments: &args::Check, console: &Console) -> Result<(Vec<Vec<Source>>, BTreeSet<PathBuf>), Failure> {
     let Some(dir) = &arguments.dir else {
-        let alone = |path: &PathBuf| vec![Source { format: Some(Format::Qcow2), ..Source::new(path.clone()) }];
+        let alone = |path: &PathBuf| vec![Source { format: FormatHint::Qcow2, ..Source::new(path.clone()) }];
         return Ok((arguments.images.iter().map(alone).collect(), BTreeSet::new()));
     };
     let inventory = discover(dir)?;

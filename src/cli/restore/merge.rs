@@ -90,8 +90,7 @@ fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(Rest
     if let Some(doubt) = &point.doubt {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }
-    let open = if arguments.verify { Layers::open_point_verified } else { Layers::open_point };
-    let layers = open(&point, arguments.source_format.map(Into::into))?;
+    let layers = Layers::open_point(&point, arguments.source_format.map(Into::into), arguments.verify)?;
     Ok((point, layers))
 }
 

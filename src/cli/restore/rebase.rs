@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, F
     }
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     reporter.follow(|| {
-        let layers = Layers::open_point(&point, None).map_err(Failure::Refused)?;
+        let layers = Layers::open_point(&point, None, false).map_err(Failure::Refused)?;
         let rebase = Rebase::plan(layers, &reporter).map_err(Failure::Refused)?;
         let commands = by_hand::rebase(&rebase, &arguments.place);
         planned(arguments, &point, &rebase, &commands, console);

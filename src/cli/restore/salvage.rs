@@ -31,7 +31,7 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
         Member::Missing { path, size } => Slot::Missing { path: path.clone(), size: *size },
     };
     let slots: Vec<Slot> = found.members.iter().map(slot).collect();
-    let layers = if arguments.verify { Layers::open_salvage_verified(&slots)? } else { Layers::open_salvage(&slots)? };
+    let layers = Layers::open_salvage(&slots, arguments.verify)?;
     let manifest_unread = found.point.members.first().is_some_and(|full| matches!(full.manifest, Some(Err(_))));
     match found.fault {
         // a journal that cannot be read is the same at any time

@@ -9,8 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use qmpbackup::chain::FormatHint;
 use qmpbackup::qcow2::{self, Error, GuestOffset, Image, Repair, Writer};
-use qmpbackup::restore::{self, Format, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source};
+use qmpbackup::restore::{self, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Source};
 use qmpbackup::storage::{MemoryStorage, WritableStorage};
 
 use super::disk::Disk;
@@ -102,12 +103,7 @@ impl<'a> Judge<'a> {
     /// The image and an INC that holds nothing, or the FULL below and the image, as raw bytes.
     fn merge(&self, image: &[u8]) -> Result<Disk, restore::Error> {
         let names = if self.kind.has_backing { [BELOW, NAME] } else { [NAME, "INC-1700000000-disk"] };
-        let source = |name| Source {
-            path: self.kind.bench.path(name),
-            format: Some(Format::Qcow2),
-            size: None,
-            raw_disk: false,
-        };
+        let source = |name| Source { path: self.kind.bench.path(name), format: FormatHint::Qcow2, size: None };
         let room = self.size.next_multiple_of(512) + (64 << 20);
         let bytes = Bytes { room, bytes: Arc::default() };
         let shared = Arc::clone(&bytes.bytes);
