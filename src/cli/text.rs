@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -34,6 +35,11 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
 /// The text with something else for each unprintable character: an escape would be printable ASCII.
 pub(super) fn replaced(text: &str) -> String {
     text.replace(is_unprintable, "\u{fffd}")
+}
+
+/// The last part of a path.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A value as JSON without any unprintable character.

@@ -8,6 +8,7 @@ use super::error::{Allowed, Error, Invalid, Result};
 use super::extensions::Extensions;
 use super::features::Features;
 use super::geometry::Geometry;
+use super::refcount;
 use super::wire::{self, RawHeader};
 use crate::storage::{Storage, to_usize};
 
@@ -208,6 +209,11 @@ impl Header {
     #[must_use]
     pub fn refcount_bits(&self) -> u32 {
         1 << self.refcount_order
+    }
+
+    /// The highest refcount that fits.
+    pub(crate) fn most_references(&self) -> u64 {
+        refcount::most(self.refcount_order)
     }
 
     /// The clusters that one refcount block counts.

@@ -1,7 +1,6 @@
 //! `qmprestore commit` and `qmprestore snapshotrebase`: restore points go into the FULL.
 
 use std::num::NonZeroU64;
-use std::path::Path;
 use std::time::Instant;
 
 use super::progress::Reporter;
@@ -11,6 +10,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
+use crate::cli::text::file_name;
 use crate::cli::{signals, units};
 use crate::restore::{self, Commit, CommitOptions, CommitSummary};
 
@@ -81,10 +81,6 @@ fn unfinished(error: restore::Error, summary: &CommitSummary) -> Failure {
         Ok(None) => Failure::Refused(error),
         Ok(Some(_)) | Err(_) => Failure::InPlace(error),
     }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn plan(

@@ -9,6 +9,7 @@ use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::signals;
+use crate::cli::text::file_name;
 use crate::restore::{self, Based, Layers, Rebase};
 
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
@@ -54,7 +55,7 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
     let mut changed = 0_u64;
     let result = rebase.run(reporter, |image| {
         changed = changed.saturating_add(1);
-        console.info(&format!("{} is based on {}", file_name(image), image.backing));
+        console.info(&format!("{} is based on {}", file_name(&image.path), image.backing));
         console.event(
             "rebased",
             &[("path", image.path.to_string_lossy().into()), ("backing", image.backing.clone().into())],
@@ -74,10 +75,6 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
     }
     console.info(&format!("{link_path} leads to {target}"));
     Ok(())
-}
-
-fn file_name(image: &Based) -> String {
-    image.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn planned(arguments: &args::Rebase, point: &RestorePoint, rebase: &Rebase, commands: &[String], console: &Console) {
@@ -113,7 +110,12 @@ fn print(point: &RestorePoint, rebase: &Rebase, commands: Vec<String>, console: 
     ];
     let done = |done| if done { ", as it is already" } else { "" };
     for image in rebase.images() {
-        lines.push(format!("image          {} is based on {}{}", file_name(image), image.backing, done(image.done)));
+        lines.push(format!(
+            "image          {} is based on {}{}",
+            file_name(&image.path),
+            image.backing,
+            done(image.done)
+        ));
     }
     let link = rebase.link();
     lines.push(format!("link           {} leads to {}{}", link.path.display(), link.target.display(), done(link.done)));

@@ -9,6 +9,7 @@ use crate::chain::{Clock, Disk, Fault, Lineage, Member, RestorePoint};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
 use crate::cli::table::{Align, table};
+use crate::cli::text::file_name;
 use crate::restore::{self, Layers, Loss, Losses, Slot, Source};
 
 /// Finds the restore point and opens what there is of it.
@@ -109,7 +110,7 @@ fn row(loss: &Loss) -> Vec<String> {
         loss.kind.to_string(),
         format!("{:#x}", loss.guest.start),
         (loss.guest.end - loss.guest.start).to_string(),
-        loss.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        file_name(&loss.image),
         loss.cause.to_string(),
     ]
 }

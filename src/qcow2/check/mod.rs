@@ -103,14 +103,12 @@ impl Image {
     pub fn check(&self, limits: CheckLimits, observer: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Report> {
         check_header(self.storage(), self.storage(), self.header(), limits, observer)
     }
-}
 
-impl Image {
     /// The highest refcount of all clusters.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn highest_refcount(&self) -> Result<u64> {
+    pub(crate) fn highest_refcount(&self) -> Result<u64> {
         let stored = Stored::read(self.storage(), self.header(), &mut Report::default())?;
         let mut highest = 0;
         let clusters = self.header().geometry.clusters(self.storage().length());

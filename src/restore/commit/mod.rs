@@ -170,10 +170,13 @@ impl Commit {
         let keeps = options.work == Work::SnapshotRebase;
         let needs = pool.install(|| space::needed(&full.path, image, &groups, keeps, observer))?;
         let path = |image: &Arc<Image>| image.path.clone();
+        let there = match options.work {
+            Work::Commit => Vec::new(),
+            Work::SnapshotRebase => image.snapshots().map_err(Error::image(&full.path))?,
+        };
         let (full_snapshot, names) = match options.work {
             Work::Commit => (None, Vec::new()),
             Work::SnapshotRebase => {
-                let there = image.snapshots().map_err(Error::image(&full.path))?;
                 let first = snapshots::full_snapshot(&chain, &there);
                 let taken = there.iter().map(|snapshot| snapshot.name.clone()).chain(first.clone()).collect();
                 (first, snapshots::names(&incs, &there, taken, point.unfinished.is_some()))
@@ -194,7 +197,7 @@ impl Commit {
         };
         let resumed = point.unfinished.is_some();
         refuse::impossible(options.work, &chain, image, &full.path, summary.new_snapshots(), resumed)?;
-        refuse::mixture(point, options.work, image, &incs)?;
+        refuse::mixture(point, options.work, &there, &incs)?;
         chain.check_followers(options.work)?;
         if !incs.is_empty() {
             let journal = journal(options.work, chain::Phase::Writing, full, &incs, in_place::id(&full.path)?);

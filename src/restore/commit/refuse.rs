@@ -54,7 +54,7 @@ pub(super) fn impossible<'a>(
         // one for the FULL and one for each INC; and QEMU counts once more while it goes to one of them
         let made = sizes.len() as u64 + 2;
         let highest = full.highest_refcount().map_err(failed)?;
-        if highest.saturating_mul(made + 1) > u64::MAX >> (64 - header.refcount_bits()) {
+        if highest.saturating_mul(made + 1) > header.most_references() {
             return refuse("its refcounts are too narrow for so many snapshots");
         }
     }
@@ -85,22 +85,18 @@ pub(super) fn refcounts(full: &qcow2::Image, path: &Path, growth: u64) -> Result
     Ok(())
 }
 
-/// Refuses what would make a mixture of the FULL without a trace.
+/// Refuses what would make a mixture of the FULL without a trace. `snapshots` are those that count for the work.
 pub(super) fn mixture(
     point: &RestorePoint,
     work: chain::Work,
-    image: &qcow2::Image,
+    snapshots: &[qcow2::Snapshot],
     incs: &[Arc<Image>],
 ) -> Result<()> {
     let Some(full) = point.members.first() else { return Ok(()) };
-    let snapshots = match work {
-        chain::Work::Commit => Vec::new(),
-        chain::Work::SnapshotRebase => image.snapshots().map_err(Error::image(&full.path))?,
-    };
     let Some(unfinished) = &point.unfinished else {
         return match work {
             chain::Work::Commit => Ok(()),
-            chain::Work::SnapshotRebase => dates(&snapshots, &full.path, incs),
+            chain::Work::SnapshotRebase => dates(snapshots, &full.path, incs),
         };
     };
     if unfinished.phase == chain::Phase::Removing {
