@@ -15,6 +15,14 @@ pub enum Error {
     /// The monitor does not do what it is told.
     #[error(transparent)]
     Monitor(#[from] qmp::Error),
+    /// QEMU was told to stop the machine, and does not answer any more.
+    #[error(
+        "the machine perhaps stands still: then `qmpbackup recover` lets it go on as soon as QEMU answers, or `cont`"
+    )]
+    Standing {
+        /// What was not answered.
+        source: qmp::Error,
+    },
     /// All is in order, but for file systems of the guest that a run has frozen and no agent thaws.
     #[error(
         "the guest is perhaps frozen: `recover` or the next run thaws it when the agent answers at {agents}, or where \
@@ -253,11 +261,12 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Monitor(error) if error.refused().is_none() => ErrorKind::Unreachable,
+            Self::Standing { .. } => ErrorKind::Unreachable,
             Self::Io { source, .. } | Self::Fleece { source, .. } if is_full(source) => ErrorKind::Full,
             Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
             Self::NoDisk | Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
-            Self::Broken { .. } => ErrorKind::Damaged,
+            Self::Broken { .. } | Self::Journal { .. } => ErrorKind::Damaged,
             Self::Chain(error) => error.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Monitor(_)
@@ -267,7 +276,6 @@ impl Error {
             | Self::Io { .. }
             | Self::Thread(_)
             | Self::Fleece { .. }
-            | Self::Journal { .. }
             | Self::Uuid { .. }
             | Self::Fragile { .. }
             | Self::State { .. }

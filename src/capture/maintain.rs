@@ -33,6 +33,10 @@ pub async fn remove_bitmaps(
     let machine = connect(connection, observer).await?;
     order::restore(&machine, connection.agent.as_ref(), None, None).await?;
     let nodes = nodes::nodes(&ask_nodes(&machine).await?)?;
+    // whoever begins has it before any bitmap
+    if nodes.iter().any(|node| node.name == names::LOCK) {
+        return Err(Error::Busy { what: "another run has just begun".to_owned() });
+    }
     let own = |bitmap: &Bitmap| bitmap.name.starts_with(names::PREFIX);
     // an id may be the end of another one
     let disks: Vec<String> = all_disks(&machine).await?.into_iter().flat_map(|disk| disk.names).collect();

@@ -20,6 +20,9 @@ use crate::qmp::{Address, Command};
 /// How long a monitor that has failed may take to let the machine go on.
 const LAST: Duration = Duration::from_secs(5);
 
+/// How many times the timeout QEMU may take to answer while the machine stands still. It writes its disks back then.
+const PATIENCE: u32 = 10;
+
 /// Time between two attempts to thaw a guest.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -161,7 +164,24 @@ async fn send(
         events.push(Event::Sent(command.clone()));
         result = result.and(sent.map(drop).map_err(Error::from));
     }
+    let result = result.map_err(|error| match error {
+        Error::Monitor(source) if since.is_some() && stopped.is_none() && source.refused().is_none() => {
+            Error::Standing { source }
+        }
+        error => error,
+    });
     (result, stopped)
+}
+
+/// Waits for a QEMU that was told to stop the machine and does not answer: it carries out what it was sent, `cont` among it,
+/// when it answers again, and forgets that when the connection ends.
+pub(super) async fn outlast(machine: &Machine<'_>, request: &Request) {
+    let limit = request.connection.timeout * PATIENCE;
+    let what =
+        format!("the machine perhaps stands still, since QEMU does not answer: waiting for it, {limit:?} at most");
+    machine.tell(&Event::Trouble { what });
+    // what it says is asked again
+    machine.monitor.execute_within(&Command::new("query-status"), limit).await.ok();
 }
 
 /// Takes the mark from a machine that goes on.

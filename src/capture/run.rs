@@ -65,6 +65,9 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     let prepared = Prepared::new(&machine, request, &folder).await?;
     let mut journal = prepared.journal(&folder);
     let made = make(&machine, request, &lock, &prepared, &mut journal).await;
+    if matches!(made, Err(Error::Standing { .. })) {
+        moment::outlast(&machine, request).await;
+    }
     let restored = order::restore(&machine, agent, Some(&lock), Some(&journal)).await;
     if made.is_err() {
         go_on_after_error(&machine, prepared.running).await;

@@ -78,6 +78,13 @@ pub enum Note {
         /// The link.
         path: PathBuf,
     },
+    /// A link that leads nowhere, perhaps to a folder with images that is not there now.
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A FULL that had a manifest, which would tell whether INCs were written into it.
     Moment {
         /// The FULL.
@@ -89,7 +96,10 @@ impl Note {
     /// Where images may be missing.
     fn place(&self) -> Option<&Path> {
         match self {
-            Self::Folder { path, .. } | Self::Manifests { path, .. } | Self::Link { path } => Some(path),
+            Self::Folder { path, .. }
+            | Self::Manifests { path, .. }
+            | Self::Link { path }
+            | Self::Dangling { path, .. } => Some(path),
             Self::Config { .. } | Self::Manifest { .. } | Self::Moment { .. } => None,
         }
     }
@@ -102,6 +112,7 @@ impl Note {
             | Self::Manifest { .. }
             | Self::Manifests { .. }
             | Self::Link { .. }
+            | Self::Dangling { .. }
             | Self::Moment { .. } => None,
         }
     }
@@ -118,6 +129,9 @@ impl fmt::Display for Note {
             }
             Self::Link { path } => {
                 write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
+            }
+            Self::Dangling { path, reason } => {
+                write!(f, "{} is ignored: the link leads nowhere ({reason})", path.display())
             }
             Self::Moment { path } => {
                 write!(
@@ -325,7 +339,7 @@ fn missing(dir: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>)
     let listing = read_folder(&path.join(BOOKKEEPING))
         .and_then(|entries| entries.take(left.saturating_add(1)).collect::<io::Result<Vec<_>>>());
     let entries = listing.unwrap_or_else(|error| {
-        if error.kind() != io::ErrorKind::NotFound {
+        if error.kind() != io::ErrorKind::NotFound || path.join(BOOKKEEPING).is_symlink() {
             notes.push(Note::Manifests { path, reason: error.to_string() });
         }
         Vec::new()

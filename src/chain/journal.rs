@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::json_file::{self, invalid};
-use super::manifest::{beside, seal, seal_fits};
+use super::json_file::{self, invalid, seal, seal_fits};
+use super::manifest::beside;
 use super::{BOOKKEEPING, Image, ImageId, ImageName, Level, MAX_CONFIG_BYTES};
 
 /// The version of the file. The first had no `crc32`, which is that of a manifest.

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::MAX_CONFIG_BYTES;
 use crate::json;
@@ -17,7 +17,11 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Value>> {
 /// The same, of a file that has at most so many bytes.
 pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
     let file = match FileStorage::open(path) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !leads_nowhere(path) =>
+        {
+            return Ok(None);
+        }
         opened => opened?,
     };
     if file.length() > limit {
@@ -26,6 +30,12 @@ pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
     let mut bytes = vec![0; to_usize(file.length())];
     file.read_exact_at(&mut bytes, 0)?;
     json::parse(&bytes).map(Some).map_err(invalid)
+}
+
+/// Whether a file or its folder is a link to what is not there now: so nobody knows what it tells.
+fn leads_nowhere(path: &Path) -> bool {
+    let folder = storage::parent(path);
+    path.is_symlink() || folder.is_symlink() && !folder.exists()
 }
 
 /// Writes a file in a folder for bookkeeping, as people read it: it is there whole and on stable storage, as it was before,
@@ -40,6 +50,28 @@ pub(crate) fn write(path: &Path, value: &Value) -> io::Result<()> {
 /// A value as such files have it.
 pub(crate) fn text(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
+}
+
+/// Adds the `crc32` of all keys that are there.
+pub(crate) fn seal(keys: &mut Map<String, Value>) {
+    let sum = checksum(keys);
+    keys.insert("crc32".to_owned(), sum.into());
+}
+
+/// Whether the `crc32` fits, if there is one.
+pub(crate) fn seal_fits(keys: &Map<String, Value>) -> Option<bool> {
+    keys.get("crc32").map(|sum| sum.as_str() == Some(&checksum(keys)))
+}
+
+/// The CRC-32 of all keys but `crc32`.
+fn checksum(keys: &Map<String, Value>) -> String {
+    let mut keys: Vec<_> = keys.iter().filter(|(key, _)| *key != "crc32").collect();
+    keys.sort_by_key(|(key, _)| *key);
+    let mut hasher = crc32fast::Hasher::new();
+    for (key, value) in keys {
+        hasher.update(format!("{key}:{value}\n").as_bytes());
+    }
+    format!("{:08x}", hasher.finalize())
 }
 
 /// What a file holds is not what it should.

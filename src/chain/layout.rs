@@ -8,7 +8,7 @@ use std::path::Path;
 use super::config;
 use super::manifest::Manifest;
 use super::name::{ImageName, Level, is_stray, strip_partial};
-use super::scan::{Folder, Kind};
+use super::scan::{Folder, Kind, Leads};
 
 /// The extensions of disk images: one such file in a folder is an image even if nothing else tells.
 const EXTENSIONS: [&str; 4] = ["qcow2", "qcow", "img", "raw"];
@@ -70,10 +70,11 @@ impl Layout {
                 *level != Level::Inc && folder.files.get(OsStr::from_bytes(disk)) == Some(&Kind::File)
             });
             match (parsed, marked, kind) {
-                (None, Some((level, disk)), _) | (Some(_), Some((level, disk)), Kind::Link { .. }) => {
+                (None, Some((level, disk)), _) | (Some(_), Some((level, disk)), Kind::Link(_)) => {
                     layout.marks.entry(OsString::from_vec(disk.to_vec())).or_default().insert(level);
                 }
-                (_, _, Kind::Link { to_file: false }) => {}
+                (_, _, Kind::Link(Leads::ToOther)) => {}
+                // also a link that leads nowhere: what it led to cannot be had, and others build on it
                 (Some(parsed), ..) => {
                     layout.disks.insert(parsed.disk.clone());
                     if parsed.level == Level::Inc {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::checksums::Checksums;
 use super::image::Image;
+use super::image_id::ImageId;
 use super::journal::Taken;
 
 /// Why the images of a chain do not belong together.
@@ -45,6 +46,17 @@ pub enum Lineage {
         /// The id of the FULL's chain.
         expected: String,
     },
+    /// A link that leads to no image now.
+    Unreachable(Arc<Image>),
+    /// The manifest of an image, and its checksums, are those of two images.
+    Mixed {
+        /// The image.
+        image: Arc<Image>,
+        /// The id in the checksums.
+        sums: ImageId,
+        /// The id in the manifest.
+        manifest: ImageId,
+    },
     /// The manifest of an image is that of one with another name.
     Renamed {
         /// The image.
@@ -73,6 +85,14 @@ impl fmt::Display for Lineage {
             Self::Foreign { image, chain, expected } => {
                 write!(f, "{} is of another chain, {chain}, and the FULL of {expected}", image.path.display())
             }
+            Self::Unreachable(image) => write!(f, "{} is a link that leads nowhere", image.path.display()),
+            Self::Mixed { image, sums, manifest } => write!(
+                f,
+                "{} has the checksums of image {sums} and the manifest of {manifest}: it was exchanged, or one of the two; where \
+                 only the checksums were, remove {}",
+                image.path.display(),
+                Checksums::path(&image.path).display()
+            ),
             Self::Renamed { image, made } => {
                 write!(f, "{} was made as {made}: one of the two names is wrong", image.path.display())
             }
@@ -87,9 +107,16 @@ impl Lineage {
             let is_held = taken.is_some_and(|taken| taken.may_be_gone(image));
             return (!is_held).then(|| Self::Gone(Arc::clone(image)));
         }
-        let made = &image.known()?.image;
-        let renamed = !made.is_empty() && image.name() != made.as_str();
-        renamed.then(|| Self::Renamed { image: Arc::clone(image), made: made.clone() })
+        if image.path.is_symlink() && !image.path.exists() {
+            return Some(Self::Unreachable(Arc::clone(image)));
+        }
+        let known = image.known()?;
+        if !known.image.is_empty() && image.name() != known.image.as_str() {
+            return Some(Self::Renamed { image: Arc::clone(image), made: known.image.clone() });
+        }
+        let manifest = known.id?;
+        let sums = Checksums::id_of_another(&image.path, manifest)?;
+        Some(Self::Mixed { image: Arc::clone(image), sums, manifest })
     }
 
     /// What speaks against an INC after these images of its chain, the FULL first. Where the last of them is one that work

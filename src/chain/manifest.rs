@@ -27,9 +27,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{FormatHint, ImageId, Level, json_file};
+use super::json_file::{self, seal, seal_fits};
+use super::{FormatHint, ImageId, Level};
 
 /// The folder for all bookkeeping, beside the images. Other tools list only images.
 pub const BOOKKEEPING: &str = ".qmpbackup";
@@ -224,28 +225,6 @@ pub(super) fn beside(image: &Path, extension: &str) -> PathBuf {
     name.push(".");
     name.push(extension);
     image.with_file_name(BOOKKEEPING).join(name)
-}
-
-/// Adds the `crc32` of all keys that are there.
-pub(super) fn seal(keys: &mut Map<String, Value>) {
-    let sum = checksum(keys);
-    keys.insert("crc32".to_owned(), sum.into());
-}
-
-/// Whether the `crc32` fits, if there is one.
-pub(super) fn seal_fits(keys: &Map<String, Value>) -> Option<bool> {
-    keys.get("crc32").map(|sum| sum.as_str() == Some(&checksum(keys)))
-}
-
-/// The CRC-32 of all keys but `crc32`.
-fn checksum(keys: &Map<String, Value>) -> String {
-    let mut keys: Vec<_> = keys.iter().filter(|(key, _)| *key != "crc32").collect();
-    keys.sort_by_key(|(key, _)| *key);
-    let mut hasher = crc32fast::Hasher::new();
-    for (key, value) in keys {
-        hasher.update(format!("{key}:{value}\n").as_bytes());
-    }
-    format!("{:08x}", hasher.finalize())
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ pub use lock::{FolderLock, UUID};
 pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
 pub use name::{ImageName, Level};
 #[cfg(feature = "capture")]
-pub(crate) use name::{means_else, partial};
+pub(crate) use name::{POINT_LINK, means_else, partial};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use salvage::{Member, SalvagePoint};
 pub use verified::{SegmentTimes, Verifications, segments};

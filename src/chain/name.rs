@@ -110,6 +110,9 @@ impl ImageName {
     }
 }
 
+/// The name of the link to the restore point that a rebase makes, in the folder of the images.
+pub(crate) const POINT_LINK: &str = "image";
+
 /// The name without `.partial`, and whether it was there.
 pub(super) fn strip_partial(name: &OsStr) -> (&[u8], bool) {
     let bytes = name.as_bytes();

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use super::{Error, MAX_DEPTH, MAX_ENTRIES, Note};
+use super::name::{POINT_LINK, is_stray};
+use super::{Error, ImageName, Level, MAX_DEPTH, MAX_ENTRIES, Note};
 use crate::storage::read_folder;
 
 /// A folder, and the files in it that may be images.
@@ -21,19 +22,31 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Whether a file of this name is there, which may be an image: a link that leads nowhere is none.
+    /// Whether a file of this name is there, which may be an image: a link that leads nowhere is none, where its name has no
+    /// time.
     pub(super) fn has_image(&self, name: &OsStr) -> bool {
-        self.files.get(name).is_some_and(|kind| *kind != Kind::Link { to_file: false })
+        self.files.get(name).is_some_and(|kind| match kind {
+            Kind::File | Kind::Link(Leads::ToFile) => true,
+            Kind::Link(Leads::Nowhere) => ImageName::parse(name).is_some(),
+            Kind::Link(Leads::ToOther) => false,
+        })
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
-    /// A symbolic link, whether to a regular file or not.
-    Link {
-        to_file: bool,
-    },
+    /// A symbolic link.
+    Link(Leads),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leads {
+    ToFile,
+    /// To a FIFO, a device, a socket.
+    ToOther,
+    /// What it leads to is not there, or cannot be reached.
+    Nowhere,
 }
 
 /// Lists a folder and those below it, sorted by path. Hidden folders and links to folders are left alone; where such a link
@@ -58,6 +71,7 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
                         queue.push_back((folder.relative.join(name), depth.saturating_add(1)));
                     }
                     Some(Entry::File(kind)) => {
+                        notes.extend(dangling(&name, kind, || path.join(&name)));
                         folder.files.insert(name, kind);
                     }
                     Some(Entry::Folder | Entry::Link) | None => {}
@@ -83,6 +97,17 @@ fn elsewhere(dir: &Path, link: PathBuf) -> Option<Note> {
     (!is_below).then_some(Note::Link { path: link })
 }
 
+/// A note where a link leads nowhere that tells neither of an image nor of the level of one.
+fn dangling(name: &OsStr, kind: Kind, path: impl Fn() -> PathBuf) -> Option<Note> {
+    let is_known = || is_stray(name) || Level::split(name.as_bytes()).is_some() || name == POINT_LINK;
+    if kind != (Kind::Link(Leads::Nowhere)) || is_known() {
+        return None;
+    }
+    let path = path();
+    let reason = fs::metadata(&path).err()?.to_string();
+    Some(Note::Dangling { path, reason })
+}
+
 enum Entry {
     Folder,
     /// A link to a folder.
@@ -96,11 +121,13 @@ fn entry_of(kind: FileType, path: impl Fn() -> PathBuf) -> Option<Entry> {
         FileType::Directory => Some(Entry::Folder),
         FileType::RegularFile => Some(Entry::File(Kind::File)),
         FileType::Symlink => {
-            let target = fs::metadata(path()).ok();
-            if target.as_ref().is_some_and(fs::Metadata::is_dir) {
-                return Some(Entry::Link);
-            }
-            Some(Entry::File(Kind::Link { to_file: target.is_some_and(|target| target.is_file()) }))
+            let leads = match fs::metadata(path()) {
+                Ok(target) if target.is_dir() => return Some(Entry::Link),
+                Ok(target) if target.is_file() => Leads::ToFile,
+                Ok(_) => Leads::ToOther,
+                Err(_) => Leads::Nowhere,
+            };
+            Some(Entry::File(Kind::Link(leads)))
         }
         _ => None,
     }

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::manifest::{seal, seal_fits};
-use super::{BLOCK, BOOKKEEPING, json_file};
+use super::json_file::{self, seal, seal_fits};
+use super::{BLOCK, BOOKKEEPING};
 use crate::json;
 
 const VERSION: u64 = 1;

@@ -26,17 +26,30 @@ pub(super) fn caught() -> Option<Exit> {
     ENDS.into_iter().find(|exit| exit.code() == code)
 }
 
-/// Begins to watch, for the rest of the process. Only for work that looks at [`caught`] again and again. The second signal of
-/// its kind ends the program at once; but where there is a `warning`, it is said to the second, and the third does.
+/// Work that leaves nothing behind has ended so long after the first signal, or is ended: who reads from it may have stalled.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What ends the program, which the first signal asks to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// The second signal of its kind.
+    Two,
+    /// The third; the second is answered with this warning.
+    Three(&'static str),
+    /// The second, or that it goes on for [`GRACE`].
+    Short,
+}
+
+/// Begins to watch, for the rest of the process. Only for work that looks at [`caught`] again and again.
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn watch(warning: Option<&'static str>) -> Result<(), Failure> {
-    start(warning).map_err(|source| Failure::Signals { source })
+pub(super) fn watch(patience: Patience) -> Result<(), Failure> {
+    start(patience).map_err(|source| Failure::Signals { source })
 }
 
-fn start(warning: Option<&'static str>) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+fn start(patience: Patience) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     // from here on, signals no longer end the process by themselves
     let (hangup, interrupt, terminate, too_large) = {
         let _entered = runtime.enter();
@@ -48,10 +61,10 @@ fn start(warning: Option<&'static str>) -> std::io::Result<()> {
     let serve = move || {
         let _too_large = too_large;
         if let Some(hangup) = hangup {
-            runtime.spawn(serve(hangup, Exit::HungUp, warning));
+            runtime.spawn(serve(hangup, Exit::HungUp, patience));
         }
-        runtime.spawn(serve(interrupt, Exit::Interrupted, warning));
-        runtime.block_on(serve(terminate, Exit::Terminated, warning));
+        runtime.spawn(serve(interrupt, Exit::Interrupted, patience));
+        runtime.block_on(serve(terminate, Exit::Terminated, patience));
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(serve)?;
     Ok(())
@@ -65,8 +78,7 @@ fn ignores_hangup() -> bool {
     ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
-async fn serve(mut signal: Signal, exit: Exit, warning: Option<&'static str>) {
-    let mut warning = warning;
+async fn serve(mut signal: Signal, exit: Exit, mut patience: Patience) {
     let mut last = None;
     while signal.recv().await.is_some() {
         if last.is_some_and(|last: Instant| last.elapsed() < ECHO) {
@@ -75,7 +87,14 @@ async fn serve(mut signal: Signal, exit: Exit, warning: Option<&'static str>) {
         if last.replace(Instant::now()).is_none() {
             // the first signal decides, whatever its kind
             let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
-        } else if let Some(warning) = warning.take() {
+            if patience == Patience::Short {
+                // also where it comes again as an echo
+                tokio::time::sleep(ECHO).await;
+                let _ = tokio::time::timeout(GRACE, signal.recv()).await;
+                std::process::exit(exit.code().into());
+            }
+        } else if let Patience::Three(warning) = patience {
+            patience = Patience::Two;
             // the terminal may be gone
             let _ = writeln!(std::io::stderr(), "{warning}");
         } else {

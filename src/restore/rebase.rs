@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use super::check;
 use super::error::{Error, Result};
-use super::in_place::{self, LINK, OTHER_NAMES, number, refused, relative_name};
+use super::in_place::{self, OTHER_NAMES, number, refused, relative_name};
 use super::layer::Layer;
 use super::layers::Layers;
 use super::observer::Observer;
 use super::renewed::{Renewed, check_renewable, is_unsettled};
 use super::source;
+use crate::chain::POINT_LINK;
 use crate::qcow2::{self, Backing};
 use crate::storage::{self, FileStorage};
 
@@ -202,7 +203,7 @@ impl Based {
 
 impl PointLink {
     fn plan(image: &Path) -> Result<Self> {
-        let path = image.with_file_name(LINK);
+        let path = image.with_file_name(POINT_LINK);
         let target = PathBuf::from(image.file_name().unwrap_or_default());
         let done = match path.symlink_metadata() {
             Ok(there) if there.is_symlink() => path.read_link().is_ok_and(|found| found == target),

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::checked_file::Unverified;
 use super::error::{Error, Result};
 use super::observer::{Observer, Warning, observed};
 use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal, SumError};
+use crate::errors;
 use crate::qcow2::{self, Geometry, Repair, Repaired};
 use crate::storage::{FileStorage, Storage, Touched, WritableStorage};
 
@@ -80,6 +82,10 @@ impl Renewed {
         let Some(renewal) = renewal else {
             return Renewal::settle(&self.path, &self.file).map_err(|error| Error::sums(&self.path, error));
         };
+        if let Some(error) = renewal.unusable() {
+            let reason = Unverified::Unusable(errors::line(error));
+            observer.warning(Warning::Unchecked { path: self.path.clone(), reason });
+        }
         let blocks = renewal.finish(&self.touched, &self.touched).map_err(|error| Error::sums(&self.path, error))?;
         if blocks > 0 {
             observer.warning(Warning::WasDamaged { path: self.path.clone(), blocks });

@@ -13,7 +13,7 @@ use crate::capture::folder::files;
 use crate::chain::{BOOKKEEPING, json_file};
 
 /// The journal's own version.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// An image on the way to its name; paths are below the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,7 @@ impl Journal {
         let value = match json_file::read(&path) {
             Ok(Some(value)) => value,
             Ok(None) => return Ok(None),
+            Err(source) if source.kind() == io::ErrorKind::InvalidData => return Err(Error::Journal { path }),
             Err(source) => return Err(Error::Io { path, source }),
         };
         Self::parse(&value).map(Some).ok_or(Error::Journal { path })
@@ -86,19 +87,23 @@ impl Journal {
                 "link": entry.link.as_deref().map(text),
             })
         });
-        json!({
+        let mut value = json!({
             "version": VERSION,
             "time": self.time,
             "chain": self.chain,
             "publishing": self.publishing,
             "images": entries.collect::<Vec<_>>(),
             "fleece": self.fleece.iter().map(|path| text(path)).collect::<Vec<_>>(),
-        })
+        });
+        if let Some(keys) = value.as_object_mut() {
+            json_file::seal(keys);
+        }
+        value
     }
 
     /// Nothing in it leads out of the target, but for fleece images, which have the time of the run in their names.
     fn parse(value: &Value) -> Option<Self> {
-        (value.get("version")?.as_u64()? == VERSION).then_some(())?;
+        (json_file::seal_fits(value.as_object()?)? && value.get("version")?.as_u64()? == VERSION).then_some(())?;
         let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
         let entries = value.get("images")?.as_array()?.iter().map(|entry| {
             let below = |key| entry.get(key).and_then(Value::as_str).and_then(below);
@@ -132,6 +137,7 @@ fn below(text: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errors::ErrorKind;
 
     fn journal() -> Journal {
         Journal {
@@ -159,22 +165,47 @@ mod tests {
         assert_eq!(Journal::read(target.path()).unwrap(), None);
     }
 
+    /// Reads what somebody has changed and sealed again.
+    fn parsed(mut value: Value) -> Option<Journal> {
+        json_file::seal(value.as_object_mut().unwrap());
+        Journal::parse(&value)
+    }
+
+    #[test]
+    fn any_flipped_bit_of_a_journal_is_found() {
+        let target = tempfile::tempdir().unwrap();
+        journal().write(target.path()).unwrap();
+        let path = Journal::path(target.path());
+        let whole = std::fs::read(&path).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, flipped).unwrap();
+            match Journal::read(target.path()) {
+                Err(error @ Error::Journal { .. }) => assert_eq!(error.kind(), ErrorKind::Damaged),
+                // space between the values
+                read => assert_eq!(read.unwrap(), Some(journal()), "{bit}"),
+            }
+        }
+    }
+
     #[test]
     fn a_journal_that_leads_out_of_its_folder_is_refused() {
         for (key, path) in [("image", "../x"), ("image", "uuid"), ("partial", "a/../../x.partial"), ("partial", "disk")]
         {
             let mut value = journal().to_json();
             value["images"][0][key] = path.into();
-            assert_eq!(Journal::parse(&value), None, "{path}");
+            assert_eq!(parsed(value), None, "{path}");
         }
         let mut value = journal().to_json();
         for foreign in
             ["/etc/passwd", "/vm/FULL-6-disk0-x.fleece.qcow2", "FULL-5-disk0-x.fleece.qcow2", "/vm/x.fleece.qcow2"]
         {
             value["fleece"][0] = foreign.into();
-            assert_eq!(Journal::parse(&value).unwrap().fleece, Vec::<PathBuf>::new(), "{foreign}");
+            assert_eq!(parsed(value.clone()).unwrap().fleece, Vec::<PathBuf>::new(), "{foreign}");
         }
-        value["version"] = 2.into();
         assert_eq!(Journal::parse(&value), None);
+        value["version"] = 3.into();
+        assert_eq!(parsed(value), None);
     }
 }

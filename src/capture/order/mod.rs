@@ -27,6 +27,9 @@ use crate::chain::FolderLock;
 use crate::errors;
 use crate::qmp::Address;
 
+/// How often is looked who has left something, while others put it in order.
+const LOOKS: usize = 3;
+
 /// [`recover`] for those who go on: a guest that may be frozen is told, and no reason to fail.
 pub(crate) async fn restore(
     machine: &Machine<'_>,
@@ -59,8 +62,7 @@ pub(crate) async fn recover(
             machine.tell(&Event::Recovered { what });
         }
     };
-    let observed = machine.observe().await?;
-    let other = foreign(&observed, own)?;
+    let (observed, other) = look(machine, own).await?;
     let locks = [own, other.as_ref()];
     let left = !Teardown::new(&observed).is_empty();
     let dismantled = if left { dismantle(machine).await } else { Ok(()) };
@@ -117,6 +119,24 @@ pub(crate) async fn tell_strangers(machine: &Machine<'_>) -> Result<(), Error> {
         machine.tell(&Event::Trouble { what });
     }
     Ok(())
+}
+
+/// What is in the machine, and the lock of the run that has left it, as [`foreign`] takes it over.
+async fn look(machine: &Machine<'_>, own: Option<&FolderLock>) -> Result<(Observed, Option<FolderLock>), Error> {
+    let mut observed = machine.observe().await?;
+    for _ in 0..LOOKS {
+        let other = foreign(&observed, own)?;
+        if other.is_none() {
+            return Ok((observed, other));
+        }
+        // before its folder was locked, somebody else could put all in order and begin
+        let again = machine.observe().await?;
+        if again.node(names::LOCK).map(|node| &node.file) == observed.node(names::LOCK).map(|node| &node.file) {
+            return Ok((again, other));
+        }
+        observed = again;
+    }
+    Err(Error::Busy { what: "others begin and end all the time".to_owned() })
 }
 
 /// The lock of the run that has left something in the machine, taken over; fails where that run still goes on.

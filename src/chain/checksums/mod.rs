@@ -216,6 +216,11 @@ impl Checksums {
         Header::read(&FileStorage::open(&path).ok()?, &path).ok()?.id
     }
 
+    /// The id that the checksums beside an image have, where they are those of another one than that of this id.
+    pub(super) fn id_of_another(image: &Path, id: ImageId) -> Option<ImageId> {
+        Self::id_beside(image).filter(|beside| *beside != id && was(image, *beside).is_ok_and(|was| !was))
+    }
+
     /// The id of the image, where it had one when they were made.
     #[must_use]
     pub fn id(&self) -> Option<ImageId> {

@@ -25,6 +25,8 @@ pub(crate) struct Renewal {
     image: PathBuf,
     /// None where the image had none, or none that could be used.
     sums: Option<Checksums>,
+    /// Why those that it has cannot be used.
+    unusable: Option<ChecksumsError>,
     unsettled: Range<u64>,
     /// Blocks that did not fit when they were written to in part.
     damaged: BlockSet,
@@ -39,10 +41,10 @@ impl Renewal {
     /// # Errors
     /// It cannot be written down; or a later version of this program has made them, which this one cannot renew.
     pub(crate) fn begin(image: &Path, blocks: Range<u64>) -> Result<Self, SumError> {
-        let mut sums = match Checksums::open_writable(image) {
-            Ok(sums) => sums,
+        let (mut sums, unusable) = match Checksums::open_writable(image) {
+            Ok(sums) => (sums, None),
             Err(error @ (ChecksumsError::Io { .. } | ChecksumsError::Version { .. })) => return Err(error.into()),
-            Err(ChecksumsError::Damaged { .. } | ChecksumsError::Foreign { .. }) => None,
+            Err(error @ (ChecksumsError::Damaged { .. } | ChecksumsError::Foreign { .. })) => (None, Some(error)),
         };
         let mut unsettled = blocks;
         if let Some(sums) = &mut sums {
@@ -62,7 +64,12 @@ impl Renewal {
             // only what was unsettled before is summed whether it was written to or not
             unsettled = sums.unsettled();
         }
-        Ok(Self { image: image.to_owned(), sums, unsettled, damaged: BlockSet::default() })
+        Ok(Self { image: image.to_owned(), sums, unusable, unsettled, damaged: BlockSet::default() })
+    }
+
+    /// Why the image has checksums that stay as they are.
+    pub(crate) fn unusable(&self) -> Option<&ChecksumsError> {
+        self.unusable.as_ref()
     }
 
     /// Sums what a program that died has left unsettled, where nobody writes to the image now. Most images have nothing

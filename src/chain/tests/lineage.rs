@@ -126,11 +126,15 @@ fn a_disk_of_which_all_images_are_missing_is_missed() {
 }
 
 #[test]
-fn a_link_that_leads_nowhere_is_a_missing_image() {
+fn a_link_that_leads_nowhere_breaks_what_needs_it() {
     let tree = Tree::chain(&CHAIN);
     tree.remove("INC-400-d");
     symlink("/nowhere/INC-400-d", tree.path("INC-400-d")).unwrap();
     assert_eq!(points(&tree.disk()), ["FULL-100-d", "INC-200-d", "INC-300-d", "INC-400-d!"]);
+    // nor does it matter whether manifests tell
+    let tree =
+        Tree::new(["FULL-100-d", "INC-200-d -> /nowhere/INC-200-d", "INC-300-d", "FULL-400-d -> gone", "INC-500-d"]);
+    assert_eq!(points(&tree.disk()), ["FULL-100-d", "INC-200-d!", "INC-300-d!", "FULL-400-d!", "INC-500-d!"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::capture::{self, Event, Observer, Progress, Severity};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
 use crate::cli::pace::{Pace, bar, part};
-use crate::cli::signals;
+use crate::cli::signals::{self, Patience};
 
 /// Time between two looks for a signal, where the library does not look.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ impl<'a> Follower<'a> {
 
     /// Does the work of the library.
     pub(super) fn follow<T>(&self, work: impl Future<Output = Result<T, capture::Error>>) -> Result<T, Failure> {
-        signals::watch(Some(PATIENCE))?;
+        signals::watch(Patience::Three(PATIENCE))?;
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.map_err(|source| Failure::Runtime { source })?;
         let result = runtime.block_on(async {

@@ -13,14 +13,15 @@ use crate::chain::{Chain, FormatHint, Image, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::cli::{signals, units};
+use crate::cli::signals::{self, Patience};
+use crate::cli::units;
 use crate::errors;
 use crate::errors::ErrorKind;
 use crate::qcow2::{Features, Header, Report, Severity};
 use crate::restore::{self, Checked, CheckedImage, Source};
 
 pub(super) fn run(arguments: &args::Check, console: &Console) -> Result<Exit, Failure> {
-    signals::watch(None)?;
+    signals::watch(Patience::Two)?;
     let (chains, missing) = chains(arguments, console)?;
     let reporter = Reporter::new(console, arguments.progress.progress_interval);
     let results = reporter.follow(|| restore::check(&chains, arguments.repair.map(Into::into), &reporter))?;

@@ -9,9 +9,10 @@ use crate::chain::{self, Clock, Inventory, RestorePoint, Work, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
+use crate::cli::signals::{self, Patience};
 use crate::cli::table::{Align, table};
 use crate::cli::text::file_name;
-use crate::cli::{signals, units};
+use crate::cli::units;
 use crate::restore::{self, Commit, CommitOptions, CommitSummary};
 
 pub(super) fn command(arguments: &args::Commit, work: Work, console: &Console) -> Result<Exit, Failure> {
@@ -25,7 +26,7 @@ pub(in crate::cli) fn run(
     console: &Console,
     show: impl FnOnce(&RestorePoint, &CommitSummary, Vec<String>, &Console) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
-    signals::watch(None)?;
+    signals::watch(Patience::Two)?;
     let start = Instant::now();
     let clock = Clock::system();
     let inventory = discover(&arguments.place.dir)?;

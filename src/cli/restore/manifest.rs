@@ -8,13 +8,13 @@ use crate::chain::{Chain, Disk, State, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::cli::signals;
+use crate::cli::signals::{self, Patience};
 use crate::errors;
 use crate::errors::ErrorKind;
 use crate::restore::{self, Describe, Described};
 
 pub(super) fn run(arguments: &args::Manifest, console: &Console) -> Result<Exit, Failure> {
-    signals::watch(None)?;
+    signals::watch(Patience::Two)?;
     let filter = arguments.place.filter.as_deref();
     let mut inventory = discover(&arguments.place.dir)?;
     let _locks = if arguments.dry_run {

@@ -18,8 +18,9 @@ use crate::chain::{Clock, Disk, Image, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
+use crate::cli::signals::{self, Patience};
 use crate::cli::table::{Align, table};
-use crate::cli::{signals, units};
+use crate::cli::units;
 use crate::restore::{Format, Layer, Layers, Losses, Merge, MergeOptions, Merged, Output, OutputFormat};
 
 pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Failure> {
@@ -32,7 +33,7 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
             console.warning("the disk is lost: stdout is closed, or it is /dev/null");
         }
     }
-    signals::watch(None)?;
+    signals::watch(if arguments.streams() { Patience::Short } else { Patience::Two })?;
     let start = Instant::now();
     let inventory = discover(&arguments.place.dir)?;
     refuse::part_of_backup(arguments, &inventory)?;

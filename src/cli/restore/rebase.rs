@@ -8,12 +8,12 @@ use crate::chain::{ChecksumsError, Clock, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::cli::signals;
+use crate::cli::signals::{self, Patience};
 use crate::cli::text::file_name;
 use crate::restore::{self, Based, Layers, Rebase};
 
 pub(super) fn run(arguments: &args::Rebase, console: &Console) -> Result<Exit, Failure> {
-    signals::watch(None)?;
+    signals::watch(Patience::Two)?;
     let inventory = discover(&arguments.place.dir)?;
     place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
     let disk = inventory.disk_by_whole_name(arguments.place.filter.as_deref())?;

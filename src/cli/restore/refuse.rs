@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{args, merge};
-use crate::chain::{BOOKKEEPING, Image, ImageName, Inventory, Manifest, UUID};
+use crate::chain::{BOOKKEEPING, Image, ImageName, Inventory, Manifest, UUID, partial};
 use crate::cli::failure::Failure;
 use crate::restore;
 
@@ -30,7 +30,8 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
         }
     }
     let name = arguments.out.file_name().unwrap_or_default();
-    let named = |image: &&Image| image.disk.as_deref() == Some(name);
+    // an image that is not whole tells of a run that failed
+    let named = |image: &&Image| image.disk.as_deref().is_some_and(|disk| disk == name || partial(disk) == name);
     let is_bookkeeping = |path: &Path| path.iter().any(|name| name == BOOKKEEPING);
     let out = folder(&arguments.out)?;
     if is_bookkeeping(&arguments.out) || is_bookkeeping(&out) {

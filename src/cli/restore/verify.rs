@@ -13,7 +13,8 @@ use crate::chain::{Clock, Disk, Note, RestorePoint, discover};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::cli::{signals, units};
+use crate::cli::signals::{self, Patience};
+use crate::cli::units;
 use crate::errors;
 use crate::errors::ErrorKind;
 use crate::qcow2::ImageRegion;
@@ -23,7 +24,7 @@ use crate::restore::{Due, Flaw, FlawSeverity, Flawed, Verified, VerifiedImage, V
 const LISTED: usize = 3;
 
 pub(super) fn run(arguments: &args::Verify, console: &Console) -> Result<Exit, Failure> {
-    signals::watch(None)?;
+    signals::watch(Patience::Two)?;
     let (dir, filter) = (&arguments.place.dir, arguments.place.filter.as_deref());
     let inventory = discover(dir)?;
     // what is wrong with manifests is found again, and told in more detail

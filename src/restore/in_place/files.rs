@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::books::remove_books;
-use super::{LINK, number};
-use crate::chain::{BOOKKEEPING, Image};
+use super::number;
+use crate::chain::{BOOKKEEPING, Image, POINT_LINK};
 use crate::restore::error::{Error, Result};
 use crate::storage::{self, FileStorage};
 
 /// The link `image` that a rebase has left beside the FULL, where it leads to one of these images.
 pub(in crate::restore) fn link_to(full: &Path, images: &[Arc<Image>]) -> Result<Option<PathBuf>> {
-    let link = full.with_file_name(LINK);
+    let link = full.with_file_name(POINT_LINK);
     let leads_to = match std::fs::read_link(&link) {
         Ok(leads_to) => leads_to,
         // there is none, or it is none

@@ -271,9 +271,6 @@ pub(super) fn number(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// The name of the link to the restore point, in the folder of the images.
-pub(super) const LINK: &str = "image";
-
 /// Why a file is not changed that is in two places.
 pub(super) const OTHER_NAMES: &str = "has other names (hard links), where it would change, too: copy it first";
 

@@ -88,10 +88,13 @@ fn parts(subjects: &[Subject<'_>], looked: &[Looked], now: i64) -> Vec<Segment> 
     let mut folders: BTreeMap<&Path, Verifications> = BTreeMap::new();
     let mut parts = Vec::new();
     for (subject, (image, looked)) in subjects.iter().map(|subject| subject.image).zip(looked).enumerate() {
-        let Some(sums) = looked.sums.as_ref().filter(|_| looked.open) else { continue };
+        // what cannot be remembered would be due for ever
+        let Some((name, sums)) = image.name().to_str().zip(looked.sums.as_ref()).filter(|_| looked.open) else {
+            continue;
+        };
         let folder = image.path.parent().unwrap_or(Path::new(""));
         let known = folders.entry(folder).or_insert_with(|| Verifications::read(folder));
-        let times = known.times(image.name().to_str().unwrap_or_default(), sums.list, sums.length);
+        let times = known.times(name, sums.list, sums.length);
         for (blocks, times) in segments(sums.length).zip(times) {
             let blocks = blocks.start..blocks.end.min(looked.blocks());
             // a clock that was wrong says nothing

@@ -141,9 +141,8 @@ impl Flaw {
             | Self::MarkedCorrupt
             | Self::Manifest(ManifestError::Version { .. })
             | Self::Checksums(ChecksumsError::Version { .. }) => FlawSeverity::InPart,
-            Self::Manifest(ManifestError::Io { source, .. }) => damage_if(source.kind() == io::ErrorKind::InvalidData),
-            Self::Checksums(ChecksumsError::Io { source, .. }) => {
-                damage_if(source.kind() == io::ErrorKind::UnexpectedEof)
+            Self::Manifest(ManifestError::Io { source, .. }) | Self::Checksums(ChecksumsError::Io { source, .. }) => {
+                damage_if(is_damage(source))
             }
             Self::Chain(Fault::JournalUnread { .. }) => FlawSeverity::Failed,
             Self::Unreadable(error) => damage_if(error.kind() == ErrorKind::Damaged),
@@ -229,4 +228,11 @@ impl fmt::Display for Harm<'_> {
             more => write!(f, " and {more} more ranges"),
         }
     }
+}
+/// Whether a file beside an image is none, or is cut, for whoever reads it.
+fn is_damage(error: &io::Error) -> bool {
+    // a link to itself, a socket
+    let odd = [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
+    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::InvalidInput, io::ErrorKind::UnexpectedEof];
+    kinds.contains(&error.kind()) || odd.contains(&error.raw_os_error())
 }

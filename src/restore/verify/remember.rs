@@ -24,6 +24,11 @@ pub(super) fn remember<'a>(outcomes: impl Iterator<Item = Outcome<'a>>, now: i64
         let mut known = before.clone();
         known.retain(|name| folder.join(name).exists());
         for outcome in outcomes {
+            let (subject, looked, chosen, _) = &outcome;
+            if subject.image.name().to_str().is_none() && looked.sums.is_some() && chosen.blocks.is_empty() {
+                let reason = "its name is not UTF-8: it is read where all is verified, and only then".to_owned();
+                observer.warning(Warning::NotRemembered { path: subject.image.path.clone(), reason });
+            }
             one(&mut known, outcome, now);
         }
         let written = if known == before { Ok(()) } else { known.write(folder) };

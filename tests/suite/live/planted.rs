@@ -110,8 +110,12 @@ fn an_image_is_not_written_through_a_link_that_waits_under_its_name() {
 /// A journal that gives a planted file a name in `away`.
 fn journal() -> String {
     let image = json!({"disk": "d", "partial": "away/precious.partial", "image": "away/precious", "link": null});
-    json!({"version": 1, "time": 5, "chain": "c", "agent": null, "publishing": true, "images": [image], "fleece": []})
-        .to_string()
+    let mut journal =
+        json!({"version": 2, "time": 5, "chain": "c", "publishing": true, "images": [image], "fleece": []});
+    let keys: BTreeMap<&String, &Value> = journal.as_object().unwrap().iter().collect();
+    let lines: Vec<String> = keys.iter().map(|(key, value)| format!("{key}:{value}\n")).collect();
+    journal["crc32"] = format!("{:08x}", crc32fast::hash(lines.concat().as_bytes())).into();
+    journal.to_string()
 }
 
 #[test]
