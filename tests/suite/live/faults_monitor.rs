@@ -101,3 +101,19 @@ fn a_connection_that_ends_costs_one_run() {
         scene.assert_continues(&[]);
     }
 }
+
+/// QEMU writes its disks back before it says that the machine is stopped, and `cont` is lost with the connection.
+#[test]
+fn a_machine_that_is_slow_to_stop_is_waited_for_until_it_goes_on() {
+    let mut scene = Scene::new("10.0", Way::Fleece);
+    let slow = Box::new(|command: &Value, _| {
+        if command["execute"] == "stop" {
+            std::thread::sleep(Duration::from_secs(9));
+        }
+        Action::Forward
+    });
+    let ended = scene.run_with(&["--level", "inc", "--timeout", "1"], slow);
+    ended.fails(5).says("stop: QEMU has not answered within 1s").says("the machine perhaps stands still");
+    scene.assert_clean();
+    scene.assert_continues(&[]);
+}
