@@ -54,6 +54,8 @@ impl Journal {
         let value = match json_file::read(&path) {
             Ok(Some(value)) => value,
             Ok(None) => return Ok(None),
+            // a link that leads nowhere is no journal of ours, and is replaced
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) if source.kind() == io::ErrorKind::InvalidData => return Err(Error::Journal { path }),
             Err(source) => return Err(Error::Io { path, source }),
         };

@@ -54,6 +54,21 @@ fn a_signal_keeps_what_was_to_be_replaced() {
     assert_eq!(std::fs::read(backup.path("out")).unwrap(), b"precious");
 }
 
+#[test]
+fn one_signal_ends_a_disk_that_goes_to_who_does_not_read_it() {
+    let backup = Backup::new();
+    for (signal, code) in ending_signals() {
+        let mut command = backup.merge(["--out", "-"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // it has begun, and no pipe holds all of it
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4096]).unwrap();
+        let sent = Instant::now();
+        send(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert!(sent.elapsed() < Duration::from_secs(6), "it took {:?} to stop", sent.elapsed());
+    }
+}
+
 /// `timeout` sends it to the process and to its group, which the process is in.
 #[test]
 fn a_signal_that_comes_twice_at_once_is_one() {
