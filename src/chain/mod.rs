@@ -109,9 +109,10 @@ pub use lineage::Lineage;
 pub use links::Chain;
 pub use lock::{FolderLock, UUID};
 pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
+pub(crate) use name::POINT_LINK;
 pub use name::{ImageName, Level};
 #[cfg(feature = "capture")]
-pub(crate) use name::{POINT_LINK, means_else, partial};
+pub(crate) use name::{means_else, partial};
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 pub use salvage::{Member, SalvagePoint};
 pub use verified::{SegmentTimes, Verifications, segments};

@@ -141,7 +141,7 @@ impl Verified {
 /// ```
 ///
 /// # Errors
-/// [`Error::Cancelled`], [`Error::Threads`].
+/// [`Error::Cancelled`](super::Error::Cancelled), [`Error::Threads`](super::Error::Threads).
 pub fn verify(targets: &[VerifyTarget<'_>], options: &VerifyOptions, observer: &dyn Observer) -> Result<Verified> {
     pool::start(options.threads)?.install(|| run(targets, options, observer))
 }

@@ -10,6 +10,7 @@ use qmpbackup::chain::{Checksums, Manifest};
 
 use super::faults_scene::{Scene, Way, folders};
 use super::proxy::{Action, Hook};
+use crate::support::sealed::seal;
 use crate::support::sparse::{Fingerprint, fingerprints};
 
 const WHERE: [(&str, Way); 3] = [("5.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Plain)];
@@ -88,8 +89,11 @@ fn take_back(scene: &mut Scene, level: &str, more: &[&str]) {
     let before = files(&scene.target);
     whole(scene, level, more);
     let path = journal(&scene.target);
-    let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"publishing\": true", "\"publishing\": false")).unwrap();
+    let mut journal: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(journal["publishing"], true);
+    journal["publishing"] = false.into();
+    seal(&mut journal);
+    std::fs::write(&path, journal.to_string()).unwrap();
     scene.recover(&[]).with(0).says("the run of");
     scene.assert_clean();
     assert_eq!(files(&scene.target), before);

@@ -14,6 +14,7 @@ use super::field_setup::{Setup, releases};
 use super::proxy::{Action, Hook, Proxy};
 use super::tool::Tool;
 use crate::support::program::is_root;
+use crate::support::sealed::seal;
 use crate::support::sparse::{Fingerprint, fingerprints};
 
 fn field(release: &'static str) -> Field {
@@ -112,9 +113,7 @@ fn journal() -> String {
     let image = json!({"disk": "d", "partial": "away/precious.partial", "image": "away/precious", "link": null});
     let mut journal =
         json!({"version": 2, "time": 5, "chain": "c", "publishing": true, "images": [image], "fleece": []});
-    let keys: BTreeMap<&String, &Value> = journal.as_object().unwrap().iter().collect();
-    let lines: Vec<String> = keys.iter().map(|(key, value)| format!("{key}:{value}\n")).collect();
-    journal["crc32"] = format!("{:08x}", crc32fast::hash(lines.concat().as_bytes())).into();
+    seal(&mut journal);
     journal.to_string()
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod program;
 pub(crate) mod random_chain;
 pub(crate) mod recorder;
 pub(crate) mod salvage_damage;
+pub(crate) mod sealed;
 pub(crate) mod seeds;
 pub(crate) mod small_disk;
 pub(crate) mod sparse;
