@@ -15,7 +15,7 @@ pub enum Error {
     /// The monitor does not do what it is told.
     #[error(transparent)]
     Monitor(#[from] qmp::Error),
-    /// QEMU was told to stop the machine, and does not answer any more.
+    /// QEMU was told to stop the machine, and does not answer to `cont`.
     #[error(
         "the machine perhaps stands still: then `qmpbackup recover` lets it go on as soon as QEMU answers, or `cont`"
     )]

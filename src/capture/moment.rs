@@ -15,13 +15,13 @@ use crate::capture::plan::{self, Plan};
 use crate::capture::prepare::Prepared;
 use crate::capture::request::Request;
 use crate::errors;
-use crate::qmp::{Address, Command};
+use crate::qmp::{self, Address, Command};
 
 /// How long a monitor that has failed may take to let the machine go on.
 const LAST: Duration = Duration::from_secs(5);
 
 /// How many times the timeout QEMU may take to answer while the machine stands still. It writes its disks back then.
-const PATIENCE: u32 = 10;
+const ANSWERS: u32 = 10;
 
 /// Time between two attempts to thaw a guest.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -162,21 +162,19 @@ async fn send(
             stopped = since.map(|since: Instant| since.elapsed());
         }
         events.push(Event::Sent(command.clone()));
-        result = result.and(sent.map(drop).map_err(Error::from));
+        result = match (result, sent) {
+            // whatever was wrong before
+            (_, Err(source @ qmp::Error::Timeout { .. })) if ends && since.is_some() => Err(Error::Standing { source }),
+            (result, sent) => result.and(sent.map(drop).map_err(Error::from)),
+        };
     }
-    let result = result.map_err(|error| match error {
-        Error::Monitor(source) if since.is_some() && stopped.is_none() && source.refused().is_none() => {
-            Error::Standing { source }
-        }
-        error => error,
-    });
     (result, stopped)
 }
 
 /// Waits for a QEMU that was told to stop the machine and does not answer: it carries out what it was sent, `cont` among it,
 /// when it answers again, and forgets that when the connection ends.
 pub(super) async fn outlast(machine: &Machine<'_>, request: &Request) {
-    let limit = request.connection.timeout * PATIENCE;
+    let limit = request.connection.timeout.saturating_mul(ANSWERS);
     let what =
         format!("the machine perhaps stands still, since QEMU does not answer: waiting for it, {limit:?} at most");
     machine.tell(&Event::Trouble { what });

@@ -76,6 +76,8 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     match (made, restored) {
         (Ok(()), Ok(())) => {}
         (Ok(()), Err(left)) if published.len() == prepared.targets.len() => trouble(&machine, &left),
+        // it goes on
+        (Err(Error::Standing { source }), Ok(())) => return Err(source.into()),
         (Ok(()), Err(error)) | (Err(error), Ok(())) => return Err(error),
         (Err(error), Err(left)) => {
             trouble(&machine, &left);

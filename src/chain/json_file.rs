@@ -33,7 +33,7 @@ pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
 }
 
 /// Whether a file or its folder is a link to what is not there now: so nobody knows what it tells.
-fn leads_nowhere(path: &Path) -> bool {
+pub(super) fn leads_nowhere(path: &Path) -> bool {
     let folder = storage::parent(path);
     path.is_symlink() || folder.is_symlink() && !folder.exists()
 }

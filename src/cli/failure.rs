@@ -185,6 +185,7 @@ fn of_capture(error: &capture::Error) -> Option<&'static str> {
             qmp::Error::NoGreeting { .. } => "the machine was not touched",
             _ => "the next run or `qmpbackup recover` puts in order what this one has begun",
         }),
+        (ErrorKind::Damaged, capture::Error::Journal { .. }) => None,
         (ErrorKind::Damaged, _) => Some("`--level full` or `auto` begins a new chain"),
         (_, capture::Error::NoFull { .. }) => Some("`--level full` or `auto` makes one"),
         (_, capture::Error::NoSuchDisk { .. }) => Some("`qmpbackup info --show blockdev` lists all"),

@@ -88,8 +88,9 @@ async fn serve(mut signal: Signal, exit: Exit, mut patience: Patience) {
             // the first signal decides, whatever its kind
             let _ = CAUGHT.compare_exchange(0, exit.code(), Ordering::Relaxed, Ordering::Relaxed);
             if patience == Patience::Short {
-                // also where it comes again as an echo
                 tokio::time::sleep(ECHO).await;
+                // an echo of it that came meanwhile
+                let _ = tokio::time::timeout(Duration::ZERO, signal.recv()).await;
                 let _ = tokio::time::timeout(GRACE, signal.recv()).await;
                 std::process::exit(exit.code().into());
             }

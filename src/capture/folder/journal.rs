@@ -12,7 +12,7 @@ use crate::capture::error::Error;
 use crate::capture::folder::files;
 use crate::chain::{BOOKKEEPING, json_file};
 
-/// The journal's own version.
+/// The journal's own version: the first had no checksum.
 const VERSION: u64 = 2;
 
 /// An image on the way to its name; paths are below the target.
@@ -105,7 +105,10 @@ impl Journal {
 
     /// Nothing in it leads out of the target, but for fleece images, which have the time of the run in their names.
     fn parse(value: &Value) -> Option<Self> {
-        (json_file::seal_fits(value.as_object()?)? && value.get("version")?.as_u64()? == VERSION).then_some(())?;
+        match (value.get("version")?.as_u64()?, json_file::seal_fits(value.as_object()?)) {
+            (VERSION, Some(true)) | (1, None) => {}
+            _ => return None,
+        }
         let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
         let entries = value.get("images")?.as_array()?.iter().map(|entry| {
             let below = |key| entry.get(key).and_then(Value::as_str).and_then(below);

@@ -46,7 +46,9 @@ use header::Header;
 pub(crate) use known::KnownSums;
 pub(crate) use renew::Renewal;
 
+use super::json_file::leads_nowhere;
 use super::manifest::{Manifest, beside};
+use super::name::partial;
 use super::{ImageId, Unfinished};
 use crate::storage::{FileStorage, Storage, open_unlinked, to_usize};
 
@@ -173,7 +175,10 @@ impl Checksums {
         let path = Self::path(image);
         let file = match open(&path) {
             Ok(file) => file,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    && !leads_nowhere(&path) =>
+            {
                 return Ok(None);
             }
             Err(source) => return Err(ChecksumsError::Io { path, source }),
@@ -217,8 +222,15 @@ impl Checksums {
     }
 
     /// The id that the checksums beside an image have, where they are those of another one than that of this id.
+    /// Not where a run was interrupted that gives all of its files new names.
     pub(super) fn id_of_another(image: &Path, id: ImageId) -> Option<ImageId> {
-        Self::id_beside(image).filter(|beside| *beside != id && was(image, *beside).is_ok_and(|was| !was))
+        // mostly that is all there is to read
+        Self::id_beside(image).filter(|beside| *beside != id)?;
+        let is_replaced = image.with_file_name(partial(image.file_name()?)).symlink_metadata().is_ok();
+        match Self::open(image) {
+            Err(ChecksumsError::Foreign { id, .. }) if !is_replaced => Some(id),
+            _ => None,
+        }
     }
 
     /// The id of the image, where it had one when they were made.

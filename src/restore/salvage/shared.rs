@@ -14,7 +14,7 @@ use crate::restore::resolve::Mapped;
 use crate::restore::slices::Slices;
 use crate::storage::to_usize;
 
-/// Clusters of a file that are looked at: three bits for each make 48 MiB. What lies behind them counts as shared.
+/// Clusters of a file that are looked at: four bits for each make 64 MiB. What lies behind them counts as shared.
 const CLUSTERS: u64 = 1 << 27;
 
 /// Who uses the clusters of a file.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::VerifyTarget;
 use super::flaw::{Flaw, Flawed};
-use crate::chain::{Chain, Disk, Doubt, Fault, Image, Point, State};
+use crate::chain::{Chain, Disk, Doubt, Fault, Image, Lineage, Point, State};
 
 /// The faults of all chains, each once with the restore points that suffer. Where somebody writes to a FULL, that work in
 /// it was begun is none.
@@ -50,7 +50,11 @@ fn of_chain(
     for image in chain.images() {
         let Some(point) = points.get(image.path.as_path()) else { continue };
         let against = match point.state() {
-            State::Broken(Fault::Unfinished(_) | Fault::Journal { .. }) if is_busy => continue,
+            State::Broken(Fault::Unfinished(_) | Fault::Journal { .. } | Fault::Lineage(Lineage::Mixed { .. }))
+                if is_busy =>
+            {
+                continue;
+            }
             State::Broken(fault) => Against::Fault(fault.clone()),
             State::Doubtful(doubt) => Against::Doubt(doubt.clone()),
             State::Sound => continue,

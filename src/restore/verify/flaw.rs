@@ -231,8 +231,12 @@ impl fmt::Display for Harm<'_> {
 }
 /// Whether a file beside an image is none, or is cut, for whoever reads it.
 fn is_damage(error: &io::Error) -> bool {
-    // a link to itself, a socket
-    let odd = [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
-    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::InvalidInput, io::ErrorKind::UnexpectedEof];
-    kinds.contains(&error.kind()) || odd.contains(&error.raw_os_error())
+    match error.raw_os_error() {
+        // a link to itself, a socket
+        Some(code) => [libc::ELOOP, libc::ENXIO].contains(&code),
+        None => matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+        ),
+    }
 }

@@ -289,7 +289,16 @@ fn a_snapshotrebase_whose_last_inc_was_gone_when_it_was_killed_settles_the_full(
 /// What is left of them says nothing of the image, and does not end the work halfway either.
 #[test]
 fn checksums_that_were_cut_off_keep_nobody_from_a_commit() {
-    for (command, length) in [("commit", 0), ("commit", 30), ("commit", 47), ("snapshotrebase", 5), ("rebase", 5)] {
+    for (command, length) in [
+        ("commit", 0),
+        ("commit", 30),
+        ("commit", 47),
+        ("commit", 64),
+        ("commit", 70),
+        ("snapshotrebase", 5),
+        ("snapshotrebase", 68),
+        ("rebase", 5),
+    ] {
         let backup = known();
         let image = if command == "rebase" { &backup.images[3] } else { &backup.images[0] };
         let sums = fs::File::options().write(true).open(Checksums::path(image)).unwrap();
@@ -297,6 +306,8 @@ fn checksums_that_were_cut_off_keep_nobody_from_a_commit() {
         // which is told
         backup.does(&[command]).with(3).says("is damaged");
         assert!(!Unfinished::path(&backup.images[0]).exists());
+        backup.merged(["--out=out"]).with(0);
+        backup.does(&["list"]).with(0);
     }
 }
 

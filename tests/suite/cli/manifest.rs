@@ -170,6 +170,10 @@ fn an_image_that_was_exchanged_with_its_checksums_is_noticed() {
         backup.does(&["merge", "--verify", "--out", out.to_str().unwrap()]).with(4).says(says);
         assert!(!out.exists());
         backup.refuses(&["commit"], 4, says);
+        backup.merged(["--out=out"]).with(4).says("and the manifest of");
+        backup.does(&["list"]).with(3).says("and the manifest of");
+        backup.merged(["--salvage", "--json", "--out=out"]).with(3).says("\"anywhere\"");
+        fs::remove_file(&out).unwrap();
         // with its manifest, too: others build on the one that was there
         fs::copy(Manifest::path(from), Manifest::path(&backup.images[2])).unwrap();
         let says =
