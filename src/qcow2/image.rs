@@ -107,7 +107,7 @@ impl Image {
         let of = |table: Table| table.offset.0..table.offset.0.saturating_add(table.bytes());
         metadata.extend([0..cluster, of(header.l1_table), of(header.refcount_table)]);
         let block = |offset: u64| offset..offset.saturating_add(cluster);
-        metadata.extend(self.l1.indices().filter_map(|index| self.l1.get(index)).map(|table| block(table.0)));
+        metadata.extend(self.l1.tables().map(|(_, table)| block(table.0)));
         read_table(&*self.storage, header.refcount_table, "the refcount table", |_, entry| {
             metadata.push(block(entry / cluster * cluster));
             Ok(())
@@ -157,7 +157,7 @@ impl Image {
         let (cluster, entry) = (geometry.cluster_size(), geometry.l2_entry_size());
         let mut ranges: Vec<Range<u64>> = Vec::new();
         let mut hole = LastHole::default();
-        for (index, table) in self.l1.indices().filter_map(|index| Some((index, self.l1.get(index)?.0))) {
+        for (index, HostOffset(table)) in self.l1.tables() {
             let guest = |bytes: u64| {
                 let in_table = (bytes - table) / entry * cluster;
                 index.saturating_mul(geometry.l2_coverage()).saturating_add(in_table).min(self.size())

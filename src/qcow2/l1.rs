@@ -173,6 +173,11 @@ impl L1Table {
         self.entries.get(place).map(|(_, table)| *table)
     }
 
+    /// The indices and tables of the entries that have one, in order.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (u64, HostOffset)> + '_ {
+        self.entries.iter().copied()
+    }
+
     /// The indices of the entries with a table, in order.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u64> + '_ {
         self.entries.iter().map(|(index, _)| *index)

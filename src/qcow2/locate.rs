@@ -109,8 +109,7 @@ impl Search<'_> {
         self.note(start..start.saturating_add(needed), ImageRegion::L1Table, |piece| {
             disk(piece.start - start..piece.end - start, 0, 8, geometry.l2_coverage())
         });
-        for index in image.l1().indices() {
-            let Some(HostOffset(start)) = image.l1().get(index) else { continue };
+        for (index, HostOffset(start)) in image.l1().tables() {
             self.note(start..start.saturating_add(geometry.cluster_size()), ImageRegion::L2Table, |piece| {
                 let bytes = piece.start - start..piece.end - start;
                 disk(

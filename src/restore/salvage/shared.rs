@@ -12,9 +12,9 @@ use crate::restore::observer::{Observer, Uncounted, Warning, observed};
 use crate::restore::pool;
 use crate::restore::resolve::Mapped;
 use crate::restore::slices::Slices;
-use crate::storage::to_usize;
+use crate::storage::{BlockSet, to_usize};
 
-/// Clusters of a file that are looked at: four bits for each make 64 MiB. What lies behind them counts as shared.
+/// Clusters of a file that are looked at: three bits for each make 48 MiB. What lies behind them counts as shared.
 const CLUSTERS: u64 = 1 << 27;
 
 /// Who uses the clusters of a file.
@@ -105,19 +105,19 @@ impl Owners {
         let cluster = image.header().geometry.cluster_size();
         let clusters = image.storage().length().div_ceil(cluster).min(CLUSTERS);
         let bits = || Bits::new(clusters);
-        let (one, two, compressed, overlaps) = (bits(), bits(), bits(), bits());
+        let (one, two, compressed) = (bits(), bits(), bits());
         let mut metadata = Vec::new();
+        let overlaps = BlockSet::default();
         // refcounts that are lost cannot tell
         image.add_metadata(&mut metadata).ok();
         for table in metadata {
             for number in table.start / cluster..table.end.div_ceil(cluster).min(clusters) {
                 if one.set(number) {
-                    overlaps.set(number);
+                    overlaps.insert(number..number + 1);
                 }
             }
         }
-        let tables = image.l1().indices().filter_map(|index| Some((index, image.l1().get(index)?)));
-        for (index, _) in tables.filter(|(_, table)| overlaps.get(table.0 / cluster)) {
+        for (index, _) in image.l1().tables().filter(|(_, table)| overlaps.contains(table.0 / cluster)) {
             let coverage = image.header().geometry.l2_coverage();
             let range = index * coverage..(index + 1).saturating_mul(coverage).min(image.size());
             if let Some(tolerance) = layer.tolerance().filter(|_| !range.is_empty()) {
