@@ -5,14 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::capture::error::Error;
-use crate::capture::machine::Machine;
 use crate::capture::machine::observe::{self, Job};
+use crate::capture::machine::{GLANCE, Machine};
 use crate::capture::names;
 use crate::capture::seal::pauses::Pauses;
 use crate::qmp::{self, Command, Events, EventsError};
-
-/// Time between two looks at whether the run shall end.
-const GLANCE: Duration = Duration::from_millis(100);
 
 /// Time between two looks at jobs when no event tells of them.
 const LOOK: Duration = Duration::from_secs(1);

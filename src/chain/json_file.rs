@@ -17,11 +17,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Value>> {
 /// The same, of a file that has at most so many bytes.
 pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
     let file = match FileStorage::open(path) {
-        Err(error)
-            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !leads_nowhere(path) =>
-        {
-            return Ok(None);
-        }
+        Err(error) if is_absent(path, &error) => return Ok(None),
         opened => opened?,
     };
     if file.length() > limit {
@@ -32,10 +28,12 @@ pub(super) fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Value>> {
     json::parse(&bytes).map(Some).map_err(invalid)
 }
 
-/// Whether a file or its folder is a link to what is not there now: so nobody knows what it tells.
-pub(super) fn leads_nowhere(path: &Path) -> bool {
+/// Whether a file that cannot be opened is not there. Where it, or its folder, is a link to what is not there now, nobody knows
+/// what it tells.
+pub(super) fn is_absent(path: &Path, error: &io::Error) -> bool {
     let folder = storage::parent(path);
-    path.is_symlink() || folder.is_symlink() && !folder.exists()
+    let leads_nowhere = || path.is_symlink() || folder.is_symlink() && !folder.exists();
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !leads_nowhere()
 }
 
 /// Writes a file in a folder for bookkeeping, as people read it: it is there whole and on stable storage, as it was before,

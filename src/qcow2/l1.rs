@@ -177,11 +177,6 @@ impl L1Table {
     pub(crate) fn tables(&self) -> impl Iterator<Item = (u64, HostOffset)> + '_ {
         self.entries.iter().copied()
     }
-
-    /// The indices of the entries with a table, in order.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u64> + '_ {
-        self.entries.iter().map(|(index, _)| *index)
-    }
 }
 
 fn push_joined<T>(all: &mut Vec<(Range<u64>, T)>, indices: Range<u64>, why: T) {

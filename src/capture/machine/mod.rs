@@ -24,7 +24,7 @@ use crate::capture::event::{Event, Observer};
 use crate::qmp::{Command, Features, Monitor};
 
 /// Time between two looks at whether the run shall end.
-const GLANCE: Duration = Duration::from_millis(100);
+pub(crate) const GLANCE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Machine<'a> {
     pub(crate) monitor: Monitor,

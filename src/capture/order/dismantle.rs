@@ -4,15 +4,12 @@ use std::time::{Duration, Instant};
 
 use crate::capture::error::Error;
 use crate::capture::jobs::{Watch, own_jobs};
-use crate::capture::machine::Machine;
 use crate::capture::machine::observe::Job;
+use crate::capture::machine::{GLANCE, Machine};
 use crate::capture::order::teardown::Teardown;
 
 /// How long jobs may take to end when they are told to.
 const ENDING: Duration = Duration::from_secs(60);
-
-/// Time between two looks at them when no event tells of them.
-const GLANCE: Duration = Duration::from_millis(100);
 
 /// The machine is as it was, but for the nodes that go last.
 pub(crate) async fn dismantle(machine: &Machine<'_>) -> Result<(), Error> {

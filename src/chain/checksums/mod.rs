@@ -46,7 +46,7 @@ use header::Header;
 pub(crate) use known::KnownSums;
 pub(crate) use renew::Renewal;
 
-use super::json_file::leads_nowhere;
+use super::json_file::is_absent;
 use super::manifest::{Manifest, beside};
 use super::name::partial;
 use super::{ImageId, Unfinished};
@@ -175,12 +175,7 @@ impl Checksums {
         let path = Self::path(image);
         let file = match open(&path) {
             Ok(file) => file,
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-                    && !leads_nowhere(&path) =>
-            {
-                return Ok(None);
-            }
+            Err(error) if is_absent(&path, &error) => return Ok(None),
             Err(source) => return Err(ChecksumsError::Io { path, source }),
         };
         let header = Header::read(&file, &path)?;

@@ -22,9 +22,10 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
     }
     // members that are missing are listed
     let listed = |fault: &&Fault| {
-        let is_missing =
-            |lineage: &Lineage| matches!(lineage, Lineage::Gone(_) | Lineage::Missing { .. } | Lineage::Unreachable(_));
-        matches!(fault, Fault::NoFull) || matches!(fault, Fault::Lineage(lineage) if is_missing(lineage))
+        matches!(
+            fault,
+            Fault::NoFull | Fault::Lineage(Lineage::Gone(_) | Lineage::Missing { .. } | Lineage::Unreachable(_))
+        )
     };
     if let Some(fault) = found.fault.as_ref().filter(|fault| !listed(fault)) {
         console.warning(&format!("{name} may be wrong anywhere: {fault}"));

@@ -90,7 +90,7 @@ pub(super) fn needed(
     clusters += (2 * l1 + 2) * (groups.len() as u64 + 1) + 8;
     if snapshots {
         // tables are written anew when they are shared, before the old ones go
-        clusters += most_tables + full.l1().indices().count() as u64;
+        clusters += most_tables + full.l1().tables().count() as u64;
     }
     let length = full.storage().length() + clusters * cluster;
     clusters += refcounts(length, full) * if snapshots { 3 } else { 1 };
