@@ -195,6 +195,13 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
         if let Some(command) = bitmaps.settle(newest, ended) {
             machine.send(&command).await?;
         }
+        if newest.is_some() && newest == ended && !Bitmaps::of(&device.bitmaps, &chain, &device.names).record(newest) {
+            let disk = device.names.first().unwrap_or(&device.base);
+            let what = format!(
+                "{disk}: no bitmap records what is written from now on, somebody else has ended it: no INC can follow"
+            );
+            machine.tell(&Event::Trouble { what });
+        }
     }
     Ok(())
 }

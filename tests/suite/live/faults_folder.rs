@@ -1,4 +1,4 @@
-//! The folder of the backup goes away while one is made, and somebody else ends its jobs.
+//! The folder of the backup goes away while one is made, and somebody else ends its jobs or its bitmaps.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -103,5 +103,40 @@ fn a_job_that_somebody_else_ends_costs_one_run() {
                 scene.assert_continues(&[]);
             }
         }
+    }
+}
+
+/// Does something to all bitmaps that no job uses.
+fn end_bitmaps(other: &Arc<Mutex<Monitor>>, command: &'static str) -> Hook {
+    let other = Arc::clone(other);
+    while_copying(move || {
+        let mut other = other.lock().unwrap();
+        for node in other.execute("query-named-block-nodes", &json!({})).unwrap().as_array().unwrap() {
+            for bitmap in node["dirty-bitmaps"].as_array().into_iter().flatten() {
+                // those of jobs have no name
+                if bitmap["busy"] == false && bitmap["name"].is_string() {
+                    other.execute(command, &json!({ "node": node["node-name"], "name": bitmap["name"] })).unwrap();
+                }
+            }
+        }
+        Action::Forward
+    })
+}
+
+#[test]
+fn a_bitmap_that_somebody_else_ends_is_told_by_the_run_that_began_it() {
+    for (release, way) in WHERE {
+        let mut scene = Scene::new(release, way);
+        let other = Arc::new(Mutex::new(Monitor::connect(&scene.vm.path("qmp2"))));
+        for command in ["block-dirty-bitmap-remove", "block-dirty-bitmap-disable"] {
+            let words = ["--level", "full", "--speed-limit", "1M"];
+            let ended = scene.run_with(&words, end_bitmaps(&other, command));
+            ended.with(3).says("disk0").says("disk1").says("no INC can follow");
+            scene.run(&["--level", "inc"]).with(4);
+            let untold = scene.run(&["--level", "full"]).with(0);
+            assert!(!untold.stderr.contains("no INC can follow"), "{untold:?}");
+        }
+        scene.assert_clean();
+        scene.assert_continues(&[]);
     }
 }
