@@ -13,7 +13,7 @@ use crate::chain::Level;
 
 /// What is known of a disk when its level is decided.
 #[derive(Debug)]
-pub(super) struct Facts<'a> {
+pub(super) struct Situation<'a> {
     /// Its images.
     pub(super) history: &'a History,
     /// Its bitmaps of the chain.
@@ -50,30 +50,30 @@ impl<'a> Decision<'a> {
         Self::Take { level: Level::Full, old: None, reason: reason.into(), severity }
     }
 
-    pub(super) fn new(wanted: RequestedLevel, facts: &Facts<'a>) -> Self {
+    pub(super) fn new(wanted: RequestedLevel, situation: &Situation<'a>) -> Self {
         match wanted {
             RequestedLevel::Copy => {
                 Self::Take { level: Level::Copy, old: None, reason: "as asked".to_owned(), severity: Severity::Info }
             }
             RequestedLevel::Full => Self::full("as asked", Severity::Info),
-            RequestedLevel::Inc | RequestedLevel::Auto => Self::next(wanted, facts),
+            RequestedLevel::Inc | RequestedLevel::Auto => Self::next(wanted, situation),
         }
     }
 
-    fn next(wanted: RequestedLevel, facts: &Facts<'a>) -> Self {
-        let Some(newest) = &facts.history.newest else {
+    fn next(wanted: RequestedLevel, situation: &Situation<'a>) -> Self {
+        let Some(newest) = &situation.history.newest else {
             return match wanted {
-                _ if facts.others_have_images => Self::full("the disk is new in this backup", Severity::Notice),
+                _ if situation.others_have_images => Self::full("the disk is new in this backup", Severity::Notice),
                 RequestedLevel::Auto => Self::full("there is none in the folder yet", Severity::Info),
                 _ => Self::NoFull,
             };
         };
-        if newest.size.is_some_and(|size| size != facts.size) {
+        if newest.size.is_some_and(|size| size != situation.size) {
             let before = newest.size.unwrap_or_default();
-            let reason = format!("the disk was resized from {before} to {} bytes", facts.size);
+            let reason = format!("the disk was resized from {before} to {} bytes", situation.size);
             return Self::full(reason, Severity::Notice);
         }
-        match usable(newest, facts) {
+        match usable(newest, situation) {
             Ok(old) => Self::Take {
                 level: Level::Inc,
                 old: Some(old),
@@ -81,7 +81,7 @@ impl<'a> Decision<'a> {
                 severity: Severity::Info,
             },
             // the bitmap ended with QEMU, as it had to
-            Err(Unusable::Absent(_)) if !facts.persistent => {
+            Err(Unusable::Absent(_)) if !situation.persistent => {
                 Self::full("no bitmap is left of the newest image: those of this disk end with QEMU", Severity::Notice)
             }
             Err(Unusable::Absent(reason) | Unusable::Bad(reason)) if wanted == RequestedLevel::Auto => {
@@ -98,18 +98,18 @@ enum Unusable {
 }
 
 /// The bitmap that holds all that was written since the newest image.
-fn usable<'a>(newest: &Newest, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable> {
-    if let Some(partial) = &facts.history.partial {
+fn usable<'a>(newest: &Newest, situation: &Situation<'a>) -> Result<&'a Bitmap, Unusable> {
+    if let Some(partial) = &situation.history.partial {
         return Err(Unusable::Bad(format!("a run before failed and left {}", partial.display())));
     }
     if let Some(fault) = &newest.fault {
         return Err(Unusable::Bad(fault.clone()));
     }
-    let bitmap = facts.bitmaps.since(newest.time.unwrap_or(i64::MIN));
+    let bitmap = situation.bitmaps.since(newest.time.unwrap_or(i64::MIN));
     // that of another disk, which had this name before, or of a tool that made images before
     let bitmap = bitmap.filter(|bitmap| newest.bitmap.as_ref().is_none_or(|own| *own == bitmap.name));
     let bitmap = bitmap.ok_or_else(|| {
-        let other = facts.bitmaps.last().map(|other| {
+        let other = situation.bitmaps.last().map(|other| {
             format!(
                 "; {} is of another image: perhaps another folder has the same uuid, or images were removed",
                 other.name
@@ -119,7 +119,7 @@ fn usable<'a>(newest: &Newest, facts: &Facts<'a>) -> Result<&'a Bitmap, Unusable
     })?;
     let bad = |what: &str| Err(Unusable::Bad(format!("the bitmap {} {what}", bitmap.name)));
     // who takes an external snapshot may begin an empty one on the overlay for each that is there
-    if facts.bitmaps_below.contains(&bitmap.name) {
+    if situation.bitmaps_below.contains(&bitmap.name) {
         return bad("is on an image below, too: it lacks what was written before the snapshot");
     }
     if bitmap.inconsistent {
@@ -175,9 +175,15 @@ mod tests {
         persistent: bool,
     ) -> Result<(Level, Severity), String> {
         let bitmaps = Bitmaps::of(bitmaps, "c", &[]);
-        let facts =
-            Facts { history, bitmaps: &bitmaps, bitmaps_below: &[], size: 100, persistent, others_have_images: false };
-        match Decision::new(wanted, &facts) {
+        let situation = Situation {
+            history,
+            bitmaps: &bitmaps,
+            bitmaps_below: &[],
+            size: 100,
+            persistent,
+            others_have_images: false,
+        };
+        match Decision::new(wanted, &situation) {
             Decision::Take { level, old, severity, .. } => {
                 assert_eq!(level == Level::Inc, old.is_some());
                 Ok((level, severity))
@@ -230,7 +236,7 @@ mod tests {
         let none = History::default();
         assert_eq!(decide(RequestedLevel::Inc, &none, &[bitmap()], true), Err("no FULL".to_owned()));
         assert_eq!(decide(RequestedLevel::Auto, &none, &[], true), Ok((Level::Full, Severity::Info)));
-        let facts = Facts {
+        let situation = Situation {
             history: &none,
             bitmaps: &Bitmaps::of(&[], "c", &[]),
             bitmaps_below: &[],
@@ -238,7 +244,7 @@ mod tests {
             persistent: true,
             others_have_images: true,
         };
-        assert!(matches!(Decision::new(RequestedLevel::Inc, &facts), Decision::Take { level: Level::Full, .. }));
+        assert!(matches!(Decision::new(RequestedLevel::Inc, &situation), Decision::Take { level: Level::Full, .. }));
     }
 
     #[test]

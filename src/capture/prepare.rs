@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::capture::decide::{Decision, Facts};
+use crate::capture::decide::{Decision, Situation};
 use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::fleecing::Fleecing;
@@ -102,7 +102,7 @@ impl Prepared {
             let id = chain.as_ref().map_or("", |(id, _)| id);
             let bitmaps = Bitmaps::of(&device.bitmaps, id, &device.names);
             let persistent = device.persistent && request.persist;
-            let facts = Facts {
+            let situation = Situation {
                 history,
                 bitmaps: &bitmaps,
                 bitmaps_below: &device.bitmaps_below,
@@ -110,7 +110,7 @@ impl Prepared {
                 persistent,
                 others_have_images: histories.iter().any(|other| other.newest.is_some()),
             };
-            let (level, old) = match Decision::new(request.level, &facts) {
+            let (level, old) = match Decision::new(request.level, &situation) {
                 Decision::Take { level, old, reason, severity } => {
                     let changed = old.map(|old| old.count);
                     machine.tell(&Event::Level { disk: place.disk.clone(), level, reason, changed, severity });

@@ -25,7 +25,7 @@ pub struct Unfinished {
     /// What it is.
     pub work: Work,
     /// How far it has come.
-    pub phase: Phase,
+    pub stage: Stage,
     /// The file name of the FULL.
     pub full: String,
     /// The file names of all INCs that it takes, oldest first; some may be gone already.
@@ -62,14 +62,14 @@ impl fmt::Display for Work {
 
 /// How far work in a FULL has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum Stage {
     /// The FULL is a mixture of moments.
     Writing,
     /// The FULL holds all of the INCs, which only have to go.
     Removing,
 }
 
-impl Phase {
+impl Stage {
     const ALL: [Self; 2] = [Self::Writing, Self::Removing];
 
     const fn as_str(self) -> &'static str {
@@ -151,7 +151,7 @@ impl Unfinished {
 
     /// The names of the INCs that the work takes.
     pub(super) fn taken(&self) -> Taken<'_> {
-        let is_needed = self.work == Work::Commit && self.phase == Phase::Writing;
+        let is_needed = self.work == Work::Commit && self.stage == Stage::Writing;
         let names = self.incs.iter().map(String::as_str).collect();
         Taken { names, may_be_gone: !is_needed, full_id: self.full_id }
     }
@@ -176,7 +176,7 @@ impl Unfinished {
         let mut value = json!({
             "version": VERSION,
             "work": self.work.as_str(),
-            "phase": self.phase.as_str(),
+            "phase": self.stage.as_str(),
             "full": self.full,
             "incs": self.incs,
             "full-id": self.full_id.map(|id| id.to_string()),
@@ -200,7 +200,7 @@ impl Unfinished {
         let incs = value.get("incs").and_then(Value::as_array).ok_or("no incs")?.iter();
         Ok(Self {
             work: Work::ALL.into_iter().find(|known| known.as_str() == work).ok_or(format!("work is {work:?}"))?,
-            phase: Phase::ALL.into_iter().find(|known| known.as_str() == phase).ok_or(format!("phase is {phase:?}"))?,
+            stage: Stage::ALL.into_iter().find(|known| known.as_str() == phase).ok_or(format!("phase is {phase:?}"))?,
             full: text("full")?.to_owned(),
             incs: incs.map(|inc| inc.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or("incs are no names")?,
             full_id: value.get("full-id").and_then(Value::as_str).and_then(ImageId::parse),
@@ -253,7 +253,7 @@ mod tests {
     fn unfinished() -> Unfinished {
         Unfinished {
             work: Work::Commit,
-            phase: Phase::Writing,
+            stage: Stage::Writing,
             full: FULL.to_owned(),
             incs: vec!["INC-200-d".to_owned(), "INC-300-d".to_owned()],
             full_id: ImageId::parse("0123456789abcdef0123456789abcdef"),
@@ -265,8 +265,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let full = folder.path().join(FULL);
         assert_eq!(Unfinished::read(&full).unwrap(), None);
-        for (work, phase) in [(Work::Commit, Phase::Writing), (Work::SnapshotRebase, Phase::Removing)] {
-            let written = Unfinished { work, phase, ..unfinished() };
+        for (work, stage) in [(Work::Commit, Stage::Writing), (Work::SnapshotRebase, Stage::Removing)] {
+            let written = Unfinished { work, stage, ..unfinished() };
             written.write(&full).unwrap();
             assert_eq!(Unfinished::read(&full).unwrap(), Some(written));
         }

@@ -104,7 +104,7 @@ pub use image::Image;
 #[cfg(feature = "capture")]
 pub(crate) use image::Month;
 pub use image_id::ImageId;
-pub use journal::{Phase, Unfinished, Work};
+pub use journal::{Stage, Unfinished, Work};
 pub use lineage::Lineage;
 pub use links::Chain;
 pub use lock::{FolderLock, UUID};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use qmpbackup::chain::{Checksums, Clock, ImageId, Manifest, Phase, RestorePoint, Unfinished, When, Work, discover};
+use qmpbackup::chain::{Checksums, Clock, ImageId, Manifest, RestorePoint, Stage, Unfinished, When, Work, discover};
 use qmpbackup::qcow2::Writer;
 use qmpbackup::restore::{self, Commit, CommitOptions, Silent};
 use qmpbackup::storage::FileStorage;
@@ -23,9 +23,9 @@ fn name(image: &Path) -> String {
 }
 
 /// Says that work in the FULL was begun, which takes all INCs.
-fn begin(backup: &Backup, work: Work, phase: Phase) {
+fn begin(backup: &Backup, work: Work, stage: Stage) {
     let incs = backup.images[1..].iter().map(|image| name(image)).collect();
-    let unfinished = Unfinished { work, phase, full: name(&backup.images[0]), incs, full_id: None };
+    let unfinished = Unfinished { work, stage, full: name(&backup.images[0]), incs, full_id: None };
     unfinished.write(&backup.images[0]).unwrap();
 }
 
@@ -67,7 +67,7 @@ fn an_inc_that_is_gone_while_the_full_is_a_mixture_is_missed() {
         [(Work::Commit, "commit", 1), (Work::Commit, "commit", 3), (Work::SnapshotRebase, "snapshotrebase", 2)]
     {
         let backup = Backup::new();
-        begin(&backup, work, Phase::Writing);
+        begin(&backup, work, Stage::Writing);
         let expected = backup.expected(3);
         let (path, bytes) = kept(&backup.images[gone]);
         fs::remove_file(&path).unwrap();
@@ -82,15 +82,15 @@ fn an_inc_that_is_gone_while_the_full_is_a_mixture_is_missed() {
 
 #[test]
 fn all_incs_may_be_gone_when_only_the_journal_is_left() {
-    for (work, command, phase) in
-        [(Work::Commit, "commit", Phase::Removing), (Work::SnapshotRebase, "snapshotrebase", Phase::Writing)]
+    for (work, command, stage) in
+        [(Work::Commit, "commit", Stage::Removing), (Work::SnapshotRebase, "snapshotrebase", Stage::Writing)]
     {
         let backup = Backup::new();
         let expected = backup.expected(3);
         backup.does(&["manifest"]).with(0);
         let known = [Manifest::path(&backup.images[2]), Checksums::path(&backup.images[2])].map(|path| kept(&path));
         run(&backup, &[command]).with(0);
-        begin(&backup, work, phase);
+        begin(&backup, work, stage);
         // a power cut may bring back what was known of one that is gone
         for (path, bytes) in &known {
             fs::write(path, bytes).unwrap();
@@ -155,7 +155,7 @@ fn a_restore_point_that_was_chosen_before_other_work_began_is_not_worked_on() {
     let backup = Backup::new();
     let point = select(&backup);
     let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
-    begin(&backup, Work::Commit, Phase::Writing);
+    begin(&backup, Work::Commit, Stage::Writing);
     assert!(!point.is_current().unwrap());
     let again = || Ok(select(&backup));
     assert!(matches!(Commit::plan(&point, again, options, &Silent), Err(restore::Error::Changed)));
@@ -177,7 +177,7 @@ fn work_that_was_begun_is_not_refused_for_the_snapshots_that_it_has_made() {
     fs::rename(&narrow, full).unwrap();
     run(&backup, &["snapshotrebase", "--until", &name(&backup.images[2])]).with(0);
     let incs = vec![name(&backup.images[3])];
-    let begun = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full: name(full), incs, full_id: None };
+    let begun = Unfinished { work: Work::SnapshotRebase, stage: Stage::Writing, full: name(full), incs, full_id: None };
     begun.write(full).unwrap();
     run(&backup, &["snapshotrebase"]).with(0);
     assert_eq!(snapshots(&backup).len(), 4);
@@ -192,7 +192,7 @@ fn a_full_of_before_that_was_put_back_meanwhile_is_refused() {
     let full = &backup.images[0];
     let incs = backup.images[1..].iter().map(|inc| name(inc)).collect();
     let full_id = Manifest::read(full).unwrap().unwrap().id;
-    let begun = Unfinished { work: Work::Commit, phase: Phase::Removing, full: name(full), incs, full_id };
+    let begun = Unfinished { work: Work::Commit, stage: Stage::Removing, full: name(full), incs, full_id };
     begun.write(full).unwrap();
     backup.does(&["commit"]).with(1).says("is the one from before the INCs were written into it");
     assert!(backup.images.iter().all(|image| image.exists()));
@@ -209,7 +209,7 @@ fn a_full_gets_one_other_id_however_often_it_is_begun() {
         let incs = backup.images[1..3].iter().map(|inc| name(inc)).collect();
         let manifest = Manifest::read(full).unwrap().unwrap();
         let full_id = manifest.id;
-        Unfinished { work: Work::Commit, phase: Phase::Writing, full: name(full), incs, full_id }.write(full).unwrap();
+        Unfinished { work: Work::Commit, stage: Stage::Writing, full: name(full), incs, full_id }.write(full).unwrap();
         if has_new_id {
             let id = ImageId::parse("0123456789abcdef0123456789abcdef");
             Manifest { id, ..manifest }.write(full).unwrap();

@@ -539,9 +539,9 @@ fn what_was_interrupted_or_is_newer_is_no_damage() {
     cli(&backup, &[]).with(3).says("is of version 99");
 
     let backup = kept();
-    let (work, phase) = (chain::Work::Commit, chain::Phase::Writing);
+    let (work, stage) = (chain::Work::Commit, chain::Stage::Writing);
     let incs = names(&backup.images[1..]);
-    chain::Unfinished { work, phase, full: name(&backup.images[0]), incs, full_id: None }
+    chain::Unfinished { work, stage, full: name(&backup.images[0]), incs, full_id: None }
         .write(&backup.images[0])
         .unwrap();
     cli(&backup, &[]).with(3).says("was begun and not finished").says_not("DAMAGED");

@@ -219,7 +219,7 @@ fn size(image: &Image) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{FormatHint, Manifest, Phase, Unfinished, Work, create_checksums};
+    use crate::chain::{FormatHint, Manifest, Stage, Unfinished, Work, create_checksums};
     use crate::errors::ErrorKind;
 
     fn read(folder: &Path, base: &str) -> Result<History, Error> {
@@ -320,7 +320,7 @@ mod tests {
         std::fs::write(&full, "").unwrap();
         let unfinished = Unfinished {
             work: Work::Commit,
-            phase: Phase::Removing,
+            stage: Stage::Removing,
             full: "FULL-5-disk".to_owned(),
             incs: vec!["INC-9-disk".to_owned()],
             full_id: None,

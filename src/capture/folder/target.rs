@@ -175,7 +175,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{Phase, Work};
+    use crate::chain::{Stage, Work};
 
     #[test]
     fn nothing_is_made_under_a_name_that_qemu_cannot_be_told() {
@@ -280,7 +280,7 @@ mod tests {
         let entry = Entry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None };
         let unfinished = Unfinished {
             work: Work::Commit,
-            phase: Phase::Removing,
+            stage: Stage::Removing,
             full: "disk".to_owned(),
             incs: vec!["INC-9-disk".to_owned()],
             full_id: None,

@@ -41,11 +41,12 @@ pub(crate) fn devices(
 ) -> Result<Devices, DeviceError> {
     let nodes = nodes::nodes(nodes)?;
     let graph = Graph::parse(graph)?;
-    let machine = Machine { nodes: nodes.iter().map(|node| (node.name.as_str(), node)).collect(), graph: &graph };
+    let block_graph =
+        BlockGraph { nodes: nodes.iter().map(|node| (node.name.as_str(), node)).collect(), graph: &graph };
     let mut drives: Vec<Drive> = Vec::new();
     let mut by_node: HashMap<String, usize> = HashMap::new();
     for block in Reply::new(COMMAND, blocks).list("devices")? {
-        let drive = machine.drive(block)?;
+        let drive = block_graph.drive(block)?;
         if let Some(disk) = &drive.disk {
             let at = *by_node.entry(disk.format_node.clone()).or_insert(drives.len());
             if let Some(first) = drives.get_mut(at) {
@@ -66,12 +67,13 @@ pub(crate) fn devices(
     Ok(devices)
 }
 
-struct Machine<'a> {
+/// The nodes of a machine, and what is below which.
+struct BlockGraph<'a> {
     nodes: Nodes<'a>,
     graph: &'a Graph,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> BlockGraph<'a> {
     fn drive(&self, block: Reply<'a>) -> Result<Drive, DeviceError> {
         let device = block.text("device")?;
         let qdev = block.optional("qdev", Reply::text)?.filter(|qdev| !qdev.is_empty());

@@ -104,7 +104,7 @@ impl Replies {
 
 /// A device and the node that it reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Drive {
+pub(crate) struct Attachment {
     /// The device.
     pub qdev: String,
     /// The node.
@@ -119,7 +119,7 @@ pub(crate) struct Observed {
     /// All nodes.
     pub nodes: Vec<Node>,
     /// All devices with something in their drive.
-    pub drives: Vec<Drive>,
+    pub drives: Vec<Attachment>,
     /// What is below each node.
     pub graph: Graph,
     /// `running`, `paused`, …
@@ -173,13 +173,13 @@ pub(crate) fn status(reply: &Value) -> String {
 }
 
 /// Reads `query-block`.
-pub(crate) fn drives(blocks: &Value) -> Vec<Drive> {
+pub(crate) fn drives(blocks: &Value) -> Vec<Attachment> {
     let blocks = blocks.as_array().into_iter().flatten();
     blocks
         .filter_map(|block| {
             let qdev = block.get("qdev")?.as_str()?.to_owned();
             let node = block.get("inserted")?.get("node-name")?.as_str()?.to_owned();
-            Some(Drive { qdev, node })
+            Some(Attachment { qdev, node })
         })
         .collect()
 }

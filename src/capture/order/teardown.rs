@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::capture::machine::graph::Graph;
     use crate::capture::machine::nodes::Node;
-    use crate::capture::machine::observe::{Drive, Job};
+    use crate::capture::machine::observe::{Attachment, Job};
     use crate::capture::order::frozen;
 
     fn node(name: &str) -> Node {
@@ -100,8 +100,8 @@ mod tests {
         Job { id: id.to_owned(), kind: "backup".to_owned(), status: status.to_owned(), error: None, done: 0, total: 0 }
     }
 
-    fn drive(qdev: &str, node: &str) -> Drive {
-        Drive { qdev: qdev.to_owned(), node: node.to_owned() }
+    fn drive(qdev: &str, node: &str) -> Attachment {
+        Attachment { qdev: qdev.to_owned(), node: node.to_owned() }
     }
 
     fn graph() -> Graph {

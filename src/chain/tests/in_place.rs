@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::{Doubt, FormatHint, Image, Manifest, Phase, Unfinished, Work};
+use super::super::{Doubt, FormatHint, Image, Manifest, Stage, Unfinished, Work};
 use super::*;
 use crate::errors::ErrorKind;
 
@@ -31,11 +31,11 @@ impl Tree {
     }
 
     /// Says that work in a FULL was begun.
-    fn begun(&self, full: &str, phase: Phase, incs: &[&str]) {
+    fn begun(&self, full: &str, stage: Stage, incs: &[&str]) {
         let full = self.path(full);
         let unfinished = Unfinished {
             work: Work::Commit,
-            phase,
+            stage,
             full: text(full.file_name().unwrap()),
             incs: incs.iter().map(|inc| (*inc).to_owned()).collect(),
             full_id: None,
@@ -200,7 +200,7 @@ fn where_no_link_tells_the_level_of_a_name_without_a_time_its_manifest_does() {
 #[test]
 fn nothing_of_a_chain_is_whole_while_its_full_is_written_to() {
     let tree = Tree::new(["FULL-50-d", "INC-60-d", "FULL-100-d", "FULL-800-d"].into_iter().chain(INCS));
-    tree.begun("FULL-100-d", Phase::Writing, &INCS[..2]);
+    tree.begun("FULL-100-d", Stage::Writing, &INCS[..2]);
     let disk = tree.disk();
     let expected = ["FULL-50-d", "INC-60-d", "FULL-100-d!", "INC-200-d!", "INC-300-d!", "INC-400-d!", "FULL-800-d"];
     assert_eq!(points(&disk), expected);
@@ -245,7 +245,7 @@ fn work_in_place_finds_what_is_meant_and_what_comes_after() {
     let disk = tree.disk();
     assert_eq!(work(&disk, "300"), (whole.clone(), owned(&["INC-400-d"]), false));
     assert_eq!(in_place(&disk, "300").unwrap().unfinished, None);
-    tree.begun("FULL-100-d", Phase::Writing, &INCS[..2]);
+    tree.begun("FULL-100-d", Stage::Writing, &INCS[..2]);
     let disk = tree.disk();
     assert_eq!(in_place(&disk, "300").unwrap().unfinished.unwrap().incs, owned(&INCS[..2]));
     for when in ["300", "INC-300-d", "INC-300", "399"] {
@@ -259,15 +259,15 @@ fn work_in_place_finds_what_is_meant_and_what_comes_after() {
 #[test]
 fn work_goes_on_whatever_of_its_incs_is_left() {
     for left in [&INCS[..2], &INCS[1..2], &INCS[..1], &[]] {
-        for (phase, held) in [(Phase::Writing, 100), (Phase::Removing, 100), (Phase::Removing, 300)] {
+        for (stage, held) in [(Stage::Writing, 100), (Stage::Removing, 100), (Stage::Removing, 300)] {
             let tree = Tree::new(["FULL-50-d", "FULL-100-d", "INC-400-d"].into_iter().chain(left.iter().copied()));
-            tree.begun("FULL-100-d", phase, &INCS[..2]);
+            tree.begun("FULL-100-d", stage, &INCS[..2]);
             tree.holds("FULL-100-d", held);
             let disk = tree.disk();
             let expected: Vec<String> = ["FULL-100-d"].iter().chain(left).map(|name| (*name).to_owned()).collect();
             for when in ["300", "399", "INC-300-d", "INC-3"] {
                 let found = work(&disk, when);
-                assert_eq!(found, (expected.clone(), owned(&["INC-400-d"]), true), "{left:?} {phase:?} {held} {when}");
+                assert_eq!(found, (expected.clone(), owned(&["INC-400-d"]), true), "{left:?} {stage:?} {held} {when}");
             }
             assert!(!work(&disk, "400").2);
             assert!(matches!(select(&disk, "400"), Err(Error::Broken { fault: Fault::Unfinished(_), .. })));
@@ -278,7 +278,7 @@ fn work_goes_on_whatever_of_its_incs_is_left() {
 #[test]
 fn the_newest_of_a_chain_is_the_end_of_its_work_though_that_is_gone() {
     let tree = Tree::new(["FULL-100-d", "INC-200-d"]);
-    tree.begun("FULL-100-d", Phase::Removing, &INCS);
+    tree.begun("FULL-100-d", Stage::Removing, &INCS);
     for held in [100, 400] {
         tree.holds("FULL-100-d", held);
         assert_eq!(work(&tree.disk(), "latest"), (owned(&["FULL-100-d", "INC-200-d"]), vec![], true));
@@ -292,7 +292,7 @@ fn the_newest_of_a_chain_is_the_end_of_its_work_though_that_is_gone() {
 #[test]
 fn work_in_place_wants_all_else_to_be_right() {
     let tree = Tree::new(["FULL-100-d", "INC-200-d", "INC-300-d.partial", "INC-400-d", "INC-500-d", "INC-500"]);
-    tree.begun("FULL-100-d", Phase::Writing, &["INC-200-d", "INC-400-d"]);
+    tree.begun("FULL-100-d", Stage::Writing, &["INC-200-d", "INC-400-d"]);
     let disk = tree.disk();
     assert!(matches!(in_place(&disk, "400"), Err(Error::Doubtful { .. })));
     let point = disk.select_in_place(&"400".parse().unwrap(), &clock(), true).unwrap();
@@ -300,7 +300,7 @@ fn work_in_place_wants_all_else_to_be_right() {
     assert!(matches!(in_place(&disk, "500"), Err(Error::Broken { fault: Fault::SameTime(..), .. })));
     // an INC that came back is none of the work's
     let tree = Tree::new(["FULL-100-d"].into_iter().chain(INCS));
-    tree.begun("FULL-100-d", Phase::Removing, &INCS[1..]);
+    tree.begun("FULL-100-d", Stage::Removing, &INCS[1..]);
     tree.holds("FULL-100-d", 400);
     assert!(matches!(in_place(&tree.disk(), "INC-400-d"), Err(Error::Broken { fault: Fault::LeftOver { .. }, .. })));
 }

@@ -1,6 +1,6 @@
 //! Chains whose manifests say that an image is missing, foreign or out of order.
 
-use super::super::{FormatHint, ImageId, Lineage, Manifest, Member, Phase, Unfinished, Work};
+use super::super::{FormatHint, ImageId, Lineage, Manifest, Member, Stage, Unfinished, Work};
 use super::*;
 
 impl Tree {
@@ -212,7 +212,7 @@ fn a_manifest_that_cannot_be_read_is_told_and_says_nothing() {
 fn unfinished(tree: &Tree, incs: &[&str], until: &str) -> Result<Vec<String>, String> {
     let incs = incs.iter().map(|inc| (*inc).to_owned()).collect();
     let full = CHAIN[0].to_owned();
-    let unfinished = Unfinished { work: Work::SnapshotRebase, phase: Phase::Writing, full, incs, full_id: None };
+    let unfinished = Unfinished { work: Work::SnapshotRebase, stage: Stage::Writing, full, incs, full_id: None };
     unfinished.write(&tree.path(CHAIN[0])).unwrap();
     let point = tree.disk().select_in_place(&until.parse().unwrap(), &clock(), false);
     point.map(|point| paths(&point)).map_err(|error| error.to_string())

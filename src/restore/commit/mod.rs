@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::apply::apply_layers;
-use crate::chain::{self, Image, ImageId, RestorePoint, Unfinished, Work};
+use crate::chain::{self, Image, ImageId, RestorePoint, Stage, Unfinished, Work};
 use crate::qcow2::Writer;
 use crate::restore::check;
 use crate::restore::copier::{Holes, Transfer};
@@ -200,7 +200,7 @@ impl Commit {
         refuse::mixture(point, options.work, &there, &incs)?;
         chain.check_followers(options.work)?;
         if !incs.is_empty() {
-            let journal = journal(options.work, chain::Phase::Writing, full, &incs, in_place::id(&full.path)?);
+            let journal = journal(options.work, Stage::Writing, full, &incs, in_place::id(&full.path)?);
             journal.check_writable(&full.path).map_err(|source| journal_error(&full.path, source))?;
         }
         refuse::unremovable(&[&*rest, &*incs].concat(), full, chain.next())?;
@@ -278,7 +278,7 @@ impl Commit {
             self.chain.restrict()?;
             let (mut writer, image) = self.chain.writer(observer)?;
             let full_id = self.former_id()?;
-            self.journal(chain::Phase::Writing, full_id)?;
+            self.journal(Stage::Writing, full_id)?;
             in_place::give_id(full, full_id)?;
             image.begin()?;
             observer.phase(Phase::Copying { bytes: self.summary.bytes });
@@ -289,7 +289,7 @@ impl Commit {
                     finish(full, writer)?;
                     image.finish(observer)?;
                     self.renew(self.incs.len() - 1, observer)?;
-                    self.journal(chain::Phase::Removing, full_id)?;
+                    self.journal(Stage::Removing, full_id)?;
                 }
                 Work::SnapshotRebase => {
                     self.write_snapshots(writer, observer)?;
@@ -349,16 +349,16 @@ impl Commit {
 
     /// The id of the FULL before it becomes another image, which an earlier run may have begun.
     fn former_id(&self) -> Result<Option<ImageId>> {
-        let begun = self.resumed.as_ref().filter(|begun| begun.phase == chain::Phase::Writing);
+        let begun = self.resumed.as_ref().filter(|begun| begun.stage == Stage::Writing);
         match begun.and_then(|begun| begun.full_id) {
             None => in_place::id(&self.summary.full),
             former => Ok(former),
         }
     }
 
-    fn journal(&self, phase: chain::Phase, full_id: Option<ImageId>) -> Result<()> {
+    fn journal(&self, stage: Stage, full_id: Option<ImageId>) -> Result<()> {
         let Some(full) = self.chain.image() else { return Err(Error::Empty) };
-        let written = journal(self.options.work, phase, full, &self.incs, full_id).write(&full.path);
+        let written = journal(self.options.work, stage, full, &self.incs, full_id).write(&full.path);
         written.map_err(|source| journal_error(&full.path, source))
     }
 
@@ -374,9 +374,9 @@ impl Commit {
 }
 
 /// What is written down while INCs go into a FULL.
-fn journal(work: Work, phase: chain::Phase, full: &Image, incs: &[Arc<Image>], full_id: Option<ImageId>) -> Unfinished {
+fn journal(work: Work, stage: Stage, full: &Image, incs: &[Arc<Image>], full_id: Option<ImageId>) -> Unfinished {
     let incs = incs.iter().map(|image| image.display_name()).collect();
-    Unfinished { work, phase, full: full.display_name(), incs, full_id }
+    Unfinished { work, stage, full: full.display_name(), incs, full_id }
 }
 
 fn journal_error(full: &Path, source: std::io::Error) -> Error {
@@ -397,9 +397,9 @@ fn split(point: &RestorePoint, work: Work) -> Result<(Images, Images)> {
             until: unfinished.incs.last().cloned().unwrap_or_default(),
         });
     }
-    match unfinished.phase {
-        chain::Phase::Writing => Ok((Vec::new(), incs.to_vec())),
-        chain::Phase::Removing => Ok(incs.iter().cloned().partition(begun)),
+    match unfinished.stage {
+        Stage::Writing => Ok((Vec::new(), incs.to_vec())),
+        Stage::Removing => Ok(incs.iter().cloned().partition(begun)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::FULL_SNAPSHOT;
-use crate::chain::{self, Checksums, Image, ImageName, Manifest, RestorePoint};
+use crate::chain::{self, Checksums, Image, ImageName, Manifest, RestorePoint, Stage};
 use crate::qcow2;
 use crate::restore::error::{Error, Result};
 use crate::restore::in_place::{self, InPlace};
@@ -99,7 +99,7 @@ pub(super) fn mixture(
             chain::Work::SnapshotRebase => dates(snapshots, &full.path, incs),
         };
     };
-    if unfinished.phase == chain::Phase::Removing {
+    if unfinished.stage == Stage::Removing {
         let id = in_place::id(&full.path)?;
         return if id.is_some() && id == unfinished.full_id {
             Err(in_place::refused(

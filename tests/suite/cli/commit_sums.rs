@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
-use qmpbackup::chain::{BLOCK, Checksums, Manifest, Phase, Unfinished, Work, create_checksums};
+use qmpbackup::chain::{BLOCK, Checksums, Manifest, Stage, Unfinished, Work, create_checksums};
 use qmpbackup::storage::FileStorage;
 
 use crate::support::program::{Backup, Ended};
@@ -274,7 +274,7 @@ fn a_snapshotrebase_whose_last_inc_was_gone_when_it_was_killed_settles_the_full(
     let backup = known();
     let unfinished = Unfinished {
         work: Work::SnapshotRebase,
-        phase: Phase::Writing,
+        stage: Stage::Writing,
         full: backup.name(0).to_owned(),
         incs: vec![backup.name(1).to_owned()],
         full_id: None,

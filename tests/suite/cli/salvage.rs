@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use qmpbackup::chain::{Checksums, Manifest, Phase, Unfinished, Work};
+use qmpbackup::chain::{Checksums, Manifest, Stage, Unfinished, Work};
 use qmpbackup::qcow2::{CompressionType, Deflater};
 
 use crate::support::program::{Backup, Ended, SIZE, event, qmprestore};
@@ -388,9 +388,9 @@ fn what_may_be_wrong_anywhere_is_said_where_it_cannot_be_listed() {
     backup.merged(["--salvage", "--format=raw", "--out=out", "--json"]).with(0).says_not("anywhere");
     let full = &backup.images[0];
     let incs = backup.images[1..3].iter().map(|inc| name(inc)).collect();
-    let (work, phase) = (Work::Commit, Phase::Writing);
+    let (work, stage) = (Work::Commit, Stage::Writing);
     std::fs::create_dir(backup.dir.join(".qmpbackup")).unwrap();
-    Unfinished { work, phase, full: name(full), incs, full_id: None }.write(full).unwrap();
+    Unfinished { work, stage, full: name(full), incs, full_id: None }.write(full).unwrap();
     judge(&backup, "damaged", "may be wrong anywhere: a commit up to");
 
     let backup = Backup::new();

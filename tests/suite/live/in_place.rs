@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qmpbackup::chain::{Checksums, Manifest, Phase, Unfinished, Work};
+use qmpbackup::chain::{Checksums, Manifest, Stage, Unfinished, Work};
 
 use super::field::Field;
 use super::field_judge::Image;
@@ -136,7 +136,7 @@ fn while_a_full_is_written_to_nothing_is_built_on_it_or_restored() {
         let paths: Vec<PathBuf> = field.points.iter().map(|point| point.images[0].path.clone()).collect();
         let work = Unfinished {
             work: Work::Commit,
-            phase: Phase::Writing,
+            stage: Stage::Writing,
             full: name(&paths[0]),
             incs: paths[1..3].iter().map(|path| name(path)).collect(),
             full_id: None,
@@ -174,7 +174,7 @@ fn a_new_full_under_the_name_of_one_that_was_written_to_is_whole() {
         let incs = field.points[1..].iter().map(|point| name(&point.images[0].path)).collect();
         field.commit(3);
         let full = field.points[0].images[0].path.clone();
-        let work = Unfinished { work: Work::Commit, phase: Phase::Removing, full: name(&full), incs, full_id: None };
+        let work = Unfinished { work: Work::Commit, stage: Stage::Removing, full: name(&full), incs, full_id: None };
         work.write(&full).unwrap();
         field.backup("--level inc --no-timestamp", 4).says("was begun and not finished");
         field.points.clear();
