@@ -144,6 +144,14 @@ pub enum Warning {
         /// The first place where they do.
         first: Box<Finding>,
     },
+    /// Whether the tables of an image that is salvaged contradict each other could not be told.
+    #[error("{}: its tables are not checked, and what they make of the disk may be wrong anywhere: {reason}", .path.display())]
+    UncheckedTables {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The newest image that is salvaged does not tell the size of the disk, or its header does not fit its checksum, and nothing
     /// else tells it.
     #[error("{}: the size of the disk is not known: {size} bytes are a guess", .path.display())]

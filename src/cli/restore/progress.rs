@@ -129,8 +129,10 @@ impl Observer for Reporter<'_> {
 
     fn warning(&self, warning: Warning) {
         self.console.warning(&warning.to_string());
-        if let Warning::DamagedTables { first, .. } = &warning {
-            salvage::anywhere(self.console, "damaged", first);
+        match &warning {
+            Warning::DamagedTables { first, .. } => salvage::anywhere(self.console, "damaged", first),
+            Warning::UncheckedTables { reason, .. } => salvage::anywhere(self.console, "damaged", reason),
+            _ => {}
         }
     }
 

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::errors;
 use crate::qcow2::{self, CheckLimits, Content, Finding, HostOffset, Image, MapBuffer, Severity};
 use crate::restore::bits::Bits;
 use crate::restore::error::{Error, Result};
@@ -54,8 +55,11 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
     let report = match observed(&Uncounted(observer), |each| image.check(CheckLimits::default(), each)) {
         Ok(report) => report,
         Err(qcow2::Error::Cancelled) => return Err(Error::Cancelled),
-        // what cannot be read of the disk is listed
-        Err(_) => return Ok(()),
+        Err(error) => {
+            let (path, reason) = (layer.path().to_owned(), errors::line(&error));
+            observer.warning(Warning::UncheckedTables { path, reason });
+            return Ok(());
+        }
     };
     // what lies behind the end of the file is listed
     let contradicts = |finding: &&Finding| {

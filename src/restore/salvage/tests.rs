@@ -1,8 +1,8 @@
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::qcow2::{Image, MapBuffer, locate};
@@ -10,7 +10,7 @@ use crate::restore::copier::{Holes, LayerReader, Transfer};
 use crate::restore::layer::{Format, Layer};
 use crate::restore::layers::Layers;
 use crate::restore::merge::{Merge, MergeOptions, Output, OutputFormat};
-use crate::restore::observer::Silent;
+use crate::restore::observer::{Observer, Silent, Warning};
 use crate::restore::resolve::resolve;
 use crate::storage::{MemoryStorage, Storage, to_usize};
 
@@ -126,14 +126,45 @@ fn table_page(bytes: &[u8]) -> Range<u64> {
     table..table + 4096
 }
 
+/// Keeps the warnings.
+#[derive(Default)]
+struct Heard(Mutex<Vec<Warning>>);
+
+impl Observer for Heard {
+    fn warning(&self, warning: Warning) {
+        self.0.lock().unwrap().push(warning);
+    }
+}
+
+#[test]
+fn refcounts_that_cannot_be_read_cost_nothing_but_leave_the_tables_unchecked() {
+    let right = disk(&layers(|_| Vec::new()).unwrap());
+    for number in [0, 3] {
+        let (path, bytes) = &recorded()[number];
+        let word = |at: u64| u64::from_be_bytes(bytes[to_usize(at)..to_usize(at) + 8].try_into().unwrap());
+        let block = word(word(48));
+        let page = block..block + 4096;
+        let layers = layers(|layer| if layer == number { vec![page.clone()] } else { Vec::new() }).unwrap();
+        let heard = Heard::default();
+        let (found, losses) = salvaged_with(layers, OutputFormat::Raw, &heard);
+        assert!(found == right && losses.is_empty(), "{losses:?}");
+        let heard = heard.0.into_inner().unwrap();
+        assert!(matches!(&heard[..], [Warning::UncheckedTables { path: of, .. }] if of == path), "{heard:?}");
+    }
+}
+
 /// What a salvage makes of it, with the list.
 fn salvaged(layers: Layers, format: OutputFormat) -> (Vec<u8>, Losses) {
+    salvaged_with(layers, format, &Silent)
+}
+
+fn salvaged_with(layers: Layers, format: OutputFormat, observer: &dyn Observer) -> (Vec<u8>, Losses) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
     let threads = std::num::NonZeroUsize::new(1);
     let output = Output::File(path.clone());
     let options = MergeOptions { threads, ..MergeOptions::new(output, format) };
-    let (_, losses) = Merge::plan(layers, options, &Silent).unwrap().salvage(&Silent).unwrap();
+    let (_, losses) = Merge::plan(layers, options, observer).unwrap().salvage(observer).unwrap();
     let storage = Arc::new(crate::storage::FileStorage::open(&path).unwrap());
     let format = if format == OutputFormat::Raw { Format::Raw } else { Format::Qcow2 };
     (disk(&Layers::of(vec![Layer::new(path, storage, format).unwrap()])), losses)
