@@ -111,7 +111,8 @@ fn usable<'a>(newest: &Newest, situation: &Situation<'a>) -> Result<&'a Bitmap, 
     let bitmap = bitmap.ok_or_else(|| {
         let other = situation.bitmaps.last().map(|other| {
             format!(
-                "; {} is of another image: perhaps another folder has the same uuid, or images were removed",
+                "; {} is of another image: perhaps another folder has the same uuid, images were removed, or the disk was \
+                 read-only when the newest was made",
                 other.name
             )
         });

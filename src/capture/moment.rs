@@ -7,6 +7,7 @@ use crate::agent::{self, Agent};
 use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::machine::Machine;
+use crate::capture::machine::abilities::is_fragile;
 use crate::capture::machine::nodes::delete_node;
 use crate::capture::machine::observe;
 use crate::capture::names;
@@ -15,7 +16,7 @@ use crate::capture::plan::{self, Plan};
 use crate::capture::prepare::Prepared;
 use crate::capture::request::Request;
 use crate::errors;
-use crate::qmp::{self, Address, Command};
+use crate::qmp::{self, Address, Command, Events};
 
 /// How long a monitor that has failed may take to let the machine go on.
 const LAST: Duration = Duration::from_secs(5);
@@ -123,6 +124,10 @@ pub(super) async fn take(
     if !running {
         same_state(machine, running).await?;
     }
+    // a snapshot that came between the look and the moment; later ones are refused by the jobs
+    if !is_fragile(&machine.features) {
+        prepared.same_format_nodes(machine).await?;
+    }
     if agent.is_some() && thawed {
         machine.remove_node(frozen::NODE).await?;
     }
@@ -141,12 +146,16 @@ async fn send(
     let mut since = None;
     let mut result = Ok(());
     let begins = plan.moment.iter().position(|command| command.name() != "stop");
+    let mut seen = machine.monitor.events();
     for (at, command) in plan.moment.iter().enumerate() {
         if result.is_ok() && Some(at) == begins {
             // as late as can be: a guest may take its time to freeze, and somebody a snapshot meanwhile
             result = prepared.same_nodes(machine).await;
         }
         let ends = command.name() == "cont";
+        if ends {
+            result = result.and_then(|()| stood_still(plan, &mut seen));
+        }
         if result.is_err() && !ends {
             continue;
         }
@@ -168,7 +177,21 @@ async fn send(
             (result, sent) => result.and(sent.map(drop).map_err(Error::from)),
         };
     }
+    if since.is_none() {
+        result = result.and_then(|()| stood_still(plan, &mut seen));
+    }
     (result, stopped)
+}
+
+/// Makes sure that nobody else has let the machine go on between the commands for its disks. A single command is one moment in
+/// any case.
+fn stood_still(plan: &Plan, events: &mut Events) -> Result<(), Error> {
+    let commands = plan.moment.iter().filter(|command| !matches!(command.name(), "stop" | "cont"));
+    let mut seen = std::iter::from_fn(|| events.try_next().ok().flatten());
+    if commands.count() > 1 && seen.any(|event| event.name == "RESUME") {
+        return Err(Error::Changed { status: "running".to_owned() });
+    }
+    Ok(())
 }
 
 /// Waits for a QEMU that was told to stop the machine and does not answer: it carries out what it was sent, `cont` among it,

@@ -172,6 +172,10 @@ impl Prepared {
 
     /// Makes sure that the devices still have the nodes that the plan is made for: somebody may have taken a snapshot.
     pub(super) async fn same_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
+        // below a filter, the node on top stays the same
+        if self.targets.iter().any(|target| target.device.node != target.device.format_node) {
+            self.same_format_nodes(machine).await?;
+        }
         let drives = observe::drives(&machine.monitor.execute(&Command::new("query-block")).await?);
         for target in &self.targets {
             let Some(qdev) = &target.device.qdev else { continue };
@@ -180,6 +184,27 @@ impl Prepared {
             }
         }
         Ok(())
+    }
+
+    /// Makes sure that none of the disks has got another image since, whatever is above it by now. It takes longer to ask.
+    pub(super) async fn same_format_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
+        let is_exchanged = |target: &&Target, disks: &[Device]| {
+            let device = &target.device;
+            let own = |disk: &&Device| disk.qdev == device.qdev && disk.device == device.device;
+            disks.iter().filter(own).any(|disk| disk.format_node != device.format_node)
+        };
+        let look = |replies: &Replies| {
+            let disks = replies.disks()?;
+            let exchanged = self.targets.iter().find(|target| is_exchanged(target, &disks));
+            exchanged.map_or(Ok(()), |target| Err(Error::Exchanged { disk: target.disk.clone() }))
+        };
+        // a job that ends takes its filter away between the answers: each does so once
+        for _ in &self.targets {
+            if look(&Replies::ask(machine).await?).is_ok() {
+                return Ok(());
+            }
+        }
+        look(&Replies::ask(machine).await?)
     }
 
     /// What is sent to QEMU.

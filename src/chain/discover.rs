@@ -18,7 +18,7 @@ use super::layout::{Found, Layout};
 use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
 use super::point::Fault;
-use super::scan::{Folder, scan};
+use super::scan::{Folder, Stamp, scan};
 use super::{Error, FormatHint, Level};
 use crate::storage::read_folder;
 
@@ -27,6 +27,9 @@ pub(crate) const MAX_DEPTH: usize = 3;
 
 /// How many files are looked at: an image each minute for half a year. More is not a backup but a file server.
 pub const MAX_ENTRIES: usize = 1 << 18;
+
+/// How often folders are looked at that somebody changes at the same time.
+const LOOKS: usize = 4;
 
 /// What a folder holds.
 #[derive(Debug, Clone)]
@@ -39,6 +42,8 @@ pub struct Inventory {
     /// The folders that were left out, which may hold any disk; for all that should be known of some disks see
     /// [`notes_of`](Self::notes_of).
     pub notes: Vec<Note>,
+    /// The folders, and what they were like before anything of them was read.
+    stamps: Vec<(PathBuf, Stamp)>,
 }
 
 /// Something that was left out of an [`Inventory`] or a [`Disk`].
@@ -85,6 +90,13 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// An image that has lost its manifest and its checksums: nothing says that it is the one that an INC builds on.
+    Unknown {
+        /// The image.
+        path: PathBuf,
+        /// The name of the INC.
+        inc: String,
+    },
     /// A FULL that had a manifest, which would tell whether INCs were written into it.
     Moment {
         /// The FULL.
@@ -100,7 +112,7 @@ impl Note {
             | Self::Manifests { path, .. }
             | Self::Link { path }
             | Self::Dangling { path, .. } => Some(path),
-            Self::Config { .. } | Self::Manifest { .. } | Self::Moment { .. } => None,
+            Self::Config { .. } | Self::Manifest { .. } | Self::Unknown { .. } | Self::Moment { .. } => None,
         }
     }
 
@@ -113,6 +125,7 @@ impl Note {
             | Self::Manifests { .. }
             | Self::Link { .. }
             | Self::Dangling { .. }
+            | Self::Unknown { .. }
             | Self::Moment { .. } => None,
         }
     }
@@ -133,6 +146,11 @@ impl fmt::Display for Note {
             Self::Dangling { path, reason } => {
                 write!(f, "{} is ignored: the link leads nowhere ({reason})", path.display())
             }
+            Self::Unknown { path, inc } => write!(
+                f,
+                "{} has neither manifest nor checksums any more: nothing says that it is the image that {inc} builds on",
+                path.display()
+            ),
             Self::Moment { path } => {
                 write!(
                     f,
@@ -149,9 +167,22 @@ impl fmt::Display for Note {
 ///
 /// Folders of months are no disks of their own: the same disk in several months is one, with the chains of all.
 ///
+/// Where somebody changes the folders meanwhile, they are looked at again, some times at most.
+///
 /// # Errors
 /// The folder cannot be read or holds more than [`MAX_ENTRIES`] files.
 pub fn discover(dir: &Path) -> Result<Inventory, Error> {
+    let mut inventory = look(dir)?;
+    for _ in 1..LOOKS {
+        if inventory.is_current() {
+            break;
+        }
+        inventory = look(dir)?;
+    }
+    Ok(inventory)
+}
+
+fn look(dir: &Path) -> Result<Inventory, Error> {
     let real = fs::canonicalize(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
     let mut notes = Vec::new();
     let folders = scan(dir, &mut notes)?;
@@ -231,10 +262,17 @@ pub fn discover(dir: &Path) -> Result<Inventory, Error> {
         }
     }
     disks.sort_by(|a, b| a.label().cmp(b.label()));
-    Ok(Inventory { dir: dir.to_owned(), disks, notes })
+    let stamps = folders.iter().map(|folder| (dir.join(&folder.relative), folder.stamp)).collect();
+    Ok(Inventory { dir: dir.to_owned(), disks, notes, stamps })
 }
 
 impl Inventory {
+    /// Whether no file has come or gone since in the folders that there were, nor any manifest or journal.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.stamps.iter().all(|(folder, stamp)| Stamp::of(folder) == *stamp)
+    }
+
     /// The disk that is meant: the one whose label, folder or file is or, where none is, contains `filter`. Without a
     /// filter, there must be only one.
     ///

@@ -29,13 +29,19 @@ impl Disk {
         label: String,
         node: String,
         name: Option<OsString>,
-        (mut images, notes): (Vec<Image>, Vec<Note>),
+        (mut images, mut notes): (Vec<Image>, Vec<Note>),
     ) -> Self {
         timeless::place(&mut images);
         images.sort_by(|a, b| (a.made(), a.named, &a.relative).cmp(&(b.made(), b.named, &b.relative)));
         held::refuse_claims(&mut images);
         let (partials, images): (Vec<_>, Vec<_>) = images.into_iter().map(Arc::new).partition(|image| image.partial);
         let chains = Chain::build(&images);
+        notes.extend(
+            chains
+                .iter()
+                .flat_map(Chain::unknown)
+                .map(|(image, inc)| Note::Unknown { path: image.path.clone(), inc: inc.display_name() }),
+        );
         let images: Vec<_> = images.into_iter().filter(|image| !image.missing).collect();
         let failed = Failed::new(&partials);
         let points = chains.iter().enumerate().flat_map(|(number, chain)| chain.points(number, &failed));

@@ -129,11 +129,8 @@ impl Lineage {
         }
         let parent = known.parent.clone()?;
         if last.name() == parent.as_str() {
-            // where its manifest is gone, its checksums tell it
-            let id = |last: &Image| match last.manifest {
-                None => Checksums::id_beside(&last.path),
-                Some(_) => last.known().and_then(|last| last.id),
-            };
+            // where its manifest cannot, its checksums tell it
+            let id = |last: &Image| last.known().map_or_else(|| Checksums::id_beside(&last.path), |last| last.id);
             let ids = known.parent_id.and_then(|parent| Some((parent, id(last)?)));
             // made before the work began that gives the FULL another id
             let is_older =

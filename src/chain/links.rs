@@ -1,9 +1,11 @@
 //! Chains: which INC belongs to which FULL, and what may be wrong between them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::checksums::Checksums;
 use super::image::Image;
 use super::journal::Unfinished;
 use super::layout::Told;
@@ -43,6 +45,20 @@ impl Chain {
     #[must_use]
     pub fn unfinished(&self) -> Option<&Unfinished> {
         self.full.as_ref()?.in_place.as_ref()?.as_ref().ok().map(Arc::as_ref)
+    }
+
+    /// The images that have neither manifest nor checksums any more, with the INCs that know them by an id.
+    pub(super) fn unknown(&self) -> impl Iterator<Item = (&Arc<Image>, &Arc<Image>)> {
+        let is_unknown = |image: &Image, inc: &Image| {
+            let known =
+                inc.known().filter(|known| image.name() == OsStr::new(known.parent.as_deref().unwrap_or_default()));
+            known.is_some_and(|known| known.parent_id.is_some())
+                && !image.missing
+                && image.manifest.is_none()
+                && Checksums::id_beside(&image.path).is_none()
+        };
+        let pairs = self.images().zip(self.images().skip(1));
+        pairs.filter(move |(image, inc)| is_unknown(image, inc))
     }
 
     /// Builds the chains of images that are whole, or missing, and in the order in which they were made.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Error;
 use super::disk::Disk;
 use super::image::Image;
+use super::journal::{Taken, Unfinished};
 use super::lineage::Lineage;
 use super::links::Chain;
 use super::point::{Fault, Point, RestorePoint, State};
@@ -34,8 +35,10 @@ pub struct SalvagePoint {
     pub point: RestorePoint,
     /// These, and the places of those that are missing, oldest first.
     pub members: Vec<Member>,
-    /// Why the restore point is broken, if it is. What is not told by members that are missing cannot be told at all.
+    /// Why the restore point is broken, if it is.
     pub fault: Option<Fault>,
+    /// What manifests and checksums of its images say against each other, but that some are missing.
+    pub contradictions: Vec<Lineage>,
 }
 
 impl Disk {
@@ -74,8 +77,9 @@ impl Disk {
             State::Broken(fault) => (None, Some(fault.clone())),
         };
         let unfinished = chain.and_then(Chain::unfinished).cloned();
+        let contradictions = contradictions(&members, unfinished.as_ref().map(Unfinished::taken).as_ref());
         let point = RestorePoint { doubt, unfinished, ..self.point_of(point, there, later) };
-        Ok(SalvagePoint { point, members, fault })
+        Ok(SalvagePoint { point, members, fault, contradictions })
     }
 }
 
@@ -104,6 +108,24 @@ impl Member {
         }
         Self::There(Arc::clone(image))
     }
+}
+
+/// What speaks against the images of a restore point, but what members that are missing tell.
+fn contradictions(members: &[Member], taken: Option<&Taken<'_>>) -> Vec<Lineage> {
+    let is_missing = |name: &str| {
+        members.iter().any(|member| match member {
+            Member::There(_) => false,
+            Member::Missing { path, .. } => path.file_name() == Some(OsStr::new(name)),
+        })
+    };
+    let mut before = Vec::new();
+    let mut all = Vec::new();
+    for image in members.iter().filter_map(Member::image) {
+        let found = Lineage::of(image, taken).or_else(|| Lineage::after(&before, image, taken));
+        all.extend(found.filter(|found| !matches!(found, Lineage::Missing { parent, .. } if is_missing(parent))));
+        before.push(image);
+    }
+    all
 }
 
 /// The images that the last one builds on, as far as manifests tell, else the one before each.

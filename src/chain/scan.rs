@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
+use super::manifest::BOOKKEEPING;
 use super::name::{POINT_LINK, is_stray};
 use super::{Error, ImageName, Level, MAX_DEPTH, MAX_ENTRIES, Note};
 use crate::storage::read_folder;
@@ -19,6 +21,19 @@ pub(super) struct Folder {
     pub(super) relative: PathBuf,
     /// Its files, by name.
     pub(super) files: BTreeMap<OsString, Kind>,
+    /// When it was looked at.
+    pub(super) stamp: Stamp,
+}
+
+/// When names in a folder, and in the one with its bookkeeping, were changed last: seconds and nanoseconds of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp([Option<(i64, i64)>; 2]);
+
+impl Stamp {
+    pub(super) fn of(folder: &Path) -> Self {
+        let changed = |path: &Path| fs::metadata(path).ok().map(|folder| (folder.ctime(), folder.ctime_nsec()));
+        Self([changed(folder), changed(&folder.join(BOOKKEEPING))])
+    }
 }
 
 impl Folder {
@@ -57,7 +72,7 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
     let mut left = MAX_ENTRIES;
     while let Some((relative, depth)) = queue.pop_front() {
         let path = if depth == 0 { dir.to_owned() } else { dir.join(&relative) };
-        let mut folder = Folder { relative, files: BTreeMap::new() };
+        let mut folder = Folder { relative, files: BTreeMap::new(), stamp: Stamp::of(&path) };
         let listing = read_folder(&path).and_then(|entries| {
             for entry in entries {
                 let Some(fewer) = left.checked_sub(1) else { return Ok(false) };

@@ -86,7 +86,8 @@ pub(super) fn event(name: &str, fields: &[(&str, Value)]) -> String {
     line + "}"
 }
 
-/// A word for a POSIX shell, printable whatever it holds.
+/// A word for a POSIX shell, printable whatever it holds. The shell has no such word for a name that ends in a line feed: it
+/// gets an end that no file has, so that the command fails where another file has the name without it.
 pub(super) fn shell_word(word: &OsStr) -> String {
     let plain = |letter: char| (letter.is_alphanumeric() && !is_unprintable(letter)) || "-_./+@%".contains(letter);
     match word.to_str() {
@@ -101,7 +102,8 @@ pub(super) fn shell_word(word: &OsStr) -> String {
                     let _ = write!(quoted, "\\{byte:03o}");
                 }
             }
-            quoted + "')\""
+            let end = if word.as_bytes().ends_with(b"\n") { "/" } else { "" };
+            quoted + end + "')\""
         }
     }
 }
@@ -160,6 +162,7 @@ mod tests {
             let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
             assert_eq!(output.stdout, [b"[", word, b"]"].concat(), "{quoted}");
         }
+        assert_eq!(shell_word(OsStr::new("INC-5-d\n")), "\"$(printf 'INC-5-d\\012/')\"");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(super) struct CheckedFile {
     lenient: bool,
     checked: Bits,
     misfits: Bits,
+    /// Blocks of which a part was read, and another part cannot be.
+    torn: Bits,
     /// Offsets of pieces that cannot be read. Disks may take seconds for each, and may change their mind.
     unreadable: Mutex<BTreeSet<u64>>,
     /// Why checksums could not be read, where that is allowed.
@@ -59,8 +61,9 @@ impl fmt::Debug for CheckedFile {
 impl CheckedFile {
     pub(super) fn new(file: Arc<dyn Storage>, sums: Option<Checksums>, lenient: bool) -> Self {
         let blocks = sums.as_ref().map_or(0, Checksums::blocks);
-        let (checked, misfits) = (Bits::new(blocks), Bits::new(blocks));
-        Self { file, sums, lenient, checked, misfits, unreadable: Mutex::default(), unchecked: OnceLock::new() }
+        let bits = || Bits::new(blocks);
+        let (checked, misfits, torn) = (bits(), bits(), bits());
+        Self { file, sums, lenient, checked, misfits, torn, unreadable: Mutex::default(), unchecked: OnceLock::new() }
     }
 
     /// Why some of what was read was not checked, though there are checksums.
@@ -86,9 +89,14 @@ impl CheckedFile {
 
     /// The parts of a range in blocks that were read and do not fit.
     pub(super) fn misfits(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
-        let wrong = self.misfits.within(blocks);
-        wrong.into_iter().map(|block| (block * BLOCK).max(range.start)..((block + 1) * BLOCK).min(range.end)).collect()
+        parts(&range, self.misfits.within(blocks(&range)))
+    }
+
+    /// The parts of a range in blocks of which a part cannot be read: their checksums say nothing of the others.
+    pub(super) fn torn(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let torn = self.torn.within(blocks(&range));
+        // the disk may have changed its mind
+        parts(&range, torn.into_iter().filter(|block| !self.checked.get(*block)))
     }
 
     /// Checks the blocks that no read will see: holes, which are zeroes. Where it is lenient, those that should be something
@@ -197,7 +205,10 @@ impl CheckedFile {
                         place.copy_from_slice(whole.get(start..start + part).unwrap_or_default());
                     }
                     // what can be read of it cannot be checked
-                    Err(_) if self.lenient => self.read_plain(place, at)?,
+                    Err(_) if self.lenient => {
+                        self.read_plain(place, at)?;
+                        self.torn.set(block);
+                    }
                     Err(error) => return Err(error),
                 }
             } else {
@@ -277,6 +288,17 @@ impl Storage for CheckedFile {
         });
         Ok([lost, data].into_iter().flatten().min())
     }
+}
+
+/// The blocks that a range touches.
+fn blocks(range: &Range<u64>) -> Range<u64> {
+    range.start / BLOCK..range.end.div_ceil(BLOCK)
+}
+
+/// What a range has of these blocks.
+fn parts(range: &Range<u64>, blocks: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
+    let part = |block: u64| (block * BLOCK).max(range.start)..((block + 1) * BLOCK).min(range.end);
+    blocks.into_iter().map(part).collect()
 }
 
 /// Blocks in parts whose sums are in memory at once: the first are few, since most are looked at for one that is near.

@@ -2,6 +2,7 @@
 //!
 //! They say of a chain what is known now, so it is found to be sound first. What an image has already stays as it is.
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,14 +87,19 @@ impl Describe {
             None => images.first().map(|image| id_of(&image.path)).transpose()?.flatten(),
         };
         let mut before: Option<(&Image, Option<ImageId>)> = None;
-        let chain = images.iter().zip(layers.as_slice()).zip(&known);
-        for (((image, layer), known), described) in chain.zip(&mut described) {
+        // by which an INC that has a manifest knows the image before it
+        let expected = |at: usize, image: &Image| {
+            let next = known.get(at + 1)?.as_ref()?;
+            next.parent_id.filter(|_| next.parent.as_deref().map(OsStr::new) == Some(image.name()))
+        };
+        let chain = images.iter().zip(layers.as_slice()).zip(&known).enumerate();
+        for ((at, ((image, layer), known)), described) in chain.zip(&mut described) {
             let own = if let Some(known) = known {
                 known.id
             } else {
                 let parent = before.filter(|_| image.level == Level::Inc);
                 let chain = id.clone().filter(|_| image.level != Level::Copy);
-                described.manifest.insert(manifest(image, parent, layer, chain)?).id
+                described.manifest.insert(manifest(image, parent, layer, (chain, expected(at, image)))?).id
             };
             before = Some((image, own));
         }
@@ -161,7 +167,7 @@ fn manifest(
     image: &Image,
     before: Option<(&Image, Option<ImageId>)>,
     layer: &Layer,
-    chain: Option<String>,
+    (chain, id): (Option<String>, Option<ImageId>),
 ) -> Result<Manifest> {
     // names that are no text cannot be written down
     let name = |image: &Image| image.name().to_str().map(str::to_owned);
@@ -171,7 +177,10 @@ fn manifest(
     };
     // checksums that are there have it already, or never will
     let id = match Checksums::open(&image.path) {
-        Ok(None) => Some(ImageId::random().map_err(|source| Error::Open { path: image.path.clone(), source })?),
+        Ok(None) => match id {
+            None => Some(ImageId::random().map_err(|source| Error::Open { path: image.path.clone(), source })?),
+            expected => expected,
+        },
         sums => sums.ok().flatten().and_then(|sums| sums.id()),
     };
     Ok(Manifest {

@@ -155,9 +155,12 @@ fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<Folde
 /// Ends a run on the side of files and bitmaps: forward if its images are whole, else back.
 async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Result<(), Error> {
     let trouble = |what: String| machine.tell(&Event::Trouble { what });
+    let mut is_gone = journal.publishing;
     for entry in &journal.entries {
         if journal.publishing {
-            if !target::publish(folder, entry)? {
+            let is_published = target::publish(folder, entry)?;
+            is_gone &= !is_published;
+            if !is_published {
                 trouble(format!(
                     "{} was removed before it had its name; the next INC holds it",
                     entry.partial.display()
@@ -168,6 +171,11 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Resul
         } else {
             target::discard(folder, entry)?;
         }
+    }
+    if is_gone && Journal::read(folder)?.is_none() {
+        // unmounted, or moved: where it comes back, so do the images, and need what was written since
+        trouble(format!("{} is gone; the bitmaps stay for when it comes back", folder.display()));
+        return Ok(());
     }
     let chain = journal.chain.clone().map_or_else(|| target::chain(folder), |chain| Ok(Some(chain)))?;
     settle(machine, folder, chain, Some(journal.time)).await?;

@@ -14,7 +14,7 @@ use super::by_hand::{self, ByHand};
 use super::place;
 use super::progress::Reporter;
 use super::{refuse, salvage};
-use crate::chain::{Clock, Disk, Image, RestorePoint, discover};
+use crate::chain::{Clock, Disk, Image, RestorePoint};
 use crate::cli::console::Console;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
@@ -35,17 +35,18 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     }
     signals::watch(if arguments.streams() { Patience::Short } else { Patience::Two })?;
     let start = Instant::now();
-    let inventory = discover(&arguments.place.dir)?;
-    refuse::part_of_backup(arguments, &inventory)?;
-    place::warn(&inventory, arguments.place.filter.as_deref(), console)?;
-    let disk = inventory.disk(arguments.place.filter.as_deref())?;
-    let opened = if arguments.salvage {
-        salvage::open(arguments, disk, console).map_err(Failure::of_salvage)
-    } else {
-        open(arguments, disk, console)
-    };
-    let newest = disk.images().last().map_or(arguments.place.dir.as_path(), |image| &image.path);
-    let (point, layers) = opened.map_err(|failure| place::not_opened(failure, newest))?;
+    let (_, (point, layers)) = place::with_current(&arguments.place.dir, |inventory| {
+        refuse::part_of_backup(arguments, inventory)?;
+        place::warn(inventory, arguments.place.filter.as_deref(), console)?;
+        let disk = inventory.disk(arguments.place.filter.as_deref())?;
+        let opened = if arguments.salvage {
+            salvage::open(arguments, disk, console).map_err(Failure::of_salvage)
+        } else {
+            open(arguments, disk, console)
+        };
+        let newest = disk.images().last().map_or(arguments.place.dir.as_path(), |image| &image.path);
+        opened.map_err(|failure| place::not_opened(failure, newest))
+    })?;
     let format = format.unwrap_or_else(|| default_format(&layers));
     if layers.has_raw_increments() {
         console.info(

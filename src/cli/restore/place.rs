@@ -5,16 +5,35 @@ use std::path::Path;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::chain::{self, Fault, FolderLock, Inventory};
+use crate::chain::{self, Fault, FolderLock, Inventory, discover};
 use crate::cli::console::Console;
 use crate::cli::failure::Failure;
 use crate::restore;
 use crate::storage;
 
+/// How often backups are looked at that somebody changes at the same time.
+const LOOKS: usize = 4;
+
 /// Says what was left out of the disks that are meant.
 pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Console) -> Result<(), Failure> {
     inventory.notes_of(filter)?.into_iter().for_each(|note| console.warning(&note.to_string()));
     Ok(())
+}
+
+/// Finds backups and does something with them: again where that fails and somebody has changed them meanwhile.
+pub(super) fn with_current<T>(
+    dir: &Path,
+    mut work: impl FnMut(&Inventory) -> Result<T, Failure>,
+) -> Result<(Inventory, T), Failure> {
+    let mut left = LOOKS;
+    loop {
+        let inventory = discover(dir)?;
+        left -= 1;
+        match work(&inventory) {
+            Err(_) if left > 0 && !inventory.is_current() => {}
+            done => return done.map(|done| (inventory, done)),
+        }
+    }
 }
 
 /// Why a restore point cannot be had.

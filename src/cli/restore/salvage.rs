@@ -20,14 +20,18 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
         console.warning(&format!("{name} may lack changes: {doubt}"));
         anywhere(console, "stale", doubt);
     }
-    // members that are missing are listed
-    let listed = |fault: &&Fault| {
-        matches!(
-            fault,
-            Fault::NoFull | Fault::Lineage(Lineage::Gone(_) | Lineage::Missing { .. } | Lineage::Unreachable(_))
-        )
+    // what is missing is listed
+    let is_listed = |fault: &Fault| match fault {
+        Fault::NoFull | Fault::Lineage(Lineage::Gone(_) | Lineage::Missing { .. }) => {
+            found.members.iter().any(|member| member.image().is_none())
+        }
+        Fault::Lineage(Lineage::Unreachable(_)) => true,
+        _ => false,
     };
-    if let Some(fault) = found.fault.as_ref().filter(|fault| !listed(fault)) {
+    let contradictions = found.contradictions.iter().cloned().map(Fault::Lineage);
+    let mut faults: Vec<Fault> = found.fault.iter().cloned().chain(contradictions).collect();
+    faults.dedup();
+    for fault in faults.iter().filter(|fault| !is_listed(fault)) {
         console.warning(&format!("{name} may be wrong anywhere: {fault}"));
         anywhere(console, "damaged", fault);
     }

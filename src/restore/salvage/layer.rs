@@ -6,7 +6,6 @@ use std::slice;
 use super::{Cause, Tolerance};
 use crate::errors;
 use crate::qcow2::{self, Content, Extent, Image, MapBuffer, Unmapped};
-use crate::restore::checked_file::CheckedFile;
 use crate::restore::layer::Layer;
 use crate::restore::ranges::without;
 use crate::restore::resolve::Mapped;
@@ -178,21 +177,24 @@ impl Layer {
                 }
             }
             let is_hole = self.image().is_none() && extent.content == Content::Unallocated;
-            // what became a hole shows the image below
-            let doubtful = tolerance
-                .file
-                .as_ref()
-                .map(|file| if is_hole { file.misfits(extent.guest.clone()) } else { doubtful(file, extent) });
-            let doubtful = doubtful.unwrap_or_default();
-            for part in doubtful.into_iter().flat_map(|part| without(part, &ranges)) {
-                note(part, Note::Doubtful(Cause::Checksum));
+            for (cause, parts) in tolerance.doubts() {
+                // what became a hole shows the image below
+                let doubtful = if is_hole { parts(extent.guest.clone()) } else { doubtful(&parts, extent) };
+                for part in doubtful.into_iter().flat_map(|part| without(part, &ranges)) {
+                    note(part, Note::Doubtful(cause.clone()));
+                }
             }
         }
-        if let (Some(image), Some(file)) = (self.image(), &tolerance.file) {
-            let header = file.misfits(0..image.header().header_length);
-            let all = (!header.is_empty()).then(|| guest.clone());
-            let entries = image.mapped_from(guest, &|range| file.misfits(range));
-            all.into_iter().chain(entries).for_each(|range| note(range, Note::Doubtful(Cause::Checksum)));
+        if let Some(image) = self.image() {
+            let header = tolerance.file.as_ref().map(|file| file.misfits(0..image.header().header_length));
+            if header.is_some_and(|header| !header.is_empty()) {
+                note(guest.clone(), Note::Doubtful(Cause::Checksum));
+            }
+            for (cause, parts) in tolerance.doubts() {
+                for range in image.mapped_from(guest, &|range| parts(range)) {
+                    note(range, Note::Doubtful(cause.clone()));
+                }
+            }
         }
         Ok(())
     }
@@ -202,17 +204,17 @@ fn unallocated(extent: &Extent) -> Option<Range<u64>> {
     (extent.content == Content::Unallocated).then(|| extent.guest.clone())
 }
 
-/// The parts of an extent that come from blocks that do not fit their checksums.
-fn doubtful(file: &CheckedFile, extent: &Extent) -> Vec<Range<u64>> {
+/// The parts of an extent that come from such parts of the file.
+fn doubtful(parts: &dyn Fn(Range<u64>) -> Vec<Range<u64>>, extent: &Extent) -> Vec<Range<u64>> {
     let guest = &extent.guest;
     match extent.content {
         Content::Unallocated | Content::Zero => Vec::new(),
         Content::Data(host) => {
-            let wrong = file.misfits(host.0..host.0 + (guest.end - guest.start));
+            let wrong = parts(host.0..host.0 + (guest.end - guest.start));
             wrong.into_iter().map(|part| guest.start + part.start - host.0..guest.start + part.end - host.0).collect()
         }
         Content::Compressed { data, .. } => {
-            let wrong = file.misfits(data.host.0..data.host.0 + data.length);
+            let wrong = parts(data.host.0..data.host.0 + data.length);
             if wrong.is_empty() { Vec::new() } else { vec![guest.clone()] }
         }
     }

@@ -25,7 +25,7 @@ pub enum LossKind {
     Lost,
     /// What the images before that one hold: what it may have changed is missing.
     Stale,
-    /// What the image holds, though its checksum does not fit or its tables cannot be right.
+    /// What the image holds, though its checksum does not fit, or cannot be compared, or its tables cannot be right.
     Damaged,
 }
 
@@ -61,6 +61,8 @@ pub enum Cause {
     Data(String),
     /// A block does not fit its checksum: data, or tables, by which the image may hold something else there, or nothing.
     Checksum,
+    /// A part of a block cannot be read, and its checksum says nothing of the others: data, or tables.
+    Unchecked,
     /// The file ends before the disk does.
     Truncated,
     /// Something else is in the same place of the file, too: another range of the disk, or a table.
@@ -82,6 +84,7 @@ impl Cause {
             Self::Tables(_) => "tables",
             Self::Data(_) => "data",
             Self::Checksum => "checksum",
+            Self::Unchecked => "unchecked",
             Self::Truncated => "truncated",
             Self::Shared => "shared",
         }
@@ -94,6 +97,7 @@ impl fmt::Display for Cause {
             Self::Missing => f.write_str("the image is missing"),
             Self::Image(reason) | Self::Tables(reason) | Self::Data(reason) => f.write_str(reason),
             Self::Checksum => f.write_str("a checksum does not fit"),
+            Self::Unchecked => f.write_str("cannot be checked, since a part of its block cannot be read"),
             Self::Truncated => f.write_str("the file was truncated"),
             Self::Shared => f.write_str("its place in the file is that of something else, too"),
         }

@@ -81,6 +81,14 @@ impl Tolerance {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why parts of the file may not be what they were, with the parts of a range of which that is so.
+    fn doubts(&self) -> impl Iterator<Item = (Cause, impl Fn(Range<u64>) -> Vec<Range<u64>> + '_)> {
+        let misfits: fn(&CheckedFile, Range<u64>) -> _ = CheckedFile::misfits;
+        let causes = [(Cause::Checksum, misfits), (Cause::Unchecked, CheckedFile::torn)];
+        let file = self.file.as_deref();
+        causes.into_iter().filter_map(move |(cause, find)| file.map(|file| (cause, move |range| find(file, range))))
+    }
+
     /// Whether the first block, where the header is, does not fit its checksum.
     pub(super) fn header_is_damaged(&self) -> bool {
         self.file.as_ref().is_some_and(|file| {
@@ -95,9 +103,16 @@ impl Tolerance {
         Some(KnownDamage { is_plain: file.starts_with_but_zeroes(CRYPT_METHOD) })
     }
 
-    /// Why what is read later is not checked, though there are checksums.
+    /// Why what is read later, or the header, is not checked, though there are checksums.
     fn unchecked(&self) -> Option<&str> {
-        self.file.as_ref()?.unchecked()
+        let file = self.file.as_ref()?;
+        let header = || {
+            let is_torn = !file.torn(0..1).is_empty();
+            is_torn.then_some(
+                "a part of the block of its header cannot be read, so that nothing says if the header is right",
+            )
+        };
+        file.unchecked().or_else(header)
     }
 
     fn unmapped(&self) -> MutexGuard<'_, Ranges<Cause>> {

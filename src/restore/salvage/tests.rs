@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::chain::{BLOCK, Checksums, create_checksums};
 use crate::qcow2::{Image, MapBuffer, locate};
 use crate::restore::copier::{Holes, LayerReader, Transfer};
 use crate::restore::layer::{Format, Layer};
@@ -205,6 +206,42 @@ fn a_table_that_cannot_be_read_at_times_costs_nothing_that_is_not_listed() {
         }
     }
     assert!(lost > 10 && kept > 10, "{lost} {kept}");
+}
+
+/// A flipped bit, and a page that cannot be read in the same block: its checksum says nothing any more.
+#[test]
+fn what_cannot_be_checked_beside_a_page_that_cannot_be_read_is_listed() {
+    let right = disk(&layers(|_| Vec::new()).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (mut wrong_ones, mut right_ones) = (0, 0);
+    for (number, (path, bytes)) in recorded().into_iter().enumerate() {
+        let path = folder.path().join(path.file_name().unwrap());
+        std::fs::write(&path, &bytes).unwrap();
+        create_checksums(&path, &MemoryStorage::new(bytes.clone())).unwrap();
+        for block in (BLOCK..bytes.len() as u64).step_by(to_usize(BLOCK)) {
+            let (bad, flipped) = (block + 0x1000..block + 0x2000, block + 0x2007);
+            let mut wrong = bytes.clone();
+            let Some(byte) = wrong.get_mut(to_usize(flipped)) else { continue };
+            *byte ^= 1;
+            let layer = |(at, (other, bytes)): (usize, (PathBuf, Vec<u8>))| {
+                let is_it = at == number;
+                let bytes = MemoryStorage::new(if is_it { wrong.clone() } else { bytes });
+                let bad = if is_it { vec![bad.clone()] } else { Vec::new() };
+                let file = Arc::new(Faulty { bytes, bad, fails: Box::new(|_| true), reads: AtomicUsize::new(0) });
+                let sums = if is_it { Checksums::open(&path).unwrap() } else { None };
+                let file = Arc::new(CheckedFile::new(file, sums, true));
+                Layer::damaged(other, file.clone(), Format::Qcow2, None, Tolerance::of(file)).unwrap()
+            };
+            let layers = Layers::of(recorded().into_iter().enumerate().map(layer).collect());
+            let (found, losses) = salvaged(layers, OutputFormat::Raw);
+            assert_others_are(&right, &found, &losses, &format!("{} {block:#x}", path.display()));
+            for loss in losses.list.iter().filter(|loss| loss.cause == Cause::Unchecked) {
+                let bytes = to_usize(loss.guest.start)..to_usize(loss.guest.end);
+                *(if found[bytes.clone()] == right[bytes] { &mut right_ones } else { &mut wrong_ones }) += 1;
+            }
+        }
+    }
+    assert!(wrong_ones > 5 && right_ones > 0, "{wrong_ones} {right_ones}");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Members of a restore point that are missing, of another chain, or cannot be checked.
 
+use std::path::Path;
+
 use qmpbackup::chain::{Checksums, FolderLock, Manifest};
 
-use crate::support::program::{Backup, TIMES, event};
+use crate::support::program::{Backup, Ended, TIMES, event};
 
 #[test]
 fn a_time_does_not_mean_an_older_restore_point_because_the_newer_one_is_missing() {
@@ -44,9 +46,60 @@ fn an_inc_of_another_chain_is_known_from_its_checksums_where_its_manifest_is_gon
     std::fs::remove_file(Manifest::path(&backup.images[2])).unwrap();
     backup.merged(["--out=out"]).fails(4).says("one of the two was exchanged");
     backup.does(&["verify"]).fails(4).says("one of the two was exchanged");
-    // its own are not
-    std::fs::remove_file(Checksums::path(&backup.images[2])).unwrap();
-    backup.merged(["--out=out"]).with(0);
+}
+
+#[test]
+fn an_image_that_has_lost_manifest_and_checksums_is_told_and_gets_those_that_its_inc_knows() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    for image in &backup.images[..3] {
+        for file in [Manifest::path(image), Checksums::path(image)] {
+            std::fs::remove_file(file).unwrap();
+        }
+        let name = image.file_name().unwrap().to_str().unwrap();
+        for ended in [backup.does(&["list"]), backup.merged(["--out=out", "--force"])] {
+            ended.with(3).says(name).says("has neither manifest nor checksums any more");
+        }
+        backup.does(&["manifest"]).with(3);
+        backup.does(&["list"]).with(0);
+        backup.does(&["verify"]).with(0);
+    }
+    backup.merged(["--out=out", "--force"]).with(0);
+    // nothing follows the newest, which could know it
+    for file in [Manifest::path(&backup.images[3]), Checksums::path(&backup.images[3])] {
+        std::fs::remove_file(file).unwrap();
+    }
+    backup.does(&["list"]).with(0);
+}
+
+fn says_anywhere(ended: &Ended, what: &str) -> bool {
+    ended.events().iter().any(|event| event["event"] == "anywhere" && event["message"].as_str().unwrap().contains(what))
+}
+
+#[test]
+fn a_salvage_tells_all_that_speaks_against_its_images() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    let from = &backup.images[2];
+    let to = &from.with_file_name(format!("INC-{}-disk.qcow2", TIMES[3] + 500));
+    for file in [Path::to_owned, Manifest::path, Checksums::path] {
+        std::fs::rename(file(from), file(to)).unwrap();
+    }
+    backup.merged(["--out=out"]).fails(4);
+    let salvaged = backup.merged(["--salvage", "--json", "--out=out"]).with(3);
+    assert!(says_anywhere(&salvaged, "was made as"), "{salvaged:?}");
+    // the second of two things that are wrong
+    let backup = Backup::new();
+    let other = Backup::new();
+    for backup in [&backup, &other] {
+        backup.does(&["manifest"]).with(0);
+    }
+    std::fs::remove_file(&backup.images[1]).unwrap();
+    for file in [Path::to_owned, Manifest::path, Checksums::path] {
+        std::fs::copy(file(&other.images[2]), file(&backup.images[2])).unwrap();
+    }
+    let salvaged = backup.merged(["--salvage", "--json", "--out=out"]).with(3);
+    assert!(says_anywhere(&salvaged, "was exchanged"), "{salvaged:?}");
 }
 
 #[test]

@@ -140,3 +140,28 @@ fn a_bitmap_that_somebody_else_ends_is_told_by_the_run_that_began_it() {
         scene.assert_continues(&[]);
     }
 }
+
+#[test]
+fn a_target_that_is_away_while_its_images_get_their_names_goes_on_when_it_is_back() {
+    for (release, way) in [("5.2", Way::Plain), ("10.0", Way::Fleece)] {
+        let mut scene = Scene::new(release, way);
+        let (target, away) = (scene.target.clone(), scene.vm.path("away"));
+        let journal = target.join(".qmpbackup/run.json");
+        for level in ["inc", "full"] {
+            let (target, away, journal) = (target.clone(), away.clone(), journal.clone());
+            let hook: Hook = Box::new(move |_, _| {
+                let text = std::fs::read_to_string(&journal).unwrap_or_default();
+                if text.contains("\"publishing\":true") || text.contains("\"publishing\": true") {
+                    std::fs::rename(&target, &away).unwrap();
+                }
+                Action::Forward
+            });
+            scene.run_with(&["--level", level], hook).with(1).says("the bitmaps stay for when it comes back");
+            scene.write();
+            std::fs::rename(scene.vm.path("away"), &scene.target).unwrap();
+            scene.run(&["--level", "inc"]).with(0).says("the run of");
+            scene.assert_clean();
+            scene.assert_restorable();
+        }
+    }
+}
