@@ -109,14 +109,17 @@ fn usable<'a>(newest: &Newest, situation: &Situation<'a>) -> Result<&'a Bitmap, 
     // that of another disk, which had this name before, or of a tool that made images before
     let bitmap = bitmap.filter(|bitmap| newest.bitmap.as_ref().is_none_or(|own| *own == bitmap.name));
     let bitmap = bitmap.ok_or_else(|| {
-        let other = situation.bitmaps.last().map(|other| {
-            format!(
-                "; {} is of another image: perhaps another folder has the same uuid, images were removed, or the disk was \
-                 read-only when the newest was made",
-                other.name
-            )
-        });
-        Unusable::Absent(format!("no bitmap goes back to the newest image{}", other.unwrap_or_default()))
+        let other = situation.bitmaps.last().map_or_else(
+            || "; the disk has none any more: QEMU stores bitmaps when it ends, unless it is killed".to_owned(),
+            |other| {
+                format!(
+                    "; {} is of another image: perhaps another folder has the same uuid, images were removed, or the disk was \
+                     read-only when the newest was made",
+                    other.name
+                )
+            },
+        );
+        Unusable::Absent(format!("no bitmap goes back to the newest image{other}"))
     })?;
     let bad = |what: &str| Err(Unusable::Bad(format!("the bitmap {} {what}", bitmap.name)));
     // who takes an external snapshot may begin an empty one on the overlay for each that is there

@@ -125,6 +125,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A fleece image goes where the images are, since the disk is no file in a folder that is known.
+    FleeceInTarget {
+        /// The disk.
+        disk: String,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The image that is made of a disk.
     Target {
         /// The disk.
@@ -203,6 +210,7 @@ impl Event {
             Self::Connected { .. }
             | Self::Machine { .. }
             | Self::NoFleece { disk: None, .. }
+            | Self::FleeceInTarget { .. }
             | Self::Target { .. }
             | Self::Moment { .. }
             | Self::Progress(_)

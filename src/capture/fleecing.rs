@@ -48,7 +48,7 @@ impl<'a> Fleecing<'a> {
         let folder = match self.wanted {
             Fleece::Off => return Ok(None),
             Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
-            Fleece::BesideDisk => self.beside(device),
+            Fleece::BesideDisk => self.beside(device).unwrap_or_else(|| self.target.to_owned()),
         };
         let none = |reason: &str| {
             machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
@@ -65,17 +65,20 @@ impl<'a> Fleecing<'a> {
             Err(error) if error.refused().is_some() => return none("QEMU does not find the device that reads it"),
             Err(error) => return Err(error.into()),
         }
+        if self.wanted == &Fleece::BesideDisk && folder == self.target {
+            let (disk, folder) = (place.disk.clone(), folder.clone());
+            machine.tell(&Event::FleeceInTarget { disk, folder });
+        }
         // a name that nobody can guess, since the folder may be one that others write to
         let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);
         Ok(Some(FleeceImage { qdev, file: files::utf8(folder.join(name))? }))
     }
 
-    /// The folder of the disk's file, or of the images where that is none for files.
-    fn beside(&self, device: &Device) -> PathBuf {
+    /// The folder of the disk's file, where it is a file in a folder that is known.
+    fn beside(&self, device: &Device) -> Option<PathBuf> {
         let file = device.absolute(self.cwd.as_deref()).and_then(|file| file.canonicalize().ok());
         let regular = file.filter(|file| file.is_file());
-        let folder = regular.and_then(|file| file.parent().map(Path::to_owned));
-        folder.unwrap_or_else(|| self.target.to_owned())
+        regular.and_then(|file| file.parent().map(Path::to_owned))
     }
 }
 

@@ -179,6 +179,9 @@ fn of_kind(kind: ErrorKind) -> Exit {
 fn of_capture(error: &capture::Error) -> Option<&'static str> {
     match (error.kind(), error) {
         (ErrorKind::Unreachable, capture::Error::Monitor(error)) => Some(match error {
+            qmp::Error::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "the machine was not touched; run as a user who may write to the socket, root for example"
+            }
             qmp::Error::Connect { .. } | qmp::Error::NotQmp { .. } => {
                 "the machine was not touched; does it run, and is --socket its QMP monitor?"
             }

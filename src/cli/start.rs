@@ -25,7 +25,7 @@ pub(super) struct Global {
     /// Append the log to this file, too
     #[arg(short = 'L', long, global = true, value_name = "FILE")]
     pub(super) logfile: Option<PathBuf>,
-    /// Print JSON, one event a line, instead of text
+    /// Print results and events as JSON lines; the log on stderr stays as it is
     #[arg(long, global = true)]
     pub(super) json: bool,
 }

@@ -48,6 +48,11 @@ pub(super) fn line(event: &Event) -> String {
         Event::Level { disk, level, reason, .. } => format!("{disk}: {level}, {reason}"),
         Event::NoFleece { disk: Some(disk), reason } => format!("{disk}: no fleece image, {reason}"),
         Event::NoFleece { disk: None, reason } => format!("no fleece images, {reason}"),
+        Event::FleeceInTarget { disk, folder } => format!(
+            "{disk}: is no file in a folder that is known, so its fleece image is in {}: what the guest overwrites takes room \
+             and waits there; --fleece-dir names another folder",
+            folder.display()
+        ),
         Event::Target { disk, path, size } => {
             format!("{disk}: a disk of {}, its image is {}", units::size(*size), path.display())
         }
@@ -90,7 +95,7 @@ fn reason(why: Why) -> &'static str {
     match why {
         Why::Empty => "the drive is empty",
         Why::Removable => "a removable medium",
-        Why::Raw => "a raw disk: --include-raw includes it",
+        Why::Raw => "a raw disk: --include-raw includes it, --exclude says that it is left out",
         Why::Excluded => "excluded",
         Why::NotIncluded => "not included",
     }

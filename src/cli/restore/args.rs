@@ -48,6 +48,7 @@ impl Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    #[command(alias = "restore")]
     Merge(Box<Merge>),
     /// Write INC images into their FULL and remove them
     ///

@@ -48,6 +48,10 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         opened.map_err(|failure| place::not_opened(failure, newest))
     })?;
     let format = format.unwrap_or_else(|| default_format(&layers));
+    let is_named_raw = arguments.out.extension().is_some_and(|end| end == "raw" || end == "img");
+    if is_named_raw && arguments.format.is_none() && matches!(format, OutputFormat::Qcow2 { .. }) {
+        console.info("NOTE: the output is a qcow2 image, whatever its name: --format raw makes a raw one");
+    }
     if layers.has_raw_increments() {
         console.info(
             "NOTE: zeroes in raw INC images cannot be told from holes where a file was copied without them; what was \

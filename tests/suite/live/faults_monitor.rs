@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::faults_hooks::{changing, while_copying};
 use super::faults_scene::{Scene, Way};
@@ -116,4 +116,32 @@ fn a_machine_that_is_slow_to_stop_is_waited_for_until_it_goes_on() {
     ended.fails(5).says("waiting for it, 10s at most").says("cont: QEMU has not answered").says("the next run or");
     scene.assert_clean();
     scene.assert_continues(&[]);
+}
+
+#[test]
+fn a_machine_that_somebody_lets_go_on_within_the_moment_gets_no_torn_restore_point() {
+    for (release, is_paused) in [("10.0", false), ("11", false), ("11", true)] {
+        let mut scene = Scene::new(release, Way::Fleece);
+        let mut other = Monitor::connect(&scene.vm.path("qmp2"));
+        if is_paused {
+            other.execute("stop", &json!({})).unwrap();
+        }
+        let mut count = 0;
+        let hook: Hook = Box::new(move |command: &Value, _| {
+            count += usize::from(command["execute"] == "qom-set");
+            if command["execute"] == "qom-set" && count == 2 {
+                other.execute("cont", &json!({})).unwrap();
+                if is_paused {
+                    other.execute("stop", &json!({})).unwrap();
+                }
+            }
+            Action::Forward
+        });
+        scene.run_between(&["--level", "inc"], hook).with(1).says("the machine has come into state running just now");
+        if is_paused {
+            scene.vm.monitor.execute("cont", &json!({})).unwrap();
+        }
+        scene.assert_clean();
+        scene.assert_continues(&[]);
+    }
 }

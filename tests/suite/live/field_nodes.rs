@@ -1,8 +1,14 @@
 //! Disks however they are given to QEMU: by drive or node, with filters, from any folder. What is on them does not matter
 //! here.
 
+use serde_json::{Value, json};
+
+use super::faults_hooks::begins_jobs;
 use super::field::Field;
 use super::field_setup::{Setup, qcow2, releases};
+use super::monitor::Monitor;
+use super::proxy::{Action, Proxy};
+use super::tool::Tool;
 use super::vm::fleeces;
 
 /// A FULL and two INCs with writes between them.
@@ -94,6 +100,45 @@ fn a_throttle_filter_stays_above_the_disk() {
             .start();
         three_points(&mut field, &["dev"], &["top"]);
         assert_eq!(field.bitmaps("format").len(), 1);
+    }
+}
+
+/// The node on top stays the same then.
+#[test]
+fn a_snapshot_below_a_filter_at_the_moment_itself_is_noticed() {
+    for (release, at) in [("7.2", "transaction"), ("10.0", "stop"), ("10.0", "qom-set"), ("11", "stop")] {
+        let mut field = Setup::of(release)
+            .image("disk.qcow2", "4M", "")
+            .words("-object throttle-group,id=group,x-iops-total=100000")
+            .words(&format!("-blockdev {}", qcow2("format", "disk.qcow2")))
+            .words("-blockdev node-name=top,driver=throttle,throttle-group=group,file=format")
+            .words("-device virtio-blk-pci,id=dev,drive=top")
+            .start();
+        field.makes("--level full", 0, "top FULL");
+        let hand = field.vm.path("hand");
+        let overlay = json!({
+            "node-name": "format",
+            "snapshot-file": field.vm.path("overlay"),
+            "snapshot-node-name": "overlay",
+            "format": "qcow2",
+        });
+        let mut done = false;
+        let snapshot = move |command: &Value, _: usize| {
+            let is_moment = command["execute"] == at && (at != "transaction" || begins_jobs(command));
+            if is_moment && !done {
+                done = true;
+                Monitor::connect(&hand).execute("blockdev-snapshot-sync", &overlay).unwrap();
+            }
+            Action::Forward
+        };
+        let tool = Tool::built("qmpbackup");
+        let path = field.vm.path("proxy");
+        let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, Box::new(snapshot));
+        let target = field.target.to_str().unwrap();
+        let words = ["--socket", path.to_str().unwrap(), "backup", "--target", target, "--level", "inc"];
+        tool.run(&words).with(1).says("top: the device has got another image just now");
+        proxy.end();
+        field.stays();
     }
 }
 
