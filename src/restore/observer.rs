@@ -144,6 +144,15 @@ pub enum Warning {
         /// The first place where they do.
         first: Box<Finding>,
     },
+    /// Clusters of an image that is salvaged are in use, and no table leads to them.
+    #[error("{}: no table leads to {clusters} of its clusters, which are in use: if one has lost them, what the image changed \
+        is missing anywhere", .path.display())]
+    LostClusters {
+        /// The image.
+        path: PathBuf,
+        /// How many.
+        clusters: u64,
+    },
     /// Whether the tables of an image that is salvaged contradict each other could not be told.
     #[error("{}: its tables are not checked, and what they make of the disk may be wrong anywhere: {reason}", .path.display())]
     UncheckedTables {

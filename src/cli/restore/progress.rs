@@ -132,6 +132,7 @@ impl Observer for Reporter<'_> {
         match &warning {
             Warning::DamagedTables { first, .. } => salvage::anywhere(self.console, "damaged", first),
             Warning::UncheckedTables { reason, .. } => salvage::anywhere(self.console, "damaged", reason),
+            Warning::LostClusters { .. } => salvage::anywhere(self.console, "stale", &warning),
             _ => {}
         }
     }

@@ -69,6 +69,9 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
     if let Some(first) = report.findings.iter().find(contradicts) {
         let (path, first) = (layer.path().to_owned(), Box::new(first.clone()));
         observer.warning(Warning::DamagedTables { path, first });
+    } else if report.has_leaks() && !report.dirty {
+        // refcounts of an image that was not closed would say nothing
+        observer.warning(Warning::LostClusters { path: layer.path().to_owned(), clusters: report.leaks });
     }
     Ok(())
 }

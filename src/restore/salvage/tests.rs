@@ -154,6 +154,25 @@ fn refcounts_that_cannot_be_read_cost_nothing_but_leave_the_tables_unchecked() {
     }
 }
 
+#[test]
+fn an_entry_that_is_empty_now_is_told_by_the_refcount_of_what_it_led_to() {
+    let (path, bytes) = recorded().remove(3);
+    let entry = table_page(&bytes);
+    let used = (entry.start..entry.end).step_by(8).find(|at| bytes[to_usize(*at)..][..8] != [0; 8]).unwrap();
+    let mut wrong = bytes;
+    wrong[to_usize(used)..][..8].fill(0);
+    let layer = |(number, (path, bytes)): (usize, (PathBuf, Vec<u8>))| {
+        let file: Arc<dyn Storage> = Arc::new(MemoryStorage::new(if number == 3 { wrong.clone() } else { bytes }));
+        let file = Arc::new(CheckedFile::new(file, None, true));
+        Layer::damaged(path, file.clone(), Format::Qcow2, None, Tolerance::of(file)).unwrap()
+    };
+    let heard = Heard::default();
+    salvaged_with(Layers::of(recorded().into_iter().enumerate().map(layer).collect()), OutputFormat::Raw, &heard);
+    let heard = heard.0.into_inner().unwrap();
+    let told = |warning: &Warning| matches!(warning, Warning::LostClusters { path: of, .. } if *of == path);
+    assert!(heard.iter().any(told), "{heard:?}");
+}
+
 /// What a salvage makes of it, with the list.
 fn salvaged(layers: Layers, format: OutputFormat) -> (Vec<u8>, Losses) {
     salvaged_with(layers, format, &Silent)
