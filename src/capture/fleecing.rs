@@ -45,10 +45,11 @@ impl<'a> Fleecing<'a> {
             // its disk is as it was as long as the job runs
             return Ok(None);
         }
+        let beside = self.beside(device);
         let folder = match self.wanted {
             Fleece::Off => return Ok(None),
             Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
-            Fleece::BesideDisk => self.beside(device).unwrap_or_else(|| self.target.to_owned()),
+            Fleece::BesideDisk => beside.clone().unwrap_or_else(|| self.target.to_owned()),
         };
         let none = |reason: &str| {
             machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
@@ -65,7 +66,7 @@ impl<'a> Fleecing<'a> {
             Err(error) if error.refused().is_some() => return none("QEMU does not find the device that reads it"),
             Err(error) => return Err(error.into()),
         }
-        if self.wanted == &Fleece::BesideDisk && folder == self.target {
+        if self.wanted == &Fleece::BesideDisk && beside.is_none() {
             let (disk, folder) = (place.disk.clone(), folder.clone());
             machine.tell(&Event::FleeceInTarget { disk, folder });
         }

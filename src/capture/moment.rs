@@ -16,7 +16,7 @@ use crate::capture::plan::{self, Plan};
 use crate::capture::prepare::Prepared;
 use crate::capture::request::Request;
 use crate::errors;
-use crate::qmp::{self, Address, Command, Events};
+use crate::qmp::{self, Address, Command, Events, EventsError};
 
 /// How long a monitor that has failed may take to let the machine go on.
 const LAST: Duration = Duration::from_secs(5);
@@ -124,7 +124,7 @@ pub(super) async fn take(
     if !running {
         same_state(machine, running).await?;
     }
-    // a snapshot that came between the look and the moment; later ones are refused by the jobs
+    // a snapshot that came between the look and the moment
     if !is_fragile(&machine.features) {
         prepared.same_format_nodes(machine).await?;
     }
@@ -187,8 +187,13 @@ async fn send(
 /// any case.
 fn stood_still(plan: &Plan, events: &mut Events) -> Result<(), Error> {
     let commands = plan.moment.iter().filter(|command| !matches!(command.name(), "stop" | "cont"));
-    let mut seen = std::iter::from_fn(|| events.try_next().ok().flatten());
-    if commands.count() > 1 && seen.any(|event| event.name == "RESUME") {
+    // of events that were missed nobody knows
+    let mut seen = std::iter::from_fn(|| match events.try_next() {
+        Ok(event) => event.map(|event| event.name == "RESUME"),
+        Err(EventsError::Lagged(_)) => Some(true),
+        Err(EventsError::Closed) => None,
+    });
+    if commands.count() > 1 && seen.any(|resumed| resumed) {
         return Err(Error::Changed { status: "running".to_owned() });
     }
     Ok(())

@@ -55,10 +55,12 @@ impl Chain {
             known.is_some_and(|known| known.parent_id.is_some())
                 && !image.missing
                 && image.manifest.is_none()
-                && Checksums::id_beside(&image.path).is_none()
+                && Checksums::path(&image.path).symlink_metadata().is_err()
         };
+        // what is about to go loses them first
+        let taken = self.unfinished().map(Unfinished::taken).unwrap_or_default();
         let pairs = self.images().zip(self.images().skip(1));
-        pairs.filter(move |(image, inc)| is_unknown(image, inc))
+        pairs.filter(move |(image, inc)| !taken.contains(image) && is_unknown(image, inc))
     }
 
     /// Builds the chains of images that are whole, or missing, and in the order in which they were made.

@@ -145,13 +145,12 @@ pub enum Warning {
         first: Box<Finding>,
     },
     /// Clusters of an image that is salvaged are in use, and no table leads to them.
-    #[error("{}: no table leads to {clusters} of its clusters, which are in use: if one has lost them, what the image changed \
-        is missing anywhere", .path.display())]
+    #[error("{}: a table has perhaps lost clusters, and what they hold may be missing anywhere: {first}", .path.display())]
     LostClusters {
         /// The image.
         path: PathBuf,
-        /// How many.
-        clusters: u64,
+        /// The first of them.
+        first: Box<Finding>,
     },
     /// Whether the tables of an image that is salvaged contradict each other could not be told.
     #[error("{}: its tables are not checked, and what they make of the disk may be wrong anywhere: {reason}", .path.display())]

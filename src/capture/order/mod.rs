@@ -77,7 +77,7 @@ pub(crate) async fn recover(
         let closed = async {
             if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.folder()), |run| Ok(Some(run)))? {
                 told(format!("the run of {}", journal.time));
-                close(machine, lock.folder(), &journal).await
+                close(machine, lock.folder(), &journal, own_run.is_some()).await
             } else if left || observed.node(names::LOCK).is_some() {
                 settle(machine, lock.folder(), target::chain(lock.folder())?, None).await
             } else {
@@ -153,14 +153,22 @@ fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<Folde
 }
 
 /// Ends a run on the side of files and bitmaps: forward if its images are whole, else back.
-async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Result<(), Error> {
+async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal, is_own: bool) -> Result<(), Error> {
     let trouble = |what: String| machine.tell(&Event::Trouble { what });
-    let mut is_gone = journal.publishing;
+    // unmounted, or moved: where it comes back, so do the images, and need what was written since
+    let is_gone = || Journal::read(folder).map(|there| journal.publishing && there.is_none());
+    let gone = || trouble(format!("{} is gone; the bitmaps stay for when it comes back", folder.display()));
+    if is_gone()? {
+        gone();
+        return Ok(());
+    }
     for entry in &journal.entries {
         if journal.publishing {
-            let is_published = target::publish(folder, entry)?;
-            is_gone &= !is_published;
-            if !is_published {
+            if !target::publish(folder, entry)? {
+                if is_gone()? {
+                    gone();
+                    return Ok(());
+                }
                 trouble(format!(
                     "{} was removed before it had its name; the next INC holds it",
                     entry.partial.display()
@@ -172,13 +180,11 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Resul
             target::discard(folder, entry)?;
         }
     }
-    if is_gone && Journal::read(folder)?.is_none() {
-        // unmounted, or moved: where it comes back, so do the images, and need what was written since
-        trouble(format!("{} is gone; the bitmaps stay for when it comes back", folder.display()));
-        return Ok(());
-    }
     let chain = journal.chain.clone().map_or_else(|| target::chain(folder), |chain| Ok(Some(chain)))?;
     settle(machine, folder, chain, Some(journal.time)).await?;
+    if is_own {
+        tell_ended_bitmaps(machine, folder, journal).await?;
+    }
     // last, and no reason to fail: all else is in order whatever became of the folder that they should be in
     for path in &journal.fleece {
         if let Err(error) = files::remove_fleece(path) {
@@ -203,7 +209,20 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
         if let Some(command) = bitmaps.settle(newest, ended) {
             machine.send(&command).await?;
         }
-        if newest.is_some() && newest == ended && !Bitmaps::of(&device.bitmaps, &chain, &device.names).record(newest) {
+    }
+    Ok(())
+}
+
+/// Tells of each disk that has got an image of the run, and has no bitmap for the INC after it.
+async fn tell_ended_bitmaps(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Result<(), Error> {
+    let Some(chain) = &journal.chain else { return Ok(()) };
+    let replies = Replies::ask(machine).await?;
+    let live = replies.live(machine)?;
+    let mut histories = Histories::new(&live);
+    for device in replies.disks()? {
+        let newest = newest(folder, &device, &mut histories)?.filter(|newest| *newest == journal.time);
+        let bitmaps = Bitmaps::of(&device.bitmaps, chain, &device.names);
+        if newest.is_some_and(|newest| !bitmaps.record(newest)) {
             let disk = device.names.first().unwrap_or(&device.base);
             let what = format!(
                 "{disk}: no bitmap records what is written from now on, somebody else has ended it: no INC can follow"

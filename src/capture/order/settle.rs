@@ -40,8 +40,8 @@ impl<'a> Bitmaps<'a> {
 
     /// Whether one of them holds all that is written after an image of this time, for the INC that follows.
     #[must_use]
-    pub(crate) fn record(&self, newest: Option<i64>) -> bool {
-        newest.and_then(|newest| self.since(newest)).is_some_and(|bitmap| bitmap.recording && !bitmap.inconsistent)
+    pub(crate) fn record(&self, newest: i64) -> bool {
+        self.since(newest).is_some_and(|bitmap| bitmap.recording && !bitmap.inconsistent)
     }
 
     /// What brings them in order, where the newest whole image is of the time `newest` and a run of the time `ended` has

@@ -35,18 +35,29 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
     }
     signals::watch(if arguments.streams() { Patience::Short } else { Patience::Two })?;
     let start = Instant::now();
-    let (_, (point, layers)) = place::with_current(&arguments.place.dir, |inventory| {
-        refuse::part_of_backup(arguments, inventory)?;
-        place::warn(inventory, arguments.place.filter.as_deref(), console)?;
-        let disk = inventory.disk(arguments.place.filter.as_deref())?;
-        let opened = if arguments.salvage {
-            salvage::open(arguments, disk, console).map_err(Failure::of_salvage)
-        } else {
-            open(arguments, disk, console)
-        };
+    let filter = arguments.place.filter.as_deref();
+    let not_opened = |failure, disk: &Disk| {
         let newest = disk.images().last().map_or(arguments.place.dir.as_path(), |image| &image.path);
-        opened.map_err(|failure| place::not_opened(failure, newest))
+        place::not_opened(failure, newest)
+    };
+    let (inventory, found) = place::with_current(&arguments.place.dir, |inventory| {
+        refuse::part_of_backup(arguments, inventory)?;
+        let disk = inventory.disk(filter)?;
+        // a salvage fails for nothing that somebody changes
+        let opened = (!arguments.salvage).then(|| open(arguments, disk)).transpose();
+        opened.map_err(|failure| not_opened(failure, disk))
     })?;
+    place::warn(&inventory, filter, console)?;
+    let (point, layers) = if let Some(opened) = found? {
+        opened
+    } else {
+        let disk = inventory.disk(filter)?;
+        let opened = salvage::open(arguments, disk, console).map_err(Failure::of_salvage);
+        opened.map_err(|failure| not_opened(failure, disk))?
+    };
+    if let Some(doubt) = point.doubt.as_ref().filter(|_| !arguments.salvage) {
+        console.warning(&format!("{} may lack changes: {doubt}", point.name()));
+    }
     let format = format.unwrap_or_else(|| default_format(&layers));
     let is_named_raw = arguments.out.extension().is_some_and(|end| end == "raw" || end == "img");
     if is_named_raw && arguments.format.is_none() && matches!(format, OutputFormat::Qcow2 { .. }) {
@@ -90,12 +101,9 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
 }
 
 /// Finds the restore point and opens its images.
-fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> Result<(RestorePoint, Layers), Failure> {
+fn open(arguments: &args::Merge, disk: &Disk) -> Result<(RestorePoint, Layers), Failure> {
     let selected = disk.select(&arguments.until, &Clock::system(), arguments.allow_partial);
     let point = selected.map_err(place::not_selected)?;
-    if let Some(doubt) = &point.doubt {
-        console.warning(&format!("{} may lack changes: {doubt}", point.name()));
-    }
     let layers = Layers::open_point(&point, arguments.source_format.map(Into::into), arguments.verify)?;
     Ok((point, layers))
 }

@@ -24,14 +24,14 @@ pub(super) fn warn(inventory: &Inventory, filter: Option<&str>, console: &Consol
 pub(super) fn with_current<T>(
     dir: &Path,
     mut work: impl FnMut(&Inventory) -> Result<T, Failure>,
-) -> Result<(Inventory, T), Failure> {
+) -> Result<(Inventory, Result<T, Failure>), Failure> {
     let mut left = LOOKS;
     loop {
         let inventory = discover(dir)?;
+        let done = work(&inventory);
         left -= 1;
-        match work(&inventory) {
-            Err(_) if left > 0 && !inventory.is_current() => {}
-            done => return done.map(|done| (inventory, done)),
+        if done.is_ok() || left == 0 || inventory.is_current() {
+            return Ok((inventory, done));
         }
     }
 }

@@ -28,9 +28,9 @@ pub(super) fn open(arguments: &args::Merge, disk: &Disk, console: &Console) -> R
         Fault::Lineage(Lineage::Unreachable(_)) => true,
         _ => false,
     };
+    let mut faults: Vec<Fault> = found.fault.iter().cloned().collect();
     let contradictions = found.contradictions.iter().cloned().map(Fault::Lineage);
-    let mut faults: Vec<Fault> = found.fault.iter().cloned().chain(contradictions).collect();
-    faults.dedup();
+    faults.extend(contradictions.filter(|fault| found.fault.as_ref() != Some(fault)));
     for fault in faults.iter().filter(|fault| !is_listed(fault)) {
         console.warning(&format!("{name} may be wrong anywhere: {fault}"));
         anywhere(console, "damaged", fault);

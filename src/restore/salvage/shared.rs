@@ -69,9 +69,13 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
     if let Some(first) = report.findings.iter().find(contradicts) {
         let (path, first) = (layer.path().to_owned(), Box::new(first.clone()));
         observer.warning(Warning::DamagedTables { path, first });
-    } else if report.has_leaks() && !report.dirty {
-        // refcounts of an image that was not closed would say nothing
-        observer.warning(Warning::LostClusters { path: layer.path().to_owned(), clusters: report.leaks });
+        return Ok(());
+    }
+    // refcounts that are wrong in other ways, or of an image that was not closed, say nothing
+    let is_lost = |finding: &&Finding| matches!(finding, Finding::Leak { counted: 0, .. });
+    let lost = report.findings.iter().find(is_lost).filter(|_| report.corruptions() == 0 && !report.dirty);
+    if let Some(first) = lost {
+        observer.warning(Warning::LostClusters { path: layer.path().to_owned(), first: Box::new(first.clone()) });
     }
     Ok(())
 }
