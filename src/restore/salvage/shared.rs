@@ -72,7 +72,7 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
         return Ok(());
     }
     // refcounts that are wrong in other ways, or of an image that was not closed, say nothing
-    let is_lost = |finding: &&Finding| matches!(finding, Finding::Leak { counted: 0, .. });
+    let is_lost = |finding: &&Finding| matches!(finding, Finding::Leak { .. });
     let lost = report.findings.iter().find(is_lost).filter(|_| report.corruptions() == 0 && !report.dirty);
     if let Some(first) = lost {
         observer.warning(Warning::LostClusters { path: layer.path().to_owned(), first: Box::new(first.clone()) });
