@@ -23,7 +23,7 @@ fn a_raw_disk_is_left_out_and_said_unless_it_is_asked_for() {
     for release in releases(&["10.0"]) {
         let mut field = machine(release, &vec![3; 1 << 20]);
         let ended = field.makes("--level full", 0, "disk0 FULL");
-        let said = "raw0: skipped, a raw disk: --include-raw includes it";
+        let said = "raw0: skipped, a raw disk: --include-raw includes it, --exclude says that it is left out";
         let told = ended.events().iter().any(|event| event["event"] == "notice" && event["message"] == said);
         assert!(told, "{ended:#?}");
         ended.says(said);
