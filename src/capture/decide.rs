@@ -110,7 +110,10 @@ fn usable<'a>(newest: &Newest, situation: &Situation<'a>) -> Result<&'a Bitmap, 
     let bitmap = bitmap.filter(|bitmap| newest.bitmap.as_ref().is_none_or(|own| *own == bitmap.name));
     let bitmap = bitmap.ok_or_else(|| {
         let other = situation.bitmaps.last().map_or_else(
-            || "; the disk has none of this chain: it was restored or exchanged, or QEMU was killed before it stored one".to_owned(),
+            || {
+                "; the disk has none of this chain: it was restored or exchanged, or QEMU was killed before it stored one"
+                    .to_owned()
+            },
             |other| {
                 format!(
                     "; {} is of another image: perhaps another folder has the same uuid, images were removed, or the disk was \

@@ -45,11 +45,10 @@ impl<'a> Fleecing<'a> {
             // its disk is as it was as long as the job runs
             return Ok(None);
         }
-        let beside = self.beside(device);
-        let folder = match self.wanted {
+        let named = match self.wanted {
             Fleece::Off => return Ok(None),
-            Fleece::In(folder) => std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
-            Fleece::BesideDisk => beside.clone().unwrap_or_else(|| self.target.to_owned()),
+            Fleece::In(folder) => Some(std::path::absolute(folder).unwrap_or_else(|_| folder.clone())),
+            Fleece::BesideDisk => self.beside(device),
         };
         let none = |reason: &str| {
             machine.tell(&Event::NoFleece { disk: Some(place.disk.clone()), reason: reason.to_owned() });
@@ -66,10 +65,11 @@ impl<'a> Fleecing<'a> {
             Err(error) if error.refused().is_some() => return none("QEMU does not find the device that reads it"),
             Err(error) => return Err(error.into()),
         }
-        if self.wanted == &Fleece::BesideDisk && beside.is_none() {
-            let (disk, folder) = (place.disk.clone(), folder.clone());
-            machine.tell(&Event::FleeceInTarget { disk, folder });
-        }
+        let folder = named.unwrap_or_else(|| {
+            let (disk, folder) = (place.disk.clone(), self.target.to_owned());
+            machine.tell(&Event::FleeceInTarget { disk, folder: folder.clone() });
+            folder
+        });
         // a name that nobody can guess, since the folder may be one that others write to
         let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);
         Ok(Some(FleeceImage { qdev, file: files::utf8(folder.join(name))? }))

@@ -79,7 +79,7 @@ pub(crate) async fn recover(
                 told(format!("the run of {}", journal.time));
                 close(machine, lock.folder(), &journal, own_run.is_some()).await
             } else if left || observed.node(names::LOCK).is_some() {
-                settle(machine, lock.folder(), target::chain(lock.folder())?, None).await
+                settle(machine, lock.folder(), target::chain(lock.folder())?, None, false).await
             } else {
                 Ok(())
             }
@@ -181,10 +181,7 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal, is_own: 
         }
     }
     let chain = journal.chain.clone().map_or_else(|| target::chain(folder), |chain| Ok(Some(chain)))?;
-    settle(machine, folder, chain, Some(journal.time)).await?;
-    if is_own {
-        tell_ended_bitmaps(machine, folder, journal).await?;
-    }
+    settle(machine, folder, chain, Some(journal.time), is_own).await?;
     // last, and no reason to fail: all else is in order whatever became of the folder that they should be in
     for path in &journal.fleece {
         if let Err(error) = files::remove_fleece(path) {
@@ -194,8 +191,15 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal, is_own: 
     Journal::remove(folder)
 }
 
-/// Brings the bitmaps of all disks of a chain in order. `ended` is the time of a run that has just ended.
-async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, ended: Option<i64>) -> Result<(), Error> {
+/// Brings the bitmaps of all disks of a chain in order. `ended` is the time of a run that has just ended; where that is the
+/// caller's own, each disk is told that has got an image of it and has no bitmap for the INC after it.
+async fn settle(
+    machine: &Machine<'_>,
+    folder: &Path,
+    chain: Option<String>,
+    ended: Option<i64>,
+    is_own: bool,
+) -> Result<(), Error> {
     let Some(chain) = chain else { return Ok(()) };
     let replies = Replies::ask(machine).await?;
     let live = replies.live(machine)?;
@@ -209,20 +213,8 @@ async fn settle(machine: &Machine<'_>, folder: &Path, chain: Option<String>, end
         if let Some(command) = bitmaps.settle(newest, ended) {
             machine.send(&command).await?;
         }
-    }
-    Ok(())
-}
-
-/// Tells of each disk that has got an image of the run, and has no bitmap for the INC after it.
-async fn tell_ended_bitmaps(machine: &Machine<'_>, folder: &Path, journal: &Journal) -> Result<(), Error> {
-    let Some(chain) = &journal.chain else { return Ok(()) };
-    let replies = Replies::ask(machine).await?;
-    let live = replies.live(machine)?;
-    let mut histories = Histories::new(&live);
-    for device in replies.disks()? {
-        let newest = newest(folder, &device, &mut histories)?.filter(|newest| *newest == journal.time);
-        let bitmaps = Bitmaps::of(&device.bitmaps, chain, &device.names);
-        if newest.is_some_and(|newest| !bitmaps.record(newest)) {
+        let made = newest.filter(|_| is_own && newest == ended);
+        if made.is_some_and(|time| !Bitmaps::of(&device.bitmaps, &chain, &device.names).record(time)) {
             let disk = device.names.first().unwrap_or(&device.base);
             let what = format!(
                 "{disk}: no bitmap records what is written from now on, somebody else has ended it: no INC can follow"

@@ -88,16 +88,21 @@ fn the_longest_node_name_is_no_trouble() {
     }
 }
 
+/// A disk below a filter.
+fn throttled(release: &'static str) -> Field {
+    Setup::of(release)
+        .image("disk.qcow2", "4M", "")
+        .words("-object throttle-group,id=group,x-iops-total=100000")
+        .words(&format!("-blockdev {}", qcow2("format", "disk.qcow2")))
+        .words("-blockdev node-name=top,driver=throttle,throttle-group=group,file=format")
+        .words("-device virtio-blk-pci,id=dev,drive=top")
+        .start()
+}
+
 #[test]
 fn a_throttle_filter_stays_above_the_disk() {
     for release in releases(&["7.2", "10.0"]) {
-        let mut field = Setup::of(release)
-            .image("disk.qcow2", "4M", "")
-            .words("-object throttle-group,id=group,x-iops-total=100000")
-            .words(&format!("-blockdev {}", qcow2("format", "disk.qcow2")))
-            .words("-blockdev node-name=top,driver=throttle,throttle-group=group,file=format")
-            .words("-device virtio-blk-pci,id=dev,drive=top")
-            .start();
+        let mut field = throttled(release);
         three_points(&mut field, &["dev"], &["top"]);
         assert_eq!(field.bitmaps("format").len(), 1);
     }
@@ -107,13 +112,7 @@ fn a_throttle_filter_stays_above_the_disk() {
 #[test]
 fn a_snapshot_below_a_filter_at_the_moment_itself_is_noticed() {
     for (release, at) in [("7.2", "transaction"), ("10.0", "stop"), ("10.0", "qom-set"), ("11", "stop")] {
-        let mut field = Setup::of(release)
-            .image("disk.qcow2", "4M", "")
-            .words("-object throttle-group,id=group,x-iops-total=100000")
-            .words(&format!("-blockdev {}", qcow2("format", "disk.qcow2")))
-            .words("-blockdev node-name=top,driver=throttle,throttle-group=group,file=format")
-            .words("-device virtio-blk-pci,id=dev,drive=top")
-            .start();
+        let mut field = throttled(release);
         field.makes("--level full", 0, "top FULL");
         let hand = field.vm.path("hand");
         let overlay = json!({
