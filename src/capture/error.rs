@@ -125,6 +125,12 @@ pub enum Error {
         /// The disk.
         disk: String,
     },
+    /// Somebody has resized a disk while the run was prepared.
+    #[error("{disk}: the disk was resized just now; try again")]
+    Resized {
+        /// The disk.
+        disk: String,
+    },
     /// No disk is left to back up.
     #[error("the machine has no disk to back up")]
     NoDisk,
@@ -281,6 +287,7 @@ impl Error {
             | Self::State { .. }
             | Self::Changed { .. }
             | Self::Exchanged { .. }
+            | Self::Resized { .. }
             | Self::NoFull { .. }
             | Self::Replaces { .. }
             | Self::InUse { .. }

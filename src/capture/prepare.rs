@@ -170,14 +170,22 @@ impl Prepared {
         Ok(Self { time, running, targets, chain, settings })
     }
 
-    /// Makes sure that the devices still have the nodes that the plan is made for: somebody may have taken a snapshot.
+    /// Makes sure that the devices still have the nodes that the plan is made for, and the sizes: somebody may have taken a
+    /// snapshot, or resized a disk. QEMU aborts where a guest writes beyond the end of a fleece image.
     pub(super) async fn same_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
         // below a filter, the node on top stays the same
         if self.targets.iter().any(|target| target.device.node != target.device.format_node) {
             self.same_format_nodes(machine).await?;
         }
-        let drives = observe::drives(&machine.monitor.execute(&Command::new("query-block")).await?);
+        let blocks = machine.monitor.execute(&Command::new("query-block")).await?;
+        let drives = observe::drives(&blocks);
         for target in &self.targets {
+            // some filters do not notice it
+            let is_filtered = target.device.node != target.device.format_node;
+            let size = observe::size_of(&blocks, &target.device.node).filter(|_| !is_filtered);
+            if size.is_some_and(|size| size != target.size) {
+                return Err(Error::Resized { disk: target.disk.clone() });
+            }
             let Some(qdev) = &target.device.qdev else { continue };
             if !drives.iter().any(|drive| drive.qdev == *qdev && drive.node == target.device.node) {
                 return Err(Error::Exchanged { disk: target.disk.clone() });
@@ -188,15 +196,18 @@ impl Prepared {
 
     /// Makes sure that none of the disks has got another image since, whatever is above it by now. It takes longer to ask.
     pub(super) async fn same_format_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
-        let is_exchanged = |target: &&Target, disks: &[Device]| {
-            let device = &target.device;
-            let own = |disk: &&Device| disk.qdev == device.qdev && disk.device == device.device;
-            disks.iter().filter(own).any(|disk| disk.format_node != device.format_node)
-        };
         let look = |replies: &Replies| {
             let disks = replies.disks()?;
-            let exchanged = self.targets.iter().find(|target| is_exchanged(target, &disks));
-            exchanged.map_or(Ok(()), |target| Err(Error::Exchanged { disk: target.disk.clone() }))
+            self.targets.iter().try_for_each(|target| {
+                let device = &target.device;
+                let own = |other: &&Device| other.qdev == device.qdev && other.device == device.device;
+                let disk = target.disk.clone();
+                match disks.iter().find(own) {
+                    Some(other) if other.format_node != device.format_node => Err(Error::Exchanged { disk }),
+                    Some(other) if other.virtual_size != device.virtual_size => Err(Error::Resized { disk }),
+                    _ => Ok(()),
+                }
+            })
         };
         // a job that ends takes its filter away between the answers: each does so once
         for _ in &self.targets {

@@ -68,7 +68,14 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     if matches!(made, Err(Error::Standing { .. })) {
         moment::outlast(&machine, request).await;
     }
-    let restored = order::restore(&machine, agent, Some(&lock), Some(&journal)).await;
+    let machine = connected(machine, request, &made).await;
+    let mut restored = order::restore(&machine, agent, Some(&lock), Some(&journal)).await;
+    let machine = connected(machine, request, &restored).await;
+    if has_lost_monitor(&restored) {
+        // it may have been done with, and is not there then
+        let journal = Journal::read(&folder)?;
+        restored = order::restore(&machine, agent, Some(&lock), journal.as_ref()).await;
+    }
     if made.is_err() {
         go_on_after_error(&machine, prepared.running).await;
     }
@@ -92,6 +99,18 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     let lengths = images.iter().filter_map(|(path, _)| path.metadata().ok()).map(|file| file.len());
     let bytes = lengths.fold(0, u64::saturating_add);
     Ok(Outcome { time: prepared.time, images, bytes })
+}
+
+/// The machine as it was, or by another connection where work on it has lost its own: perhaps it stands still.
+async fn connected<'a>(machine: Machine<'a>, request: &Request, worked: &Result<(), Error>) -> Machine<'a> {
+    if !has_lost_monitor(worked) {
+        return machine;
+    }
+    connect(&request.connection, machine.observer).await.unwrap_or(machine)
+}
+
+fn has_lost_monitor(worked: &Result<(), Error>) -> bool {
+    matches!(worked, Err(Error::Monitor(error)) if error.is_lost())
 }
 
 /// Puts in order what runs have left in the folders of other months. A folder in which that is not possible keeps nobody from

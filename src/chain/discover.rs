@@ -19,6 +19,7 @@ use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
 use super::point::Fault;
 use super::scan::{Folder, Stamp, scan};
+use super::unnamed::Unnamed;
 use super::{Error, FormatHint, Level};
 use crate::storage::read_folder;
 
@@ -102,6 +103,11 @@ pub enum Note {
         /// The FULL.
         path: PathBuf,
     },
+    /// An image that is whole but has not got its name, since its run was killed.
+    Unnamed {
+        /// The image.
+        path: PathBuf,
+    },
 }
 
 impl Note {
@@ -112,7 +118,11 @@ impl Note {
             | Self::Manifests { path, .. }
             | Self::Link { path }
             | Self::Dangling { path, .. } => Some(path),
-            Self::Config { .. } | Self::Manifest { .. } | Self::Unknown { .. } | Self::Moment { .. } => None,
+            Self::Config { .. }
+            | Self::Manifest { .. }
+            | Self::Unknown { .. }
+            | Self::Moment { .. }
+            | Self::Unnamed { .. } => None,
         }
     }
 
@@ -126,7 +136,8 @@ impl Note {
             | Self::Link { .. }
             | Self::Dangling { .. }
             | Self::Unknown { .. }
-            | Self::Moment { .. } => None,
+            | Self::Moment { .. }
+            | Self::Unnamed { .. } => None,
         }
     }
 }
@@ -158,6 +169,13 @@ impl fmt::Display for Note {
                     path.display()
                 )
             }
+            Self::Unnamed { path } => write!(
+                f,
+                "{}: a run was killed while it gave whole images their names, so that its restore point is not there yet: the \
+                 next run or `qmpbackup recover` ends that, or, where the machine is gone, removing `.partial` from the names of \
+                 the image and of its files in {BOOKKEEPING}, and `qmprestore verify`",
+                path.display()
+            ),
         }
     }
 }
@@ -188,6 +206,11 @@ fn look(dir: &Path) -> Result<Inventory, Error> {
     let folders = scan(dir, &mut notes)?;
     let layouts: Vec<(&Path, Layout)> = folders.iter().map(|f| (f.relative.as_path(), Layout::new(f))).collect();
     let below = disks_below(&layouts);
+    let targets: Vec<PathBuf> = folders.iter().map(|folder| real.join(&folder.relative)).collect();
+    // a run knows the folder by the path that it was given, which may lead over a link
+    let given = std::path::absolute(dir).ok();
+    let above = [real.parent(), given.as_deref().and_then(Path::parent)];
+    let unnamed = Unnamed::in_folders(targets.iter().map(PathBuf::as_path).chain(above.into_iter().flatten()));
 
     let mut groups: BTreeMap<PathBuf, BTreeMap<Option<OsString>, Vec<Image>>> = BTreeMap::new();
     for (folder, layout) in &layouts {
@@ -249,7 +272,13 @@ fn look(dir: &Path) -> Result<Inventory, Error> {
                     let fault = |error| Fault::of_journal(&image.path, &error);
                     image.in_place = journal.map(|read| read.map(Arc::new).map_err(fault));
                 }
+                if let Some(partial) = unnamed.owner_of_manifest(&real.join(&image.relative)) {
+                    image.in_place = Some(Err(Fault::Replaced { by: partial.to_owned() }));
+                }
             }
+            let left = images.iter().filter(|image| unnamed.is_left(&real.join(&image.relative)));
+            let file = |image: &Image| if image.partial { image.name().to_owned() } else { partial(image.name()) };
+            notes.extend(left.map(|image| Note::Unnamed { path: image.path.with_file_name(file(image)) }));
             // where others have them, and checksums are there, the FULL had one, too
             let are_kept = images.iter().any(|image| image.manifest.is_some());
             let had = |image: &Image| image.manifest.is_some() || are_kept && Checksums::path(&image.path).is_file();

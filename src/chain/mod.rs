@@ -83,6 +83,7 @@ mod select;
 #[cfg(test)]
 mod tests;
 mod timeless;
+mod unnamed;
 mod verified;
 mod when;
 

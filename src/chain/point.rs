@@ -119,6 +119,11 @@ pub enum Fault {
         /// What the system says.
         reason: String,
     },
+    /// Another image was about to get this one's name when its run was killed, and its manifest has got it already.
+    Replaced {
+        /// The other.
+        by: PathBuf,
+    },
 }
 
 impl fmt::Display for Fault {
@@ -149,6 +154,12 @@ impl fmt::Display for Fault {
             Self::JournalUnread { path, reason } => {
                 write!(f, "{} cannot be read, what was begun in the FULL is unknown: {reason}", path.display())
             }
+            Self::Replaced { by } => write!(
+                f,
+                "its manifest is that of {}, which a run was about to give this name: if it was killed, the next run or \
+                 `qmpbackup recover` does it",
+                by.display()
+            ),
         }
     }
 }

@@ -183,7 +183,7 @@ fn of_capture(error: &capture::Error) -> Option<&'static str> {
                 "the machine was not touched; run as a user who may write to the socket, root for example"
             }
             qmp::Error::Connect { .. } | qmp::Error::NotQmp { .. } => {
-                "the machine was not touched; does it run, and is --socket its QMP monitor?"
+                "the machine was not touched; does it run, and is --socket its QMP monitor (a path, or tcp:HOST:PORT)?"
             }
             qmp::Error::NoGreeting { .. } => "the machine was not touched",
             _ => "the next run or `qmpbackup recover` puts in order what this one has begun",

@@ -256,13 +256,14 @@ impl<'a> Copier<'a> {
         let (Origin::Plain(host), Some(layer)) = (operation.source, self.work.layers.get(operation.layer)) else {
             return 0;
         };
-        // what is checked while it is read has no file
-        let Some(file) = layer.file().filter(|_| self.work.holes != Holes::None) else { return 0 };
+        if self.work.holes == Holes::None {
+            return 0;
+        }
         let range = host.0 + start..host.0 + start + length;
         let data = self.holes.entry(operation.layer).or_default().next_data_within(layer.data(), range.clone());
         let hole = data.map_or(0, |data| data.unwrap_or(range.end) - range.start);
         // what is behind the end is none, also where the file has become shorter: reading it says that
-        let is_inside = || file.metadata().is_ok_and(|file| range.start + hole <= file.len());
+        let is_inside = || layer.data().length_now().is_ok_and(|length| range.start + hole <= length);
         if hole > 0 && range.start + hole <= layer.data().length() && is_inside() { hole } else { 0 }
     }
 

@@ -97,6 +97,10 @@ impl Storage for FileStorage {
         }
     }
 
+    fn length_now(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
     fn as_file(&self) -> Option<&File> {
         Some(&self.file)
     }

@@ -198,6 +198,47 @@ fn a_full_of_before_that_was_put_back_meanwhile_is_refused() {
     assert!(backup.images.iter().all(|image| image.exists()));
 }
 
+/// A run was killed before it removed INCs, and the FULL was changed or damaged since.
+#[test]
+fn incs_are_kept_that_a_full_no_longer_holds() {
+    let backup = Backup::new();
+    backup.does(&["manifest"]).with(0);
+    begin(&backup, Work::Commit, Stage::Removing);
+    let full = &backup.images[0];
+    let flip = || {
+        let mut bytes = fs::read(full).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(full, bytes).unwrap();
+    };
+    flip();
+    backup.does(&["commit"]).with(1).says("is not what it was when the INCs were written into it");
+    assert!(backup.images.iter().all(|image| image.exists()));
+    flip();
+    backup.does(&["commit"]).with(0);
+    assert!(backup.images[1..].iter().all(|image| !image.exists()));
+}
+
+/// Nothing tells whether it still does.
+#[test]
+fn incs_go_into_a_full_without_checksums_once_more() {
+    let backup = Backup::new();
+    let expected = backup.expected(3);
+    backup.does(&["manifest"]).with(0);
+    let full = &backup.images[0];
+    fs::remove_file(Checksums::path(full)).unwrap();
+    let manifest = Manifest::read(full).unwrap().unwrap();
+    let (full_id, id) = (manifest.id, ImageId::parse("0123456789abcdef0123456789abcdef"));
+    let incs = backup.images[1..].iter().map(|inc| name(inc)).collect();
+    Unfinished { work: Work::Commit, stage: Stage::Removing, full: name(full), incs, full_id }.write(full).unwrap();
+    Manifest { id, ..manifest }.write(full).unwrap();
+    backup.does(&["commit"]).with(0);
+    assert!(backup.images[1..].iter().all(|image| !image.exists()));
+    // what is killed meanwhile is still known by it
+    assert_eq!(Manifest::read(full).unwrap().unwrap().id, id);
+    assert_full_is(&backup, &expected);
+}
+
 /// A run that was killed after it had given the FULL its new id, or before.
 #[test]
 fn a_full_gets_one_other_id_however_often_it_is_begun() {

@@ -123,6 +123,15 @@ impl History {
             Some(chain::State::Doubtful(doubt)) => Some(doubt.to_string()),
             Some(chain::State::Sound) | None => None,
         };
+        // a disk may be put back to what it was before an image was made that is gone: an INC could not be told from one that
+        // builds on that
+        let builds_on_it = |image: &&Arc<Image>| {
+            let parent = image.known().and_then(|manifest| manifest.parent.as_deref());
+            image.missing && image.level == Level::Inc && parent.map(OsStr::new) == newest.path.file_name()
+        };
+        let gone = disk.chains().iter().flat_map(chain::Chain::images).filter(here).find(builds_on_it);
+        let fault = fault
+            .or_else(|| gone.map(|gone| format!("{} is missing, only its manifest is there", gone.display_name())));
         // whose it is, and which bitmap goes back to it, nobody knows then
         let untold = newest.manifest.as_ref().and_then(|manifest| manifest.as_ref().err());
         let fault =
@@ -311,6 +320,22 @@ mod tests {
             let fault = newest().fault.unwrap();
             assert!(fault.starts_with("the manifest of the newest image cannot be used: "), "{fault}");
         }
+    }
+
+    /// The disk was put back to what it was before an INC that is gone.
+    #[test]
+    fn nothing_is_built_on_an_image_before_one_that_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/INC-1793674800-disk.qcow2");
+        std::fs::copy(source, folder.path().join("FULL-5-disk")).unwrap();
+        let fault = || read(folder.path(), "disk").unwrap().newest.unwrap().fault;
+        assert_eq!(fault(), None);
+        let (image, parent) = ("INC-6-disk".to_owned(), Some("FULL-5-disk".to_owned()));
+        let inc = Manifest { image, level: Level::Inc, time: Some(6), parent, ..manifest() };
+        inc.write(&folder.path().join("INC-6-disk")).unwrap();
+        assert_eq!(fault().as_deref(), Some("INC-6-disk is missing, only its manifest is there"));
+        std::fs::copy(source, folder.path().join("FULL-7-disk")).unwrap();
+        assert_eq!(fault(), None);
     }
 
     #[test]

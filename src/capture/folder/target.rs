@@ -107,6 +107,9 @@ pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
             // they went before the manifest, and an image that has the name is another
             files::remove(&Checksums::path(&image))?;
         }
+        if is_gone(&image) {
+            files::remove(&manifest)?;
+        }
         discard(folder, entry)?;
         return Ok(false);
     }

@@ -172,6 +172,13 @@ pub(crate) fn status(reply: &Value) -> String {
     reply.get("status").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+/// The size of the disk whose node is on top of a device, as `query-block` tells.
+pub(crate) fn size_of(blocks: &Value, node: &str) -> Option<u64> {
+    let mut inserted = blocks.as_array()?.iter().filter_map(|block| block.get("inserted"));
+    let own = inserted.find(|inserted| inserted.get("node-name").and_then(Value::as_str) == Some(node))?;
+    own.pointer("/image/virtual-size")?.as_u64()
+}
+
 /// Reads `query-block`.
 pub(crate) fn drives(blocks: &Value) -> Vec<Attachment> {
     let blocks = blocks.as_array().into_iter().flatten();

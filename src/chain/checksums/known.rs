@@ -13,6 +13,8 @@ const MOST: u64 = 1 << 24;
 #[derive(Debug, Default)]
 pub(crate) struct KnownSums {
     sums: Vec<u32>,
+    /// What was read last: it is taken again.
+    buffer: Vec<u8>,
     /// Those of them that cannot be relied on.
     forgotten: BlockSet,
 }
@@ -30,7 +32,7 @@ impl KnownSums {
         if end <= start {
             return Ok(false);
         }
-        self.sums.extend(sums(image, start..end, &mut Vec::new())?);
+        self.sums.extend(sums(image, start..end, &mut self.buffer)?);
         Ok(true)
     }
 

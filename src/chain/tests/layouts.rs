@@ -5,7 +5,9 @@ use std::os::unix::net::UnixListener;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode};
 
-use super::super::{FormatHint, Note};
+use serde_json::json;
+
+use super::super::{FolderLock, FormatHint, Note};
 use super::*;
 
 #[test]
@@ -262,6 +264,49 @@ fn a_full_that_has_lost_its_manifest_may_hold_another_moment() {
     assert!(!tree.disk().notes().contains(&moment));
     tree.add("hd0/.qmpbackup/FULL-100-disk.json");
     assert!(tree.disk().notes().contains(&moment));
+}
+
+/// A run to the folder above was killed while it gave names, and has given one of them.
+fn half_named(files: &[&str], images: &[&str], publishing: bool) -> Tree {
+    let tree = Tree::new(files.iter().copied());
+    let entry =
+        |image: &&str| json!({"disk": "d", "image": image, "partial": format!("{image}.partial"), "link": null});
+    let entries: Vec<_> = images.iter().map(entry).collect();
+    let mut journal = json!({"version": 2, "time": 200, "publishing": publishing, "images": entries, "fleece": []});
+    super::super::json_file::seal(journal.as_object_mut().unwrap());
+    tree.write(".qmpbackup/run.json", &journal.to_string());
+    tree
+}
+
+#[test]
+fn an_image_that_has_not_got_its_name_is_told() {
+    let files = ["hd0/FULL-100-a", "hd0/INC-200-a", "hd1/FULL-100-b", "hd1/INC-200-b.partial"];
+    let images = ["hd0/INC-200-a", "hd1/INC-200-b"];
+    let tree = half_named(&files, &images, true);
+    let unnamed = Note::Unnamed { path: tree.path("hd1/INC-200-b.partial") };
+    let notes = |tree: &Tree| tree.discover().notes_of(None).unwrap().into_iter().cloned().collect::<Vec<_>>();
+    assert_eq!(notes(&tree), [unnamed]);
+    let alone = discover(&tree.path("hd1")).unwrap();
+    assert_eq!(alone.disks[0].notes(), [Note::Unnamed { path: tree.path("hd1/INC-200-b.partial") }]);
+    assert_eq!(discover(&tree.path("hd0")).unwrap().disks[0].notes(), []);
+    // the images are not whole, or their run goes on
+    assert_eq!(notes(&half_named(&files, &images, false)), []);
+    let _lock = FolderLock::take(&tree.path(".")).unwrap();
+    assert_eq!(notes(&tree), []);
+}
+
+#[test]
+fn an_image_is_not_taken_for_the_one_whose_manifest_has_its_name_already() {
+    let files = ["hd0/a.qcow2", "hd0/FULL-a.qcow2 -> a.qcow2", "hd0/.qmpbackup/a.qcow2.partial.json"];
+    let tree = half_named(&files, &["hd0/a.qcow2"], true);
+    assert_eq!(points(&tree.disk()), ["a.qcow2"]);
+    tree.add("hd0/a.qcow2.partial");
+    assert_eq!(points(&tree.disk()), ["a.qcow2"], "its manifest is still its own");
+    fs::remove_file(tree.path("hd0/.qmpbackup/a.qcow2.partial.json")).unwrap();
+    let disk = tree.disk();
+    let by = fs::canonicalize(tree.path("hd0/a.qcow2.partial")).unwrap();
+    assert_eq!(*disk.points()[0].state(), State::Broken(Fault::Replaced { by }));
+    assert!(disk.notes().contains(&Note::Unnamed { path: tree.path("hd0/a.qcow2.partial") }), "{:?}", disk.notes());
 }
 
 #[test]

@@ -92,14 +92,7 @@ pub(super) struct Merge {
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     pub(super) cluster_size: Option<u64>,
     /// Compress a qcow2 output [default: zlib]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "CODEC",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "zlib"
-    )]
+    #[arg(long, value_enum, value_name = "CODEC", num_args = 0..=1, default_missing_value = "zlib")]
     pub(super) compress: Option<CodecName>,
     /// Leave holes in a new file where the images hold zeroes as data, in blocks of 4 KiB
     ///
@@ -195,7 +188,7 @@ pub(super) struct List {
 )]
 pub(super) struct Check {
     /// The qcow2 images to check
-    #[arg(value_name = "IMAGE", required_unless_present = "dir", conflicts_with = "dir")]
+    #[arg(value_name = "IMAGE", required_unless_present = "dir", conflicts_with_all = ["dir", "filter"])]
     pub(super) images: Vec<PathBuf>,
     /// Check all images of all disks in this folder
     #[arg(long, value_name = "DIR")]

@@ -1,8 +1,10 @@
 //! What `qmprestore merge` does not write to.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::{args, merge};
@@ -19,7 +21,8 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
     let out = if arguments.streams() {
         merge::stdout().and_then(|out| out.metadata()).ok().map(number)
     } else {
-        number_of(&arguments.out)?
+        let behind = behind_loop(&arguments.out)?.and_then(|file| file.metadata().ok());
+        behind.map_or_else(|| number_of(&arguments.out), |file| Ok(Some(number(file))))?
     };
     let path = || arguments.out.clone();
     if out.is_some() {
@@ -54,6 +57,20 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
         return Err(Failure::OutputOfBackup { path: path() });
     }
     Ok(())
+}
+
+/// The file that a loop device writes to.
+fn behind_loop(out: &Path) -> Result<Option<PathBuf>, Failure> {
+    let Some(device) = if_there(out, out.metadata())?.filter(|out| out.file_type().is_block_device()) else {
+        return Ok(None);
+    };
+    let (major, minor) = (rustix::fs::major(device.rdev()), rustix::fs::minor(device.rdev()));
+    // of a partition, the device is the folder above
+    let device = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
+    let file = ["loop/backing_file", "../loop/backing_file"]
+        .into_iter()
+        .find_map(|file| std::fs::read(device.join(file)).ok());
+    Ok(file.map(|file| OsString::from_vec(file.strip_suffix(b"\n").unwrap_or(&file).to_vec()).into()))
 }
 
 /// The folder of a file, also where parts of it are not there yet.

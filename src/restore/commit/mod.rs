@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::apply::apply_layers;
-use crate::chain::{self, Image, ImageId, RestorePoint, Stage, Unfinished, Work};
+use crate::chain::{self, Checksums, Image, ImageId, RestorePoint, Stage, Unfinished, Work};
 use crate::qcow2::Writer;
 use crate::restore::check;
 use crate::restore::copier::{Holes, Transfer};
@@ -258,6 +258,19 @@ impl Commit {
         kept::check(full, &groups(self.options.work, self.chain.incs()), keeps, observer)
     }
 
+    /// Makes sure that the FULL is what it was when an earlier run had written INCs into it, before these go for good.
+    fn check_holds_rest(&self, observer: &dyn Observer) -> Result<()> {
+        let Some(full) = self.chain.full_layer().filter(|_| !self.rest.is_empty()) else { return Ok(()) };
+        if self.pool.install(|| sums::fits(full, observer))? {
+            return Ok(());
+        }
+        Err(in_place::refused(
+            full.path(),
+            "is not what it was when the INCs were written into it, so that they are not removed: put that one back, or, where \
+             all of them are there still, remove its .crc32 to have them written once more",
+        ))
+    }
+
     /// Writes the INCs into the FULL and removes them. The FULL is [checked](Self::check_full) before, if it was not yet.
     ///
     /// # Errors
@@ -268,6 +281,7 @@ impl Commit {
             return Ok(());
         }
         self.check_full(observer)?;
+        self.check_holds_rest(observer)?;
         let full = self.summary.full.as_path();
         if let Some(unfinished) = &self.resumed {
             // an earlier run may have ended between writing it and its sync
@@ -349,7 +363,10 @@ impl Commit {
 
     /// The id of the FULL before it becomes another image, which an earlier run may have begun.
     fn former_id(&self) -> Result<Option<ImageId>> {
-        let begun = self.resumed.as_ref().filter(|begun| begun.stage == Stage::Writing);
+        // INCs that are written once more have made it another image already
+        let again = |name: &String| self.incs.iter().any(|inc| inc.display_name() == *name);
+        let begun = self.resumed.as_ref();
+        let begun = begun.filter(|begun| begun.stage == Stage::Writing || begun.incs.iter().any(again));
         match begun.and_then(|begun| begun.full_id) {
             None => in_place::id(&self.summary.full),
             former => Ok(former),
@@ -390,6 +407,8 @@ fn split(point: &RestorePoint, work: Work) -> Result<(Images, Images)> {
         return if incs.is_empty() { Err(Error::NothingToCommit) } else { Ok((Vec::new(), incs.to_vec())) };
     };
     let begun = |image: &Arc<Image>| unfinished.incs.iter().any(|name| *name == image.display_name());
+    let has_sums = matches!(Checksums::open(&full.path), Ok(Some(_)));
+    let is_there = |name: &String| incs.iter().any(|image| image.display_name() == *name);
     if unfinished.work != work || point.later.iter().any(begun) {
         return Err(Error::Unfinished {
             path: full.path.clone(),
@@ -399,6 +418,8 @@ fn split(point: &RestorePoint, work: Work) -> Result<(Images, Images)> {
     }
     match unfinished.stage {
         Stage::Writing => Ok((Vec::new(), incs.to_vec())),
+        // without checksums nothing tells whether the FULL is still what it was then: it is written once more
+        Stage::Removing if !has_sums && unfinished.incs.iter().all(is_there) => Ok((Vec::new(), incs.to_vec())),
         Stage::Removing => Ok(incs.iter().cloned().partition(begun)),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::chain::{BLOCK, Checksums, block_sums};
+use crate::chain::{BLOCK, Checksums, ChecksumsError, block_sums};
 use crate::restore::check::check_streams;
 use crate::restore::error::{Error, Result};
 use crate::restore::layer::Layer;
@@ -35,6 +35,22 @@ pub(super) fn verify(layers: &[Layer], observer: &dyn Observer) -> Result<()> {
         check_streams(layer, observer)?;
         read_all(layer, observer)
     })
+}
+
+/// Whether an image is what it was when its checksums were made; where there are none that can be used, nobody knows.
+///
+/// # Errors
+/// What the system says, or [`Error::Cancelled`].
+pub(super) fn fits(layer: &Layer, observer: &dyn Observer) -> Result<bool> {
+    let compared = Checksums::open(layer.path()).map_err(Error::from).and_then(|sums| {
+        let known = sums.map(|sums| (layer, sums));
+        known.map_or(Ok(()), |known| compare_all(vec![known], observer))
+    });
+    match compared {
+        Err(Error::Checksum { .. } | Error::Length { .. }) => Ok(false),
+        Err(Error::Checksums(error)) if !matches!(error, ChecksumsError::Io { .. }) => Ok(true),
+        compared => compared.map(|()| true),
+    }
 }
 
 /// Reads all data of an image's file.

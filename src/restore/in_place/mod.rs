@@ -137,7 +137,12 @@ impl InPlace {
 
     /// The FULL.
     pub(super) fn full(&self) -> Option<&qcow2::Image> {
-        self.layers.first().and_then(Layer::image)
+        self.full_layer().and_then(Layer::image)
+    }
+
+    /// The FULL as the layer below the INCs.
+    pub(super) fn full_layer(&self) -> Option<&Layer> {
+        self.layers.first()
     }
 
     /// The FULL, so that what is read of it is compared with its checksums, if it has some that can be used.

@@ -46,7 +46,7 @@ fn every_way_to_write_gives_the_same_disk() {
         (&["--cluster-size=512"], 512, "zlib"),
         (&["--cluster-size", "2MiB", "--threads", "3"], 2 << 20, "zlib"),
         (&["--compress"], 16384, "zlib"),
-        (&["--compress=zstd", "--format", "qcow2"], 16384, "zstd"),
+        (&["--compress", "zstd", "--format", "qcow2"], 16384, "zstd"),
         (&["--skip-check", "--rate-limit", "0"], 16384, "zlib"),
         (&["--source-format=qcow2", "--rate-limit", "1GiB", "--allow-partial"], 16384, "zlib"),
     ];
@@ -547,6 +547,17 @@ fn a_block_device_takes_raw_and_only_what_fits() {
     let (_detach, device) = loop_device(&small);
     let refused = backup.merged(["--format=raw", "--force", "--out", &device]).with(1);
     refused.says(&format!("has {} bytes, the disk needs {SIZE}", SIZE - 4096));
+}
+
+#[test]
+fn a_device_whose_file_is_an_image_of_the_backup_is_not_written_to() {
+    let backup = Backup::new();
+    let image = &backup.images[1];
+    let before = std::fs::read(image).unwrap();
+    let (_detach, device) = loop_device(image);
+    let merged = backup.merged(["--format=raw", "--force", "--until=FULL-17935", "--out", &device]);
+    merged.with(1).says("is itself a part of the chain");
+    assert_eq!(std::fs::read(image).unwrap(), before);
 }
 
 fn loop_device(file: &Path) -> (Undo, String) {

@@ -141,6 +141,38 @@ fn a_snapshot_below_a_filter_at_the_moment_itself_is_noticed() {
     }
 }
 
+/// QEMU 10 and 11 would abort where the guest writes beyond the end of the fleece image, and an image would end too early.
+#[test]
+fn a_disk_that_grows_before_the_moment_gets_no_image() {
+    for (release, level) in [("7.2", "full"), ("10.0", "full"), ("11", "inc")] {
+        let mut field = Setup::of(release)
+            .image("disk.qcow2", "4M", "")
+            .words("-drive if=none,id=drive0,format=qcow2,file=@/disk.qcow2")
+            .words("-device virtio-blk-pci,id=dev,drive=drive0")
+            .start();
+        field.makes("--level full", 0, "drive0 FULL");
+        let hand = field.vm.path("hand");
+        let mut done = false;
+        let grow = move |command: &Value, _: usize| {
+            // the new image is there, and a fleece image beside it
+            if !done && command["execute"] == "blockdev-add" && command["arguments"]["driver"] == "qcow2" {
+                done = true;
+                let size = json!({"device": "drive0", "size": 8 << 20});
+                Monitor::connect(&hand).execute("block_resize", &size).unwrap();
+            }
+            Action::Forward
+        };
+        let tool = Tool::built("qmpbackup");
+        let path = field.vm.path("proxy");
+        let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, Box::new(grow));
+        let target = field.target.to_str().unwrap();
+        let words = ["--socket", path.to_str().unwrap(), "backup", "--target", target, "--level", level];
+        tool.run(&words).with(1).says("drive0: the disk was resized just now; try again");
+        proxy.end();
+        field.stays();
+    }
+}
+
 #[test]
 fn what_copy_on_read_copies_is_not_lost() {
     for release in releases(&["10.0"]) {
