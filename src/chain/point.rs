@@ -210,6 +210,14 @@ impl RestorePoint {
         self.members.last().map(|image| image.display_name()).unwrap_or_default()
     }
 
+    /// That the INC after it was made on top of another image than its last one: one of the two was exchanged.
+    #[must_use]
+    pub fn doubted_by_next(&self) -> Option<Lineage> {
+        let members: Vec<&Arc<Image>> = self.members.iter().collect();
+        let lineage = Lineage::after(&members, self.next.as_ref()?, None)?;
+        matches!(lineage, Lineage::Exchanged { .. }).then_some(lineage)
+    }
+
     /// Whether the FULL still holds the moment that was found, and no other work in it was begun: to be asked when the
     /// images are locked, since they were found before.
     ///

@@ -92,5 +92,5 @@ pub use salvage::{Cause, Loss, LossKind, Losses, Slot};
 pub use source::{Source, open_writable};
 pub use survey::{Facts, survey};
 pub use verify::{
-    Due, Flaw, FlawSeverity, Flawed, Share, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,
+    Due, Flaw, FlawSeverity, Flawed, Points, Share, Verified, VerifiedImage, VerifyOptions, VerifyTarget, verify,
 };

@@ -177,6 +177,18 @@ fn millions_of_damaged_l1_entries_are_salvaged_in_little_memory() {
     }
 }
 
+/// Each of them harms all restore points from it on.
+#[test]
+fn thousands_of_damaged_incs_of_one_chain_are_named_in_little_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    tools::run(tools::qemu_img().args(["create", "-q", "-f", "qcow2"]).arg(path("FULL-1600000000-disk")).arg("1M"));
+    for time in 1_600_000_001..1_600_010_000 {
+        File::create(path(&format!("INC-{time}-disk"))).unwrap();
+    }
+    assert_eq!(run(&[OsStr::new("verify"), OsStr::new("--dir"), folder.path().as_os_str()]), 4);
+}
+
 #[test]
 fn what_the_tables_map_is_where_they_are_no_holes() {
     let claim = Claim::new(21, 3);

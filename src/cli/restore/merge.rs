@@ -55,6 +55,9 @@ pub(super) fn run(arguments: &args::Merge, console: &Console) -> Result<Exit, Fa
         let opened = salvage::open(arguments, disk, console).map_err(Failure::of_salvage);
         opened.map_err(|failure| not_opened(failure, disk))?
     };
+    if let Some(lineage) = point.doubted_by_next() {
+        console.warning(&lineage.to_string());
+    }
     if let Some(doubt) = point.doubt.as_ref().filter(|_| !arguments.salvage) {
         console.warning(&format!("{} may lack changes: {doubt}", point.name()));
     }

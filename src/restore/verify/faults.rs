@@ -29,8 +29,11 @@ pub(super) fn faults(targets: &[VerifyTarget<'_>], is_locked: impl Fn(&Path) -> 
             }
         }
     }
-    all
+    all.into_iter().map(|(flawed, points)| Flawed { points: points.into(), ..flawed }).collect()
 }
+
+/// A fault, and the restore points that were found to suffer from it.
+type Found = (Flawed, Vec<Arc<Image>>);
 
 #[derive(PartialEq)]
 enum Against {
@@ -43,7 +46,7 @@ fn of_chain(
     chain: &Chain,
     points: &BTreeMap<&Path, &Point>,
     is_locked: impl Fn(&Path) -> bool,
-    all: &mut Vec<Flawed>,
+    all: &mut Vec<Found>,
 ) {
     let mut seen = Vec::new();
     let is_busy = chain.full().is_some_and(|full| is_locked(&full.path));
@@ -72,10 +75,10 @@ fn of_chain(
 }
 
 /// Adds a restore point to what speaks against it; `seen` has what was added of its chain, and where.
-fn add(disk: &Disk, image: &Arc<Image>, against: Against, seen: &mut Vec<(Against, usize)>, all: &mut Vec<Flawed>) {
+fn add(disk: &Disk, image: &Arc<Image>, against: Against, seen: &mut Vec<(Against, usize)>, all: &mut Vec<Found>) {
     let known = seen.iter().find(|(known, _)| *known == against);
-    if let Some(flawed) = known.and_then(|(_, at)| all.get_mut(*at)) {
-        flawed.points.push(Arc::clone(image));
+    if let Some((_, points)) = known.and_then(|(_, at)| all.get_mut(*at)) {
+        points.push(Arc::clone(image));
         return;
     }
     let flaw = match &against {
@@ -83,5 +86,6 @@ fn add(disk: &Disk, image: &Arc<Image>, against: Against, seen: &mut Vec<(Agains
         Against::Doubt(doubt) => Flaw::Doubtful(doubt.clone()),
     };
     seen.push((against, all.len()));
-    all.push(Flawed { disk: disk.label().to_owned(), path: image.path.clone(), flaw, points: vec![Arc::clone(image)] });
+    let flawed = Flawed { disk: disk.label().to_owned(), path: image.path.clone(), flaw, points: Vec::new().into() };
+    all.push((flawed, vec![Arc::clone(image)]));
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,8 +24,35 @@ pub struct Flawed {
     pub path: PathBuf,
     /// What it is.
     pub flaw: Flaw,
-    /// The restore points that suffer from it, by their images, oldest first.
-    pub points: Vec<Arc<Image>>,
+    /// The restore points that suffer from it.
+    pub points: Points,
+}
+
+/// Restore points by their images, oldest first. Where many flaws of a chain harm what comes after, they share one list.
+#[derive(Debug, Clone)]
+pub struct Points {
+    images: Arc<[Arc<Image>]>,
+    range: Range<usize>,
+}
+
+impl Points {
+    pub(super) fn within(images: &Arc<[Arc<Image>]>, range: Range<usize>) -> Self {
+        Self { images: Arc::clone(images), range }
+    }
+}
+
+impl From<Vec<Arc<Image>>> for Points {
+    fn from(images: Vec<Arc<Image>>) -> Self {
+        Self { range: 0..images.len(), images: images.into() }
+    }
+}
+
+impl Deref for Points {
+    type Target = [Arc<Image>];
+
+    fn deref(&self) -> &[Arc<Image>] {
+        self.images.get(self.range.clone()).unwrap_or_default()
+    }
 }
 
 /// What is wrong.

@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use flaw::{Flaw, FlawSeverity, Flawed};
+pub use flaw::{Flaw, FlawSeverity, Flawed, Points};
 
 use self::judge::{Judged, Reach};
 use self::look::{Looked, Members, Subject};
@@ -189,7 +189,7 @@ fn points(
     subjects: &[Subject<'_>],
     judged: &[Judged],
     observer: &dyn Observer,
-) -> Result<Vec<Vec<Vec<Arc<Image>>>>> {
+) -> Result<Vec<Vec<Points>>> {
     let untrusted = judged.iter().zip(subjects).filter(|(judged, _)| judged.untrusted);
     let untrusted: BTreeSet<(usize, usize)> = untrusted.map(|(_, subject)| (subject.chain, subject.depth)).collect();
     let mut flawed: Vec<Vec<Flaws<'_>>> = chains.iter().map(|_| Vec::new()).collect();
@@ -216,7 +216,7 @@ fn told(
     subjects: &[Subject<'_>],
     looked: &[Looked],
     judged: Vec<Judged>,
-    points: Vec<Vec<Vec<Arc<Image>>>>,
+    points: Vec<Vec<Points>>,
 ) -> Verified {
     let is_busy = |(_, judged): &(&Subject<'_>, &Judged)| judged.is_locked();
     let busy = subjects.iter().zip(&judged).filter(is_busy).map(|(subject, _)| subject.image.path.as_path());
@@ -233,7 +233,7 @@ fn told(
             structure: judged.structure,
             worst: judged.flaws.iter().map(|(flaw, _)| flaw.of_image()).max(),
         });
-        let flawed = |((flaw, _), points): ((Flaw, Reach), Vec<Arc<Image>>)| {
+        let flawed = |((flaw, _), points): ((Flaw, Reach), Points)| {
             let path = match &flaw {
                 Flaw::Manifest(_) => Manifest::path(&subject.image.path),
                 Flaw::Checksums(_) => Checksums::path(&subject.image.path),

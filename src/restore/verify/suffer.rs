@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::flaw::Points;
 use super::judge::Reach;
 use super::look::Members;
 use crate::chain::Image;
@@ -25,7 +26,8 @@ pub(super) struct Flaws<'a> {
 struct Spread {
     /// What of it is to be seen yet; `None` where that is all, or nobody knows.
     visible: Option<Vec<Range<u64>>>,
-    points: Vec<Arc<Image>>,
+    /// The places of the images that it has come to.
+    points: Range<usize>,
 }
 
 /// For each of the flaws of some images, which are in the order of their chain, the restore points that suffer. Each image
@@ -40,8 +42,8 @@ pub(super) fn points(
     flawed: &[Flaws<'_>],
     untrusted: impl Fn(usize) -> bool,
     cancelled: impl Fn() -> Result<()>,
-) -> Result<Vec<Vec<Vec<Arc<Image>>>>> {
-    let spread = |flawed: &Flaws<'_>| flawed.reaches.iter().map(|reach| Spread::of(reach)).collect();
+) -> Result<Vec<Vec<Points>>> {
+    let spread = |flawed: &Flaws<'_>| flawed.reaches.iter().map(|reach| Spread::of(reach, flawed.depth)).collect();
     let mut all: Vec<Vec<Spread>> = flawed.iter().map(spread).collect();
     let mut waiting = flawed.iter().zip(&mut all).peekable();
     let mut active: Vec<&mut Spread> = Vec::new();
@@ -62,20 +64,22 @@ pub(super) fn points(
         }
         active.retain(|spread| spread.visible.as_ref().is_none_or(|ranges| !ranges.is_empty()));
         for spread in &mut active {
-            spread.points.push(Arc::clone(image));
+            spread.points.end = place + 1;
         }
     }
-    Ok(all.into_iter().map(|flaws| flaws.into_iter().map(|spread| spread.points).collect()).collect())
+    let images: Arc<[Arc<Image>]> = chain.images.iter().copied().map(Arc::clone).collect();
+    let points = |spread: Spread| Points::within(&images, spread.points);
+    Ok(all.into_iter().map(|flaws| flaws.into_iter().map(points).collect()).collect())
 }
 
 impl Spread {
-    fn of(reach: &Reach) -> Self {
+    fn of(reach: &Reach, depth: usize) -> Self {
         let visible = match reach {
             Reach::Nothing => Some(Vec::new()),
             Reach::Guest(ranges) => Some(ranges.clone()),
             Reach::All => None,
         };
-        Self { visible, points: Vec::new() }
+        Self { visible, points: depth..depth }
     }
 }
 

@@ -49,6 +49,25 @@ fn an_inc_of_another_chain_is_known_from_its_checksums_where_its_manifest_is_gon
 }
 
 #[test]
+fn a_full_that_was_exchanged_is_told_where_it_is_restored_alone() {
+    let [backup, other] = [Backup::new(), Backup::new()];
+    for backup in [&backup, &other] {
+        backup.does(&["manifest"]).with(0);
+    }
+    for file in
+        [|image: &Path| image.to_owned(), |image: &Path| Manifest::path(image), |image: &Path| Checksums::path(image)]
+    {
+        std::fs::copy(file(&other.images[0]), file(&backup.images[0])).unwrap();
+    }
+    for options in [&[][..], &["--verify"], &["--salvage"]] {
+        let words = ["--until=FULL-1793588400", "--out=out", "--force"];
+        let merged = backup.merged(words.iter().chain(options));
+        merged.with(3).says("builds on another image of the name FULL-1793588400-disk.qcow2");
+    }
+    other.merged(["--until=FULL-1793588400", "--out=out"]).with(0);
+}
+
+#[test]
 fn an_image_that_has_lost_manifest_and_checksums_is_told_and_gets_those_that_its_inc_knows() {
     let backup = Backup::new();
     backup.does(&["manifest"]).with(0);
@@ -82,7 +101,9 @@ fn a_salvage_tells_all_that_speaks_against_its_images() {
     backup.does(&["manifest"]).with(0);
     let from = &backup.images[2];
     let to = &from.with_file_name(format!("INC-{}-disk.qcow2", TIMES[3] + 500));
-    for file in [Path::to_owned, Manifest::path, Checksums::path] {
+    for file in
+        [|image: &Path| image.to_owned(), |image: &Path| Manifest::path(image), |image: &Path| Checksums::path(image)]
+    {
         std::fs::rename(file(from), file(to)).unwrap();
     }
     backup.merged(["--out=out"]).fails(4);
@@ -95,7 +116,9 @@ fn a_salvage_tells_all_that_speaks_against_its_images() {
         backup.does(&["manifest"]).with(0);
     }
     std::fs::remove_file(&backup.images[1]).unwrap();
-    for file in [Path::to_owned, Manifest::path, Checksums::path] {
+    for file in
+        [|image: &Path| image.to_owned(), |image: &Path| Manifest::path(image), |image: &Path| Checksums::path(image)]
+    {
         std::fs::copy(file(&other.images[2]), file(&backup.images[2])).unwrap();
     }
     let salvaged = backup.merged(["--salvage", "--json", "--out=out"]).with(3);

@@ -210,7 +210,7 @@ fn arguments_that_do_not_go_together_are_refused() {
         &["--out", "x", "--cluster-size", "3000"],
         &["--out", "x", "--cluster-size", "4M"],
         &["--out", "x", "--compress=lz4"],
-        &["--out", "x", "--compress", "zstd"],
+        &["--out", "x", "--compress", "lz4"],
         &["--out", "x", "--threads", "0"],
         &["--out", "x", "--rate-limit", "fast"],
         &["--out", "x", "--until", ""],
