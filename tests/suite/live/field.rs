@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::clean::Found;
 use super::field_judge::{Image, Point};
+use super::proxy::{Hook, Proxy};
 use super::tool::Tool;
 use super::vm::Vm;
 use crate::support::program::Ended;
@@ -170,15 +171,27 @@ impl Field {
 
     /// Runs the program.
     pub(crate) fn run(&self, words: &str) -> Ended {
+        self.run_at(&Tool::built("qmpbackup"), &self.vm.socket(), words)
+    }
+
+    /// Runs it with a monitor whose commands a hook sees before QEMU does.
+    pub(crate) fn run_through(&self, hook: Hook, words: &str) -> Ended {
+        let tool = Tool::built("qmpbackup");
+        let proxy = Proxy::start(&self.vm.path("proxy"), &self.vm.socket(), &tool.victim, hook);
+        let ended = self.run_at(&tool, proxy.path(), words);
+        proxy.end();
+        ended
+    }
+
+    fn run_at(&self, tool: &Tool, socket: &Path, words: &str) -> Ended {
         let folder = self.vm.path("");
         let words: Vec<String> = words
             .split_whitespace()
             .map(|word| word.replace('@', folder.to_str().unwrap().trim_end_matches('/')))
             .collect();
-        let socket = self.vm.socket();
         let mut all = vec!["--socket", socket.to_str().unwrap()];
         all.extend(words.iter().map(String::as_str));
-        Tool::built("qmpbackup").run(&all)
+        tool.run(&all)
     }
 
     /// Makes a backup, which ends with this code; a success is a restore point. Nothing strange is left.

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::faults_hooks::kill_while_copying;
 use super::field_setup::{Setup, releases};
 use super::monitor::Monitor;
-use super::proxy::{Action, Proxy};
+use super::proxy::Action;
 use super::tool::{Tool, restore};
 use super::vm::Vm;
 use crate::support::program::{Ended, is_root, program};
@@ -245,14 +245,9 @@ fn a_disk_that_is_exchanged_at_the_last_moment_is_noticed() {
             }
             Action::Forward
         };
-        let tool = Tool::built("qmpbackup");
-        let path = field.vm.path("proxy");
-        let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, Box::new(exchange));
-        let target = field.target.to_str().unwrap();
-        let mut all = vec!["--socket", path.to_str().unwrap(), "backup", "--target", target, "--level", "inc"];
-        all.extend(words.split_whitespace());
-        tool.run(&all).with(1).says("disk0: the device has got another image just now");
-        proxy.end();
+        let words = format!("backup --level inc {words} --target {}", field.target.display());
+        let ended = field.run_through(Box::new(exchange), &words);
+        ended.with(1).says("disk0: the device has got another image just now");
         field.stays();
         field.look();
         // those of the backing file are out of reach
@@ -269,14 +264,9 @@ fn a_folder_that_is_ill_does_not_keep_a_machine_from_its_backups_elsewhere() {
     let mut field = Setup::of("10.0").disk("disk0").start();
     field.scribble("disk0");
     let ill = field.vm.path("ill");
-    let tool = Tool::built("qmpbackup");
-    let path = field.vm.path("proxy");
-    let hook = kill_while_copying();
-    let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, hook);
-    let words = ["--socket", path.to_str().unwrap(), "backup", "--level", "full", "--speed-limit", "3K", "--target"];
-    let killed = tool.run(&[&words[..], &[ill.to_str().unwrap()]].concat());
+    let words = format!("backup --level full --speed-limit 3K --target {}", ill.display());
+    let killed = field.run_through(kill_while_copying(), &words);
     assert_eq!(killed.code, None, "{killed:#?}");
-    proxy.end();
     let journal = ill.join(".qmpbackup/run.json");
     let whole = std::fs::read(&journal).unwrap();
     std::fs::write(&journal, &whole[..10]).unwrap();

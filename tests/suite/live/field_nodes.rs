@@ -7,8 +7,7 @@ use super::faults_hooks::begins_jobs;
 use super::field::Field;
 use super::field_setup::{Setup, qcow2, releases};
 use super::monitor::Monitor;
-use super::proxy::{Action, Proxy};
-use super::tool::Tool;
+use super::proxy::Action;
 use super::vm::fleeces;
 
 /// A FULL and two INCs with writes between them.
@@ -130,13 +129,9 @@ fn a_snapshot_below_a_filter_at_the_moment_itself_is_noticed() {
             }
             Action::Forward
         };
-        let tool = Tool::built("qmpbackup");
-        let path = field.vm.path("proxy");
-        let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, Box::new(snapshot));
-        let target = field.target.to_str().unwrap();
-        let words = ["--socket", path.to_str().unwrap(), "backup", "--target", target, "--level", "inc"];
-        tool.run(&words).with(1).says("top: the device has got another image just now");
-        proxy.end();
+        let words = format!("backup --level inc --target {}", field.target.display());
+        let ended = field.run_through(Box::new(snapshot), &words);
+        ended.with(1).says("top: the device has got another image just now");
         field.stays();
     }
 }
@@ -162,13 +157,9 @@ fn a_disk_that_grows_before_the_moment_gets_no_image() {
             }
             Action::Forward
         };
-        let tool = Tool::built("qmpbackup");
-        let path = field.vm.path("proxy");
-        let proxy = Proxy::start(&path, &field.vm.socket(), &tool.victim, Box::new(grow));
-        let target = field.target.to_str().unwrap();
-        let words = ["--socket", path.to_str().unwrap(), "backup", "--target", target, "--level", level];
-        tool.run(&words).with(1).says("drive0: the disk was resized just now; try again");
-        proxy.end();
+        let words = format!("backup --level {level} --target {}", field.target.display());
+        let ended = field.run_through(Box::new(grow), &words);
+        ended.with(1).says("drive0: the disk was resized just now; try again");
         field.stays();
     }
 }
