@@ -174,15 +174,14 @@ impl Prepared {
     /// snapshot, or resized a disk. QEMU aborts where a guest writes beyond the end of a fleece image.
     pub(super) async fn same_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
         // below a filter, the node on top stays the same
-        if self.targets.iter().any(|target| target.device.node != target.device.format_node) {
+        if self.targets.iter().any(|target| target.device.is_filtered()) {
             self.same_format_nodes(machine).await?;
         }
         let blocks = machine.monitor.execute(&Command::new("query-block")).await?;
         let drives = observe::drives(&blocks);
         for target in &self.targets {
             // some filters do not notice it
-            let is_filtered = target.device.node != target.device.format_node;
-            let size = observe::size_of(&blocks, &target.device.node).filter(|_| !is_filtered);
+            let size = observe::size_of(&blocks, &target.device.node).filter(|_| !target.device.is_filtered());
             if size.is_some_and(|size| size != target.size) {
                 return Err(Error::Resized { disk: target.disk.clone() });
             }

@@ -272,13 +272,15 @@ fn look(dir: &Path) -> Result<Inventory, Error> {
                     let fault = |error| Fault::of_journal(&image.path, &error);
                     image.in_place = journal.map(|read| read.map(Arc::new).map_err(fault));
                 }
-                if let Some(partial) = unnamed.owner_of_manifest(&real.join(&image.relative)) {
+                let place = real.join(&image.relative);
+                if let Some(partial) = unnamed.owner_of_manifest(&place) {
                     image.in_place = Some(Err(Fault::Replaced { by: partial.to_owned() }));
                 }
+                if unnamed.is_left(&place) {
+                    let file = if image.partial { image.name().to_owned() } else { partial(image.name()) };
+                    notes.push(Note::Unnamed { path: image.path.with_file_name(file) });
+                }
             }
-            let left = images.iter().filter(|image| unnamed.is_left(&real.join(&image.relative)));
-            let file = |image: &Image| if image.partial { image.name().to_owned() } else { partial(image.name()) };
-            notes.extend(left.map(|image| Note::Unnamed { path: image.path.with_file_name(file(image)) }));
             // where others have them, and checksums are there, the FULL had one, too
             let are_kept = images.iter().any(|image| image.manifest.is_some());
             let had = |image: &Image| image.manifest.is_some() || are_kept && Checksums::path(&image.path).is_file();

@@ -66,6 +66,11 @@ impl Device {
         bases
     }
 
+    /// Whether there are filters above the node with its format.
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.node != self.format_node
+    }
+
     /// Whether it has a bitmap of this name.
     pub(crate) fn has_bitmap(&self, name: &str) -> bool {
         self.bitmaps.iter().any(|bitmap| bitmap.name == name)

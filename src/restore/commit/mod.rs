@@ -407,7 +407,7 @@ fn split(point: &RestorePoint, work: Work) -> Result<(Images, Images)> {
         return if incs.is_empty() { Err(Error::NothingToCommit) } else { Ok((Vec::new(), incs.to_vec())) };
     };
     let begun = |image: &Arc<Image>| unfinished.incs.iter().any(|name| *name == image.display_name());
-    let has_sums = matches!(Checksums::open(&full.path), Ok(Some(_)));
+    let has_sums = || matches!(Checksums::open(&full.path), Ok(Some(_)));
     let is_there = |name: &String| incs.iter().any(|image| image.display_name() == *name);
     if unfinished.work != work || point.later.iter().any(begun) {
         return Err(Error::Unfinished {
@@ -419,7 +419,7 @@ fn split(point: &RestorePoint, work: Work) -> Result<(Images, Images)> {
     match unfinished.stage {
         Stage::Writing => Ok((Vec::new(), incs.to_vec())),
         // without checksums nothing tells whether the FULL is still what it was then: it is written once more
-        Stage::Removing if !has_sums && unfinished.incs.iter().all(is_there) => Ok((Vec::new(), incs.to_vec())),
+        Stage::Removing if unfinished.incs.iter().all(is_there) && !has_sums() => Ok((Vec::new(), incs.to_vec())),
         Stage::Removing => Ok(incs.iter().cloned().partition(begun)),
     }
 }

@@ -54,9 +54,7 @@ fn a_full_that_was_exchanged_is_told_where_it_is_restored_alone() {
     for backup in [&backup, &other] {
         backup.does(&["manifest"]).with(0);
     }
-    for file in
-        [|image: &Path| image.to_owned(), |image: &Path| Manifest::path(image), |image: &Path| Checksums::path(image)]
-    {
+    for file in [Path::to_owned, Manifest::path, Checksums::path] {
         std::fs::copy(file(&other.images[0]), file(&backup.images[0])).unwrap();
     }
     for options in [&[][..], &["--verify"], &["--salvage"]] {
@@ -101,9 +99,7 @@ fn a_salvage_tells_all_that_speaks_against_its_images() {
     backup.does(&["manifest"]).with(0);
     let from = &backup.images[2];
     let to = &from.with_file_name(format!("INC-{}-disk.qcow2", TIMES[3] + 500));
-    for file in
-        [|image: &Path| image.to_owned(), |image: &Path| Manifest::path(image), |image: &Path| Checksums::path(image)]
-    {
+    for file in [Path::to_owned, Manifest::path, Checksums::path] {
         std::fs::rename(file(from), file(to)).unwrap();
     }
     backup.merged(["--out=out"]).fails(4);
@@ -116,9 +112,7 @@ fn a_salvage_tells_all_that_speaks_against_its_images() {
         backup.does(&["manifest"]).with(0);
     }
     std::fs::remove_file(&backup.images[1]).unwrap();
-    for file in
-        [|image: &Path| image.to_owned(), |image: &Path| Manifest::path(image), |image: &Path| Checksums::path(image)]
-    {
+    for file in [Path::to_owned, Manifest::path, Checksums::path] {
         std::fs::copy(file(&other.images[2]), file(&backup.images[2])).unwrap();
     }
     let salvaged = backup.merged(["--salvage", "--json", "--out=out"]).with(3);
