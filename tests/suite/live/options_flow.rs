@@ -181,6 +181,7 @@ fn what_is_copied_takes_no_room_in_the_fleece_image() {
         proxy.end();
         let sizes = sizes.lock().unwrap();
         let (most, last) = (sizes.iter().max().unwrap(), sizes.last().unwrap());
-        assert!(*most > 4 << 20 && *last < most / 4, "{release}: {sizes:?}");
+        // without room given back the last is the most; what QEMU copies just while the job reads the same may stay
+        assert!(*most > 4 << 20 && *last + (3 << 20) < *most, "{release}: {sizes:?}");
     }
 }
