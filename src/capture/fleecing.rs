@@ -12,7 +12,7 @@ use crate::capture::machine::abilities;
 use crate::capture::machine::device::Device;
 use crate::capture::plan::{self, FleeceImage};
 use crate::capture::request::{Fleece, Request};
-use crate::chain::Level;
+use crate::chain::{FLEECE, Level};
 
 /// Where fleece images go, or why there are none.
 pub(super) struct Fleecing<'a> {
@@ -71,7 +71,7 @@ impl<'a> Fleecing<'a> {
             folder
         });
         // a name that nobody can guess, since the folder may be one that others write to
-        let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, files::FLEECE);
+        let name = format!("{level}-{time}-{}-{}{}", beginning(&place.disk), target::new_id()?, FLEECE);
         Ok(Some(FleeceImage { qdev, file: files::utf8(folder.join(name))? }))
     }
 

@@ -13,7 +13,6 @@ use crate::capture::fleecing::Fleecing;
 use crate::capture::folder::files;
 use crate::capture::folder::history::{Histories, History};
 use crate::capture::folder::image::Empty;
-use crate::capture::folder::journal::{Entry, Journal};
 use crate::capture::folder::place::Place;
 use crate::capture::folder::target;
 use crate::capture::machine::Machine;
@@ -26,7 +25,7 @@ use crate::capture::names;
 use crate::capture::order::settle::Bitmaps;
 use crate::capture::plan::{self, DiskPlan, FleeceImage, Old, Plan, Settings};
 use crate::capture::request::{Request, RequestedLevel};
-use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest};
+use crate::chain::{BOOKKEEPING, FormatHint, ImageId, Level, Manifest, RunEntry, RunJournal, partial_path};
 use crate::qmp::{Command, Features};
 use crate::storage;
 
@@ -136,7 +135,7 @@ impl Prepared {
                     allowed => allowed?,
                 }
             }
-            let partial = files::partial(&image);
+            let partial = partial_path(&image);
             if partial.symlink_metadata().is_ok() {
                 return Err(Error::InTheWay { path: partial });
             }
@@ -256,22 +255,22 @@ impl Prepared {
             format_node: target.device.format_node.clone(),
             is_overlay: !target.device.backing.is_empty(),
             fleece: target.fleece.clone(),
-            target: files::partial(&target.image),
+            target: partial_path(&target.image),
             old: target.old.clone(),
             new: self.epoch(target).map(|name| (name, target.device.persistent)),
         }
     }
 
     /// What is written down first.
-    pub(super) fn journal(&self, folder: &Path) -> Journal {
+    pub(super) fn journal(&self, folder: &Path) -> RunJournal {
         let below = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_owned();
-        let entries = self.targets.iter().map(|target| Entry {
+        let entries = self.targets.iter().map(|target| RunEntry {
             disk: target.disk.clone(),
-            partial: below(&files::partial(&target.image)),
+            partial: below(&partial_path(&target.image)),
             image: below(&target.image),
             link: target.link.as_deref().map(below),
         });
-        Journal {
+        RunJournal {
             time: self.time,
             chain: self.chain.as_ref().map(|(chain, _)| chain.clone()),
             publishing: false,
@@ -290,7 +289,7 @@ impl Prepared {
             let parent = target.image.parent().unwrap_or(folder);
             storage::create_folders(parent).map_err(Error::io(parent))?;
             let empty = Empty::new(&target.disk, target.size, target.device.cluster_size)?;
-            empty.create(&files::partial(&target.image), owner)?;
+            empty.create(&partial_path(&target.image), owner)?;
             if let Some(FleeceImage { file, .. }) = &target.fleece {
                 empty.create(file, owner).map_err(|error| no_fleece(error, target, file))?;
             }
@@ -346,7 +345,7 @@ impl Target {
     pub(super) fn is_published(&self) -> bool {
         let manifest = Manifest::read(&self.image).ok().flatten();
         let is_it = manifest.is_some_and(|manifest| manifest.id == Some(self.id));
-        is_it && self.image.exists() && !files::partial(&self.image).exists()
+        is_it && self.image.exists() && !partial_path(&self.image).exists()
     }
 
     /// Writes down what the disk is. Images of other tools are of the disk that the settings tell which are there.

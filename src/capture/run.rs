@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::capture::error::Error;
 use crate::capture::event::{Event, Observer, Progress};
 use crate::capture::folder::files;
-use crate::capture::folder::journal::Journal;
+use crate::capture::folder::journal;
 use crate::capture::folder::lock;
 use crate::capture::folder::target;
 use crate::capture::jobs::Watch;
@@ -27,7 +27,7 @@ use crate::capture::seal::early_sums::EarlySums;
 use crate::capture::seal::early_sync::EarlySync;
 use crate::capture::seal::pauses::{Pauses, Settled};
 use crate::capture::{connect, seal};
-use crate::chain::{FolderLock, Level, Manifest, Month};
+use crate::chain::{FolderLock, Level, Manifest, Month, RunJournal, partial_path};
 use crate::errors;
 use crate::qmp::Command;
 
@@ -73,7 +73,7 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     let machine = connected(machine, request, &restored).await;
     if has_lost_monitor(&restored) {
         // it may have been done with, and is not there then
-        let journal = Journal::read(&folder)?;
+        let journal = journal::read(&folder)?;
         restored = order::restore(&machine, agent, Some(&lock), journal.as_ref()).await;
     }
     if made.is_err() {
@@ -133,7 +133,7 @@ async fn restore_months(machine: &Machine<'_>, request: &Request, own: &Path) ->
 }
 
 async fn restore_month(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<(), Error> {
-    if Journal::read(folder)?.is_none() {
+    if journal::read(folder)?.is_none() {
         return Ok(());
     }
     let lock = lock::take(folder)?;
@@ -215,7 +215,7 @@ async fn make(
     request: &Request,
     lock: &FolderLock,
     prepared: &Prepared,
-    journal: &mut Journal,
+    journal: &mut RunJournal,
 ) -> Result<(), Error> {
     let folder = lock.folder();
     let agent = if request.quiesce { moment::find_agent(machine, request, prepared.running).await } else { None };
@@ -223,7 +223,7 @@ async fn make(
     for command in &plan.lock {
         machine.step(command).await.map_err(lost_race)?;
     }
-    journal.write(folder)?;
+    journal::write(journal, folder)?;
     prepared.create(machine, folder)?;
     for command in &plan.prepare {
         machine.step(command).await?;
@@ -241,7 +241,7 @@ async fn make(
     }
     machine.go_on()?;
     journal.publishing = true;
-    let written = journal.write(folder);
+    let written = journal::write(journal, folder);
     // names are given only where another run could go on with that
     journal.publishing = written.is_ok();
     written
@@ -260,7 +260,7 @@ async fn copy(
         machine.step(command).await?;
     }
     let open = |target: &Target| {
-        let partial = files::partial(&target.image);
+        let partial = partial_path(&target.image);
         target::open(&partial).map(|image| (partial, image))
     };
     let open_shared = |target: &Target| open(target).map(|(partial, image)| (partial, Arc::new(image)));
@@ -283,7 +283,7 @@ async fn copy(
     let qemu = machine.monitor.version().to_string();
     for target in &prepared.targets {
         let manifest = prepared.manifest(target, &qemu);
-        let partial = files::partial(&target.image);
+        let partial = partial_path(&target.image);
         target.write_config()?;
         // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(Error::io(&Manifest::path(&partial)))?;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,15 +11,17 @@ use super::checksums::Checksums;
 use super::config::Configs;
 use super::disk::Disk;
 use super::held;
+use super::id::chain_id;
 use super::image::{Image, Month};
 use super::journal::Unfinished;
 use super::layout::{Found, Layout};
 use super::manifest::{BOOKKEEPING, Manifest, ManifestError};
 use super::name::partial;
+use super::note::Note;
 use super::point::Fault;
 use super::scan::{Folder, Stamp, scan};
 use super::unnamed::Unnamed;
-use super::{Error, FormatHint, Level};
+use super::{Error, FormatHint, Level, UUID};
 use crate::storage::read_folder;
 
 /// How many folders deep images are looked for: the VM, the month, the disk.
@@ -45,139 +46,6 @@ pub struct Inventory {
     pub notes: Vec<Note>,
     /// The folders, and what they were like before anything of them was read.
     stamps: Vec<(PathBuf, Stamp)>,
-}
-
-/// Something that was left out of an [`Inventory`] or a [`Disk`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Note {
-    /// Settings that could not be read: the format of the disk's images is what other files tell, or unknown.
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// A manifest that could not be read: what it told of its image is unknown.
-    Manifest {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// A folder that could not be read: its images are missing here.
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// Manifests that could not be listed: images of the folder may be missing without a word.
-    Manifests {
-        /// The folder with the images.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// A link to a folder elsewhere: images in there are missing here.
-    Link {
-        /// The link.
-        path: PathBuf,
-    },
-    /// A link that leads nowhere, perhaps to a folder with images that is not there now.
-    Dangling {
-        /// The link.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// An image that has lost its manifest and its checksums: nothing says that it is the one that an INC builds on.
-    Unknown {
-        /// The image.
-        path: PathBuf,
-        /// The name of the INC.
-        inc: String,
-    },
-    /// A FULL that had a manifest, which would tell whether INCs were written into it.
-    Moment {
-        /// The FULL.
-        path: PathBuf,
-    },
-    /// An image that is whole but has not got its name, since its run was killed.
-    Unnamed {
-        /// The image.
-        path: PathBuf,
-    },
-}
-
-impl Note {
-    /// Where images may be missing.
-    fn place(&self) -> Option<&Path> {
-        match self {
-            Self::Folder { path, .. }
-            | Self::Manifests { path, .. }
-            | Self::Link { path }
-            | Self::Dangling { path, .. } => Some(path),
-            Self::Config { .. }
-            | Self::Manifest { .. }
-            | Self::Unknown { .. }
-            | Self::Moment { .. }
-            | Self::Unnamed { .. } => None,
-        }
-    }
-
-    /// The folder that could not be read, and why.
-    fn folder(&self) -> Option<(&Path, &str)> {
-        match self {
-            Self::Folder { path, reason } => Some((path, reason)),
-            Self::Config { .. }
-            | Self::Manifest { .. }
-            | Self::Manifests { .. }
-            | Self::Link { .. }
-            | Self::Dangling { .. }
-            | Self::Unknown { .. }
-            | Self::Moment { .. }
-            | Self::Unnamed { .. } => None,
-        }
-    }
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config { path, reason } | Self::Manifest { path, reason } | Self::Folder { path, reason } => {
-                write!(f, "{} is ignored: {reason}", path.display())
-            }
-            Self::Manifests { path, reason } => {
-                write!(f, "{} is ignored: {reason}", path.join(BOOKKEEPING).display())
-            }
-            Self::Link { path } => {
-                write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
-            }
-            Self::Dangling { path, reason } => {
-                write!(f, "{} is ignored: the link leads nowhere ({reason})", path.display())
-            }
-            Self::Unknown { path, inc } => write!(
-                f,
-                "{} has neither manifest nor checksums any more: nothing says that it is the image that {inc} builds on",
-                path.display()
-            ),
-            Self::Moment { path } => {
-                write!(
-                    f,
-                    "{} may hold a later moment than that of its name: only its manifest would tell",
-                    path.display()
-                )
-            }
-            Self::Unnamed { path } => write!(
-                f,
-                "{}: a run was killed while it gave whole images their names, so that its restore point is not there yet: the \
-                 next run or `qmpbackup recover` ends that, or, where the machine is gone, removing `.partial` from the names of \
-                 the image and of its files in {BOOKKEEPING}, and `qmprestore verify`",
-                path.display()
-            ),
-        }
-    }
 }
 
 /// Finds the disks below a folder: the folder of one disk, one with the images or folders of several, one of months, or
@@ -281,6 +149,7 @@ fn look(dir: &Path) -> Result<Inventory, Error> {
                     notes.push(Note::Unnamed { path: image.path.with_file_name(file) });
                 }
             }
+            notes.extend(foreign(&images, &real));
             // where others have them, and checksums are there, the FULL had one, too
             let are_kept = images.iter().any(|image| image.manifest.is_some());
             let had = |image: &Image| image.manifest.is_some() || are_kept && Checksums::path(&image.path).is_file();
@@ -400,6 +269,18 @@ fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
         claimed: None,
         in_place: None,
     }
+}
+
+/// That the newest of the images belongs to another machine than the folder that they are in.
+fn foreign(images: &[Image], dir: &Path) -> Option<Note> {
+    let chain = |image: &Image| image.known().and_then(|manifest| manifest.chain.clone());
+    let own = images.iter().filter(|image| !image.partial && !image.missing && chain(image).is_some());
+    let newest = own.max_by_key(|image| image.time)?;
+    let place = dir.join(newest.folder());
+    // the folder of a disk is in that of the machine, or is that
+    let (folder, id) =
+        [place.as_path(), place.parent()?].into_iter().find_map(|folder| Some((folder, chain_id(folder).ok()??)))?;
+    (chain(newest)? != id).then(|| Note::Foreign { path: newest.path.clone(), uuid: folder.join(UUID) })
 }
 
 /// The images of a folder of which only manifests are there; `left` more entries may be looked at.

@@ -5,6 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 /// The end of the name of an image that is not whole.
 pub(super) const PARTIAL: &[u8] = b".partial";
@@ -112,6 +113,11 @@ impl ImageName {
 
 /// The name of the link to the restore point that a rebase makes, in the folder of the images.
 pub(crate) const POINT_LINK: &str = "image";
+
+/// The path that an image has until it is whole.
+pub(crate) fn partial_path(image: &Path) -> PathBuf {
+    image.with_file_name(partial(image.file_name().unwrap_or_default()))
+}
 
 /// The name without `.partial`, and whether it was there.
 pub(super) fn strip_partial(name: &OsStr) -> (&[u8], bool) {

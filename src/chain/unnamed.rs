@@ -6,10 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
-use super::json_file;
-use super::{BOOKKEEPING, FolderLock, Manifest};
+use super::run_journal::{RunEntry, RunJournal};
+use super::{FolderLock, Manifest};
 
 /// Such images, by the names that they are to get.
 #[derive(Debug, Default)]
@@ -48,15 +46,14 @@ impl Unnamed {
 
 /// What the journal of a run says that was about to give names; one that cannot be read says nothing here.
 fn of_run(target: &Path) -> Option<Vec<(PathBuf, Whole)>> {
-    let journal = json_file::read(&target.join(BOOKKEEPING).join("run.json")).ok()??;
-    let is_sealed = json_file::seal_fits(journal.as_object()?) != Some(false);
-    if !is_sealed || journal.get("publishing") != Some(&Value::Bool(true)) {
-        return None;
-    }
+    let journal = RunJournal::read(target).ok()??;
     // the folder of a disk may be a link
-    let real = |path: PathBuf| Some(fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?));
-    let name = |image: &Value, key: &str| real(target.join(image.get(key)?.as_str()?));
-    let whole =
-        |image| Some((name(image, "image")?, Whole { partial: name(image, "partial")?, target: target.to_owned() }));
-    Some(journal.get("images")?.as_array()?.iter().filter_map(whole).collect())
+    let real = |path: &Path| {
+        let path = target.join(path);
+        Some(fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?))
+    };
+    let whole = |entry: &RunEntry| {
+        Some((real(&entry.image)?, Whole { partial: real(&entry.partial)?, target: target.to_owned() }))
+    };
+    journal.publishing.then(|| journal.entries.iter().filter_map(whole).collect())
 }

@@ -1,17 +1,13 @@
 //! Small files of a backup folder, written so that they outlive a power cut.
 
-use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::capture::error::Error;
-use crate::chain::{self, ImageName, json_file};
+use crate::chain::json_file;
 use crate::storage;
-
-/// The end of the name of a fleece image.
-pub(crate) const FLEECE: &str = ".fleece.qcow2";
 
 /// Writes a file at once, for all to read: it is there whole, as it was before, or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
@@ -49,20 +45,6 @@ pub(crate) fn remove_fleece(path: &Path) -> Result<(), Error> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         _ => remove(path),
     }
-}
-
-/// Adds the end that says that an image is not whole.
-pub(crate) fn partial(path: &Path) -> PathBuf {
-    path.with_file_name(chain::partial(path.file_name().unwrap_or_default()))
-}
-
-/// The path of a fleece image of the run of this time; `None` where it is none.
-pub(crate) fn fleece(text: &str, time: i64) -> Option<PathBuf> {
-    let path = PathBuf::from(text);
-    // it begins as the name of the image
-    let stem = path.file_name()?.to_str()?.strip_suffix(FLEECE)?;
-    let name = ImageName::parse(OsStr::new(stem))?;
-    (path.is_absolute() && name.time == time).then_some(path)
 }
 
 /// A path as JSON has it: all paths of a run are UTF-8, see [`utf8`].

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::capture::error::Error;
 use crate::capture::folder::files;
-use crate::capture::folder::journal::Entry;
-use crate::chain::{self, BOOKKEEPING, Checksums, Clock, FolderLock, ImageName, Level, Manifest, UUID, Unfinished};
+use crate::chain::{
+    self, BOOKKEEPING, Checksums, Clock, FolderLock, ImageName, Level, Manifest, RunEntry, UUID, Unfinished,
+};
 use crate::qcow2::Header;
 use crate::storage::{self, Access, FileStorage};
 
@@ -96,7 +97,7 @@ pub(crate) fn hold(image: &Path) -> Result<Option<FileStorage>, Error> {
 
 /// Gives an image its name, and before that its checksums and its manifest, if they have not got them yet. One that
 /// somebody has removed before it had its name is none: then the answer is no.
-pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
+pub(crate) fn publish(folder: &Path, entry: &RunEntry) -> Result<bool, Error> {
     check_entry(folder, entry)?;
     let (partial, image) = (folder.join(&entry.partial), folder.join(&entry.image));
     let manifest = Manifest::path(&image);
@@ -131,7 +132,7 @@ pub(crate) fn publish(folder: &Path, entry: &Entry) -> Result<bool, Error> {
 }
 
 /// Makes the link beside an image that tells its level, if there is to be one. Some file systems have no links.
-pub(crate) fn link(folder: &Path, entry: &Entry) -> Result<(), Error> {
+pub(crate) fn link(folder: &Path, entry: &RunEntry) -> Result<(), Error> {
     let Some(link) = entry.link.as_ref().map(|link| folder.join(link)) else { return Ok(()) };
     check_entry(folder, entry)?;
     let name = entry.image.file_name().unwrap_or_default();
@@ -153,7 +154,7 @@ fn unlink_levels(image: &Path) -> Result<(), Error> {
 }
 
 /// Removes an image that has no name yet, and what is known of it. An earlier image may have the name.
-pub(crate) fn discard(folder: &Path, entry: &Entry) -> Result<(), Error> {
+pub(crate) fn discard(folder: &Path, entry: &RunEntry) -> Result<(), Error> {
     check_entry(folder, entry)?;
     let partial = folder.join(&entry.partial);
     files::remove(&Checksums::path(&partial))?;
@@ -162,7 +163,7 @@ pub(crate) fn discard(folder: &Path, entry: &Entry) -> Result<(), Error> {
 }
 
 /// Whether all names of an entry are inside of the folder, whoever wrote the journal.
-fn check_entry(folder: &Path, entry: &Entry) -> Result<(), Error> {
+fn check_entry(folder: &Path, entry: &RunEntry) -> Result<(), Error> {
     let names = [Some(&entry.partial), Some(&entry.image), entry.link.as_ref()];
     let below = names.into_iter().flatten().map(|name| name.with_file_name(BOOKKEEPING));
     below.into_iter().try_for_each(|bookkeeping| files::check_inside(folder, &bookkeeping))
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn an_image_that_was_removed_before_it_had_its_name_is_none() {
         let folder = tempfile::tempdir().unwrap();
-        let entry = Entry {
+        let entry = RunEntry {
             disk: "disk".to_owned(),
             partial: "disk.qcow2.partial".into(),
             image: "disk.qcow2".into(),
@@ -214,7 +215,7 @@ mod tests {
     }
 
     /// A folder in which the image of an earlier run has the name that another is on its way to.
-    fn on_the_way() -> (tempfile::TempDir, Entry) {
+    fn on_the_way() -> (tempfile::TempDir, RunEntry) {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path(BOOKKEEPING)).unwrap();
@@ -223,7 +224,7 @@ mod tests {
             std::fs::write(Manifest::path(&path(image)), text).unwrap();
             std::fs::write(Checksums::path(&path(image)), text).unwrap();
         }
-        (folder, Entry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None })
+        (folder, RunEntry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None })
     }
 
     /// What the image, its manifest and its checksums say.
@@ -280,7 +281,8 @@ mod tests {
     fn what_was_begun_in_the_image_that_had_the_name_goes_with_it() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("disk");
-        let entry = Entry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None };
+        let entry =
+            RunEntry { disk: "disk".to_owned(), partial: "disk.partial".into(), image: "disk".into(), link: None };
         let unfinished = Unfinished {
             work: Work::Commit,
             stage: Stage::Removing,
@@ -309,7 +311,7 @@ mod tests {
         std::os::unix::fs::symlink(elsewhere.path(), path("away")).unwrap();
         std::fs::create_dir(path("disk")).unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), path("disk/.qmpbackup")).unwrap();
-        let entry = |partial: &str, image: &str, link: Option<&str>| Entry {
+        let entry = |partial: &str, image: &str, link: Option<&str>| RunEntry {
             disk: "disk".to_owned(),
             partial: partial.into(),
             image: image.into(),

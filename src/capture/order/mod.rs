@@ -15,7 +15,7 @@ use crate::capture::error::Error;
 use crate::capture::event::Event;
 use crate::capture::folder::files;
 use crate::capture::folder::history::{Histories, Newest};
-use crate::capture::folder::journal::Journal;
+use crate::capture::folder::journal;
 use crate::capture::folder::lock;
 use crate::capture::folder::target;
 use crate::capture::machine::Machine;
@@ -23,7 +23,7 @@ use crate::capture::machine::device::{Bitmap, Device};
 use crate::capture::machine::nodes::Node;
 use crate::capture::machine::observe::{Observed, Replies};
 use crate::capture::names::{self, NodeRole};
-use crate::chain::FolderLock;
+use crate::chain::{FolderLock, RunJournal};
 use crate::errors;
 use crate::qmp::Address;
 
@@ -35,7 +35,7 @@ pub(crate) async fn restore(
     machine: &Machine<'_>,
     agent: Option<&Address>,
     own: Option<&FolderLock>,
-    run: Option<&Journal>,
+    run: Option<&RunJournal>,
 ) -> Result<(), Error> {
     match recover(machine, agent, own, run).await {
         Err(frozen @ Error::Frozen { .. }) => {
@@ -55,7 +55,7 @@ pub(crate) async fn recover(
     machine: &Machine<'_>,
     agent: Option<&Address>,
     own: Option<&FolderLock>,
-    run: Option<&Journal>,
+    run: Option<&RunJournal>,
 ) -> Result<(), Error> {
     let told = |what: String| {
         if run.is_none() {
@@ -75,7 +75,7 @@ pub(crate) async fn recover(
     for lock in locks.into_iter().flatten() {
         let own_run = run.filter(|_| own.is_some_and(|own| own.path() == lock.path()));
         let closed = async {
-            if let Some(journal) = own_run.cloned().map_or_else(|| Journal::read(lock.folder()), |run| Ok(Some(run)))? {
+            if let Some(journal) = own_run.cloned().map_or_else(|| journal::read(lock.folder()), |run| Ok(Some(run)))? {
                 told(format!("the run of {}", journal.time));
                 close(machine, lock.folder(), &journal, own_run.is_some()).await
             } else if left || observed.node(names::LOCK).is_some() {
@@ -153,10 +153,10 @@ fn foreign(observed: &Observed, own: Option<&FolderLock>) -> Result<Option<Folde
 }
 
 /// Ends a run on the side of files and bitmaps: forward if its images are whole, else back.
-async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal, is_own: bool) -> Result<(), Error> {
+async fn close(machine: &Machine<'_>, folder: &Path, journal: &RunJournal, is_own: bool) -> Result<(), Error> {
     let trouble = |what: String| machine.tell(&Event::Trouble { what });
     // unmounted, or moved: where it comes back, so do the images, and need what was written since
-    let is_gone = || Journal::read(folder).map(|there| journal.publishing && there.is_none());
+    let is_gone = || journal::read(folder).map(|there| journal.publishing && there.is_none());
     let gone = || trouble(format!("{} is gone; the bitmaps stay for when it comes back", folder.display()));
     if is_gone()? {
         gone();
@@ -188,7 +188,7 @@ async fn close(machine: &Machine<'_>, folder: &Path, journal: &Journal, is_own: 
             trouble(format!("remove this fleece image by hand: {}", errors::line(&error)));
         }
     }
-    Journal::remove(folder)
+    journal::remove(folder)
 }
 
 /// Brings the bitmaps of all disks of a chain in order. `ended` is the time of a run that has just ended; where that is the

@@ -1,11 +1,17 @@
 //! Chains whose manifests say that an image is missing, foreign or out of order.
 
-use super::super::{FormatHint, ImageId, Lineage, Manifest, Member, Stage, Unfinished, Work};
+use std::path::Path;
+
+use super::super::{FormatHint, ImageId, Lineage, Manifest, Member, Note, Stage, Unfinished, Work};
 use super::*;
 
 impl Tree {
     /// Gives an image a manifest, as the run that made it would.
     fn made(&self, image: &str, chain: &str, parent: Option<&str>) {
+        Self::made_in(&self.path(""), image, chain, parent);
+    }
+
+    fn made_in(folder: &Path, image: &str, chain: &str, parent: Option<&str>) {
         let parsed = super::super::ImageName::parse(image.as_ref()).unwrap();
         let manifest = Manifest {
             image: image.to_owned(),
@@ -20,7 +26,7 @@ impl Tree {
             virtual_size: 1 << 20,
             qemu: String::new(),
         };
-        manifest.write(&self.path(image)).unwrap();
+        manifest.write(&folder.join(image)).unwrap();
     }
 
     /// A chain of these names, the FULL first, each with the one before it as parent.
@@ -245,7 +251,7 @@ fn work_that_was_broken_off_can_be_ended_whichever_manifests_and_images_it_has_r
 /// What there is of a restore point, a name with `-` where it is missing.
 fn salvaged(disk: &Disk, when: &str) -> Vec<String> {
     let found = disk.select_salvage(&when.parse().unwrap(), &clock()).unwrap();
-    let name = |path: &std::path::Path| text(path.file_name().unwrap());
+    let name = |path: &Path| text(path.file_name().unwrap());
     let member = |member: &Member| match member {
         Member::There(image) => image.display_name(),
         Member::Missing { path, .. } => format!("-{}", name(path)),
@@ -282,4 +288,28 @@ fn without_manifests_and_without_a_full_the_incs_are_what_there_is() {
     let disk = Tree::new(["v/INC-200-d", "v/INC-300-d"]).disk();
     assert_eq!(salvaged(&disk, "latest"), ["-v", "INC-200-d", "INC-300-d"]);
     assert_eq!(salvaged(&disk, "INC-200"), ["-v", "INC-200-d"]);
+}
+
+#[test]
+fn a_disk_of_another_machine_is_told() {
+    let tree = Tree::new(["hd0/FULL-100-d", "hd0/INC-200-d", "hd1/FULL-100-d"]);
+    for image in ["hd0/FULL-100-d", "hd0/INC-200-d", "hd1/FULL-100-d"] {
+        let (folder, name) = image.split_once('/').unwrap();
+        Tree::made_in(&tree.path(folder), name, "c", None);
+    }
+    let notes = |tree: &Tree| tree.discover().notes_of(None).unwrap().into_iter().cloned().collect::<Vec<_>>();
+    assert_eq!(notes(&tree), [], "nothing tells which machine it is");
+    tree.write("uuid", "c\n");
+    assert_eq!(notes(&tree), []);
+    // as it is after the folder of a disk was exchanged
+    Tree::made_in(&tree.path("hd0"), "INC-200-d", "other", None);
+    let uuid = fs::canonicalize(tree.path("uuid")).unwrap();
+    let foreign = Note::Foreign { path: tree.path("hd0/INC-200-d"), uuid };
+    assert_eq!(notes(&tree), [foreign]);
+    let alone = discover(&tree.path("hd0")).unwrap();
+    assert!(matches!(alone.disks[0].notes(), [Note::Foreign { .. }]));
+    // what came before a new id is of this machine all the same
+    Tree::made_in(&tree.path("hd0"), "INC-200-d", "c", None);
+    Tree::made_in(&tree.path("hd0"), "FULL-100-d", "before", None);
+    assert_eq!(notes(&tree), []);
 }

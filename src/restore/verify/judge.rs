@@ -132,7 +132,8 @@ fn unknown(range: &Range<u64>, looked: &Looked) -> Option<Located> {
 fn with_reach(flaw: Flaw) -> (Flaw, Reach) {
     let all = match &flaw {
         Flaw::Structure { errors, .. } => *errors > 0,
-        Flaw::Length { is, should } => is < should,
+        // a merge refuses all that it is part of, also where nothing is cut off
+        Flaw::Length { .. } => true,
         Flaw::Unreadable(_) => flaw.severity() == FlawSeverity::Damage,
         _ => false,
     };

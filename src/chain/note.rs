@@ -1,0 +1,154 @@
+//! What a listing leaves out or doubts.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::BOOKKEEPING;
+
+/// Something that was left out of an [`Inventory`](super::Inventory) or a [`Disk`](super::Disk), or that speaks against it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// Settings that could not be read: the format of the disk's images is what other files tell, or unknown.
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A manifest that could not be read: what it told of its image is unknown.
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A folder that could not be read: its images are missing here.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Manifests that could not be listed: images of the folder may be missing without a word.
+    Manifests {
+        /// The folder with the images.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A link to a folder elsewhere: images in there are missing here.
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A link that leads nowhere, perhaps to a folder with images that is not there now.
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// An image that has lost its manifest and its checksums: nothing says that it is the one that an INC builds on.
+    Unknown {
+        /// The image.
+        path: PathBuf,
+        /// The name of the INC.
+        inc: String,
+    },
+    /// A FULL that had a manifest, which would tell whether INCs were written into it.
+    Moment {
+        /// The FULL.
+        path: PathBuf,
+    },
+    /// An image that is whole but has not got its name, since its run was killed.
+    Unnamed {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An image of another machine than the folder: the manifest and the file `uuid` have different ids.
+    Foreign {
+        /// The image.
+        path: PathBuf,
+        /// The file `uuid`.
+        uuid: PathBuf,
+    },
+}
+
+impl Note {
+    /// Where images may be missing.
+    pub(super) fn place(&self) -> Option<&Path> {
+        match self {
+            Self::Folder { path, .. }
+            | Self::Manifests { path, .. }
+            | Self::Link { path }
+            | Self::Dangling { path, .. } => Some(path),
+            Self::Config { .. }
+            | Self::Manifest { .. }
+            | Self::Unknown { .. }
+            | Self::Moment { .. }
+            | Self::Unnamed { .. }
+            | Self::Foreign { .. } => None,
+        }
+    }
+
+    /// The folder that could not be read, and why.
+    pub(super) fn folder(&self) -> Option<(&Path, &str)> {
+        match self {
+            Self::Folder { path, reason } => Some((path, reason)),
+            Self::Config { .. }
+            | Self::Manifest { .. }
+            | Self::Manifests { .. }
+            | Self::Link { .. }
+            | Self::Dangling { .. }
+            | Self::Unknown { .. }
+            | Self::Moment { .. }
+            | Self::Unnamed { .. }
+            | Self::Foreign { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config { path, reason } | Self::Manifest { path, reason } | Self::Folder { path, reason } => {
+                write!(f, "{} is ignored: {reason}", path.display())
+            }
+            Self::Manifests { path, reason } => {
+                write!(f, "{} is ignored: {reason}", path.join(BOOKKEEPING).display())
+            }
+            Self::Link { path } => {
+                write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
+            }
+            Self::Dangling { path, reason } => {
+                write!(f, "{} is ignored: the link leads nowhere ({reason})", path.display())
+            }
+            Self::Unknown { path, inc } => write!(
+                f,
+                "{} has neither manifest nor checksums any more: nothing says that it is the image that {inc} builds on",
+                path.display()
+            ),
+            Self::Moment { path } => {
+                write!(
+                    f,
+                    "{} may hold a later moment than that of its name: only its manifest would tell",
+                    path.display()
+                )
+            }
+            Self::Unnamed { path } => write!(
+                f,
+                "{}: a run was killed while it gave whole images their names, so that its restore point is not there yet: the \
+                 next run or `qmpbackup recover` ends that, or, where the machine is gone, removing `.partial` from the names of \
+                 the image and of its files in {BOOKKEEPING}, and `qmprestore verify`",
+                path.display()
+            ),
+            Self::Foreign { path, uuid } => write!(
+                f,
+                "{} was made for another machine, or for this one before {} was replaced: the id in its manifest is another",
+                path.display(),
+                uuid.display()
+            ),
+        }
+    }
+}
