@@ -14,6 +14,7 @@
 //!
 //! - `errors`: which kind an error is of; errors in one line
 //! - `json`: texts of others, within bounds
+//! - `threads`: work in parallel
 //! - [`storage`]: bytes at offsets; files and memory, holes, copies in the kernel, publishing by link and rename
 //! - [`qcow2`]: the format; header, tables, cluster map, compression, refcounts, the builder of new images, the writer that
 //!   changes one in place, check and repair
@@ -54,5 +55,6 @@ pub mod qcow2;
 pub mod qmp;
 pub mod restore;
 pub mod storage;
+mod threads;
 
 pub use errors::ErrorKind;

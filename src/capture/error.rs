@@ -58,7 +58,7 @@ pub enum Error {
     },
     /// Work beside the run has come to no end, which is a fault of this program.
     #[error("a thread of this program has failed; please report that")]
-    Thread(#[from] tokio::task::JoinError),
+    Thread,
     /// There can be no fleece image where it should be.
     #[error("{disk}: no fleece image can be made in {}", folder.display())]
     Fleece {
@@ -222,7 +222,8 @@ pub enum Error {
     },
     /// The fleece image could not take what the guest has overwritten.
     #[error(
-        "{disk}: the snapshot was given up, since its fleece image in {} could not be written in time: is there space?",
+        "{disk}: the snapshot was given up, since what the guest overwrote could not be copied to its fleece image in {} in \
+         time: is there space, and can all of the disk be read?",
         folder.display()
     )]
     FleeceFull {
@@ -280,7 +281,7 @@ impl Error {
             | Self::Device(_)
             | Self::Layout { .. }
             | Self::Io { .. }
-            | Self::Thread(_)
+            | Self::Thread
             | Self::Fleece { .. }
             | Self::Uuid { .. }
             | Self::Fragile { .. }

@@ -97,9 +97,8 @@ fn look(dir: &Path) -> Result<Inventory, Error> {
             let missing = Image { missing: true, ..image(dir, folder.relative.join(&found.file), found) };
             match group.get_mut(&disk) {
                 Some(images) => images.push(missing),
-                // nothing else tells of such a disk, and journals have names like these, too
-                None if matches!(Manifest::read(&missing.path), Ok(Some(_))) => drop(group.insert(disk, vec![missing])),
-                None => {}
+                // nothing else tells of such a disk; what is damaged may be the manifest of any image
+                None => drop(group.insert(disk, vec![missing])),
             }
         }
     }
@@ -297,9 +296,15 @@ fn missing(dir: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>)
     let too_many = || Error::TooManyEntries { path: dir.to_owned(), limit: MAX_ENTRIES };
     *left = left.checked_sub(entries.len()).ok_or_else(too_many)?;
     let names = entries.iter().filter_map(|(name, _)| Manifest::image_of(name));
+    let path = dir.join(&folder.relative);
+    // a name without a time may be that of anything
+    let timeless = |name: OsString| {
+        let manifest = Manifest::read(&path.join(&name)).ok()??;
+        (manifest.level == Level::Full && name == manifest.image.as_str()).then(|| Found::timeless(name))
+    };
     let mut missing: Vec<Found> = names
-        .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)))
-        .filter_map(Found::timed)
+        .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)) && !Unfinished::is_of(name))
+        .filter_map(|name| Found::timed(name.clone()).or_else(|| timeless(name)))
         .filter(|found| !found.partial)
         .collect();
     missing.sort_by(|one, other| one.file.cmp(&other.file));

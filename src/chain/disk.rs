@@ -3,12 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use super::Note;
 use super::held;
 use super::image::Image;
 use super::links::{Chain, Failed};
 use super::point::Point;
 use super::timeless;
+use super::{Level, Note};
 
 /// The images of one disk, and what they make.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct Disk {
     partials: Vec<Arc<Image>>,
     chains: Vec<Chain>,
     points: Vec<Point>,
+    /// Those of chains that are missing as a whole, while older ones are there.
+    gone: Vec<Arc<Image>>,
     notes: Vec<Note>,
 }
 
@@ -35,7 +37,10 @@ impl Disk {
         images.sort_by(|a, b| (a.made(), a.named, &a.relative).cmp(&(b.made(), b.named, &b.relative)));
         held::refuse_claims(&mut images);
         let (partials, images): (Vec<_>, Vec<_>) = images.into_iter().map(Arc::new).partition(|image| image.partial);
-        let chains = Chain::build(&images);
+        let (chains, gone) = Chain::build(&images);
+        let fulls = gone.iter().filter(|image| image.level == Level::Full);
+        notes.extend(fulls.map(|full| Note::Gone { path: full.path.clone() }));
+        notes.extend(chains.iter().filter_map(Chain::untold).map(|inc| Note::Untold { path: inc.path.clone() }));
         notes.extend(
             chains
                 .iter()
@@ -47,7 +52,7 @@ impl Disk {
         let points = chains.iter().enumerate().flat_map(|(number, chain)| chain.points(number, &failed));
         let mut points: Vec<Point> = points.collect();
         points.sort_by_key(|point| (point.image.moment(), point.depth));
-        Self { label, node, name, images, partials, chains, points, notes }
+        Self { label, node, name, images, partials, chains, points, gone, notes }
     }
 
     /// The name that tells this disk from the others that were found.
@@ -90,6 +95,11 @@ impl Disk {
     #[must_use]
     pub fn points(&self) -> &[Point] {
         &self.points
+    }
+
+    /// The images of chains that are missing as a whole, while older ones are there.
+    pub(super) fn gone_images(&self) -> &[Arc<Image>] {
+        &self.gone
     }
 
     /// What was left out of what is known of its images.

@@ -5,9 +5,11 @@
 //! the chain's restore points is whole meanwhile, and the work can only be ended.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -85,6 +87,11 @@ impl Unfinished {
     #[must_use]
     pub fn path(full: &Path) -> PathBuf {
         beside(full, "in-place.json")
+    }
+
+    /// Whether a file that could be the manifest of an image of this name is such a journal.
+    pub(super) fn is_of(image: &OsStr) -> bool {
+        image.as_bytes().ends_with(b".in-place")
     }
 
     /// The journal of a FULL; `None` where nothing was begun.

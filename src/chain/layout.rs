@@ -41,6 +41,12 @@ impl Found {
         ImageName::parse(&file).map(|name| Self::new(file, name))
     }
 
+    /// The FULL of this name, which has no time.
+    pub(super) fn timeless(file: OsString) -> Self {
+        let disk = Some(file.clone());
+        Self { file, disk, level: Level::Full, time: None, partial: false, told: Told::Once }
+    }
+
     fn new(file: OsString, name: ImageName) -> Self {
         let ImageName { level, time, disk, partial } = name;
         Self { file, disk, level, time: Some(time), partial, told: Told::Once }

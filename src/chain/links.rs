@@ -36,7 +36,8 @@ impl Chain {
     }
 
     /// All of these, oldest first.
-    pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+    #[must_use]
+    pub fn images(&self) -> impl DoubleEndedIterator<Item = &Arc<Image>> {
         self.full.iter().chain(&self.incs)
     }
 
@@ -63,9 +64,11 @@ impl Chain {
         pairs.filter(move |(image, inc)| !taken.contains(image) && is_unknown(image, inc))
     }
 
-    /// Builds the chains of images that are whole, or missing, and in the order in which they were made.
-    pub(super) fn build(images: &[Arc<Image>]) -> Vec<Self> {
-        let mut chains: Vec<Self> = Vec::new();
+    /// Builds the chains of images that are whole, or missing, and in the order in which they were made. And tells the images
+    /// of chains that are missing as a whole, but for those that are older than all that is there.
+    pub(super) fn build(images: &[Arc<Image>]) -> (Vec<Self>, Vec<Arc<Image>>) {
+        let (mut chains, mut gone): (Vec<Self>, _) = (Vec::new(), Vec::new());
+        let oldest = images.iter().position(|image| !image.missing && image.level != Level::Copy);
         // of each folder, the chain that the next INC belongs to
         let mut open: BTreeMap<&Path, usize> = BTreeMap::new();
         // and whether the FULL of the next INC that is missing is missing, too: somebody has removed them all
@@ -84,8 +87,13 @@ impl Chain {
                         open.insert(image.folder(), chains.len());
                         chains.push(Self { full: Some(Arc::clone(image)), incs: Vec::new(), rival: None });
                     }
-                    (Level::Full, _) => drop(removed.insert(image.folder())),
-                    (Level::Inc | Level::Copy, _) => {}
+                    (Level::Copy, _) => {}
+                    (level, _) => {
+                        if level == Level::Full {
+                            removed.insert(image.folder());
+                        }
+                        gone.extend(oldest.is_some_and(|oldest| oldest < at).then(|| Arc::clone(image)));
+                    }
                 }
                 continue;
             }
@@ -109,7 +117,18 @@ impl Chain {
                 (Level::Copy, _) => chains.push(Self { full: Some(Arc::clone(image)), incs: Vec::new(), rival: None }),
             }
         }
-        chains
+        (chains, gone)
+    }
+
+    /// The newest image, if it is an INC that has no manifest, while the backup before it wrote one: nobody can tell whether it
+    /// is of this chain.
+    pub(super) fn untold(&self) -> Option<&Arc<Image>> {
+        let inc = self.incs.last().filter(|inc| !inc.missing && inc.manifest.is_none())?;
+        let before = self.images().rev().nth(1)?;
+        let is_about_to_go = self.unfinished().is_some_and(|work| work.taken().contains(inc));
+        // a bitmap for the INC after it says that it was made by a backup of this program
+        let is_told = before.known().is_some_and(|known| known.bitmap.is_some());
+        (is_told && !is_about_to_go).then_some(inc)
     }
 
     /// The restore points of the chain with this number.

@@ -105,6 +105,13 @@ pub enum ManifestError {
     },
 }
 
+/// The values that are texts of any kind.
+const TEXTS: [&str; 5] = ["image", "chain", "parent", "bitmap", "qemu"];
+
+/// Bytes of such a text: more than a name of a file, of a bitmap or of a release of QEMU has. All manifests of a folder are in
+/// memory at once.
+const TEXT_MAX: usize = 4096;
+
 impl Manifest {
     /// Where the manifest of an image is, if it has one.
     #[must_use]
@@ -187,6 +194,10 @@ impl Manifest {
             (None, _) => return Err(field("version")(path)),
         }
         let text = |key: &str| keys.get(key).and_then(Value::as_str);
+        let long = TEXTS.into_iter().find(|key| text(key).is_some_and(|text| text.len() > TEXT_MAX));
+        if let Some(key) = long {
+            return Err(field(key)(path));
+        }
         let owned = |key: &str| text(key).map(str::to_owned);
         let id = |key: &str| text(key).and_then(ImageId::parse);
         let level = text("level").and_then(|text| Level::ALL.into_iter().find(|level| level.as_str() == text));
@@ -317,5 +328,15 @@ mod tests {
         }
         assert_eq!(sealed("version", json!(3)), "M is of version 3: this program knows 1 to 2");
         assert_eq!(parse(&json!([])).unwrap_err(), "M: version is missing or invalid");
+    }
+
+    #[test]
+    fn a_text_that_no_name_is_as_long_as_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("FULL-1-d");
+        Manifest { qemu: "x".repeat(TEXT_MAX), ..manifest() }.write(&image).unwrap();
+        assert!(Manifest::read(&image).unwrap().is_some());
+        Manifest { qemu: "x".repeat(TEXT_MAX + 1), ..manifest() }.write(&image).unwrap();
+        assert!(matches!(Manifest::read(&image), Err(ManifestError::Field { key: "qemu", .. })));
     }
 }

@@ -66,6 +66,16 @@ pub enum Note {
         /// The image.
         path: PathBuf,
     },
+    /// A FULL that is missing, as are all INCs that build on it, while an older chain is there.
+    Gone {
+        /// The FULL.
+        path: PathBuf,
+    },
+    /// The newest INC of a chain, which has no manifest, while others of the chain have one.
+    Untold {
+        /// The INC.
+        path: PathBuf,
+    },
     /// An image of another machine than the folder: the manifest and the file `uuid` have different ids.
     Foreign {
         /// The image.
@@ -88,6 +98,8 @@ impl Note {
             | Self::Unknown { .. }
             | Self::Moment { .. }
             | Self::Unnamed { .. }
+            | Self::Gone { .. }
+            | Self::Untold { .. }
             | Self::Foreign { .. } => None,
         }
     }
@@ -104,6 +116,8 @@ impl Note {
             | Self::Unknown { .. }
             | Self::Moment { .. }
             | Self::Unnamed { .. }
+            | Self::Gone { .. }
+            | Self::Untold { .. }
             | Self::Foreign { .. } => None,
         }
     }
@@ -141,6 +155,17 @@ impl fmt::Display for Note {
                 "{}: a run was killed while it gave whole images their names, so that its restore point is not there yet: the \
                  next run or `qmpbackup recover` ends that, or, where the machine is gone, removing `.partial` from the names of \
                  the image and of its files in {BOOKKEEPING}, and `qmprestore verify`",
+                path.display()
+            ),
+            Self::Gone { path } => write!(
+                f,
+                "{} is missing with all that builds on it, though an older backup is there: if somebody has removed them, their \
+                 files in {BOOKKEEPING} are to go, too",
+                path.display()
+            ),
+            Self::Untold { path } => write!(
+                f,
+                "{} has no manifest, though the image before it has one: nothing says that it is of this chain",
                 path.display()
             ),
             Self::Foreign { path, uuid } => write!(

@@ -64,8 +64,12 @@ impl Disk {
                 members.insert(0, Member::Missing { path: folder.to_owned(), size: None });
             }
         }
-        if let Some(Fault::Lineage(Lineage::Missing { parent, .. })) = self.missing_after(point, when, clock) {
-            members.push(Member::Missing { path: point.image.path.with_file_name(parent), size: None });
+        match self.missing_after(point, when, clock) {
+            Some(Fault::Lineage(Lineage::Missing { parent, .. })) => {
+                members.push(Member::Missing { path: point.image.path.with_file_name(parent), size: None });
+            }
+            Some(Fault::Lineage(Lineage::Gone(image))) => members.push(Member::of(&image)),
+            _ => {}
         }
         let there: Vec<Arc<Image>> = members.iter().filter_map(Member::image).cloned().collect();
         if there.is_empty() {

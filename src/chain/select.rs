@@ -56,7 +56,12 @@ impl Disk {
             let time = ImageName::parse(parent.as_ref())?.time;
             (time <= moment && point.image.moment().0 < Some(time)).then_some((time, fault))
         });
-        missing.max_by_key(|(time, _)| *time).map(|(_, fault)| fault.clone())
+        let missing = missing.map(|(time, fault)| (time, fault.clone()));
+        let gone = self.gone_images().iter().filter_map(|image| {
+            let time = image.time.filter(|time| *time <= moment && point.image.moment().0 < Some(*time))?;
+            Some((time, Fault::Lineage(Lineage::Gone(Arc::clone(image)))))
+        });
+        missing.chain(gone).max_by_key(|(time, _)| *time).map(|(_, fault)| fault)
     }
 
     /// As [`select`](Self::select), but a time picks a COPY only where there is nothing else: for work on chains.

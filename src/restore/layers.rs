@@ -1,6 +1,7 @@
 //! The images of a restore point, opened and found to fit together.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::source::{
 };
 use crate::chain::{BLOCK, Checksums, ChecksumsError, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
-use crate::storage::{FileStorage, Storage};
+use crate::storage::{self, FileStorage, Storage};
 
 /// The images of a restore point, oldest first.
 #[derive(Debug)]
@@ -286,11 +287,10 @@ impl Layers {
             .any(|image| image.is_none_or(|image| (image.dev(), image.ino()) == (file.dev(), file.ino())))
     }
 
-    /// Who may read what is restored: those who may read all of the images.
-    pub(super) fn mode(&self) -> u32 {
-        let group = rustix::process::getegid().as_raw();
-        let files = self.files.iter().map(|image| image.as_file()?.metadata().ok());
-        let all = files.map(|file| file.map_or(0, |file| allowed(&file, group))).reduce(|all, one| all & one);
+    /// Who may read what is restored, as the mode of a file of this group: those who may read all of the images.
+    pub(super) fn mode(&self, group: u32) -> u32 {
+        let files = self.files.iter().map(|image| allowed(image.as_file()?, group).ok());
+        let all = files.map(Option::unwrap_or_default).reduce(|all, one| all & one);
         all.unwrap_or_default() | 0o600
     }
 
@@ -301,11 +301,17 @@ impl Layers {
     }
 }
 
-/// Who may read and write an image, as the mode of a file of this group: those of another group are others there.
-pub(super) fn allowed(image: &Metadata, group: u32) -> u32 {
-    let mode = image.mode() & 0o666;
+/// Who may read and write an image, as the mode of a file of this group: those of another group are others there, and where a
+/// list says who may, a mode cannot, but of the owner.
+pub(super) fn allowed(image: &File, group: u32) -> io::Result<u32> {
+    let there = image.metadata()?;
+    let mode = there.mode() & 0o666;
     let others = mode & 0o006;
-    if image.gid() == group { mode } else { mode & 0o600 | others << 3 | others }
+    Ok(match storage::access_list(image)? {
+        Some(_) => mode & 0o600,
+        None if there.gid() == group => mode,
+        None => mode & 0o600 | others << 3 | others,
+    })
 }
 
 /// Opens an image of which parts may be lost.

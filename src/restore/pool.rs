@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::error::{Error, Result as RestoreResult};
 use super::line::{EndsAtPanic, Line, Step};
+use crate::threads;
 
 /// More threads do not make anything faster; tens of thousands make the machine stand still.
 const THREADS_MAX: usize = 256;
@@ -62,22 +63,22 @@ where
     let items = Mutex::new(items.enumerate());
     let failed = AtomicBool::new(false);
     let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let threads = rayon::current_num_threads();
-    let parts: Vec<_> = (0..threads)
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|_| {
-            let mut scratch = scratch();
-            let mut done = Vec::new();
-            while !failed.load(Ordering::Relaxed) {
-                let Some((index, item)) = next() else { break };
-                let result = work(&mut scratch, item);
-                failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                done.extend(result.transpose().map(|result| (index, result)));
-            }
-            done
-        })
-        .collect();
+    let part = |_| {
+        let mut scratch = scratch();
+        let mut done = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let Some((index, item)) = next() else { break };
+            let result = work(&mut scratch, item);
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            done.extend(result.transpose().map(|result| (index, result)));
+        }
+        done
+    };
+    let parts: Vec<_> = if threads::are_there() {
+        (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).map(part).collect()
+    } else {
+        vec![part(0)]
+    };
     let mut all: Vec<_> = parts.into_iter().flatten().collect();
     all.sort_unstable_by_key(|(index, _)| *index);
     all.into_iter().map(|(_, result)| result).collect()

@@ -4,8 +4,6 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
@@ -13,6 +11,7 @@ use super::resolve::Mapped;
 use super::source::{self, Source};
 use crate::qcow2::{Content, MapBuffer};
 use crate::storage::Storage as _;
+use crate::threads;
 
 /// What an image says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +33,7 @@ pub struct Facts {
 /// Looks at a FULL and its INCs, in this order: at their headers and tables, not at the data.
 #[must_use]
 pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
-    let starts: Vec<Result<Start>> = chain.par_iter().map(start).collect();
+    let starts: Vec<Result<Start>> = threads::map(chain.iter().collect(), start);
     // what cannot be opened says nothing about the others
     let evidence = chain.iter().zip(&starts);
     let evidence =
@@ -44,7 +43,7 @@ pub fn survey(chain: &[Source]) -> Vec<Result<Facts>> {
     };
     let before = std::iter::once(None).chain(chain.iter().map(|source| Some(source.path.as_path())));
     let images: Vec<_> = chain.iter().zip(before).zip(starts).zip(formats).collect();
-    images.into_par_iter().map(|(((source, before), start), format)| start.and(look(source, before, format))).collect()
+    threads::map(images, |(((source, before), start), format)| start.and(look(source, before, format)))
 }
 
 fn start(source: &Source) -> Result<Start> {

@@ -54,7 +54,12 @@ impl FileStorage {
     /// As [`FileStorage::open`].
     pub fn new(mut file: File) -> io::Result<Self> {
         use std::os::unix::fs::FileTypeExt;
-        let kind = file.metadata()?.file_type();
+        // an open file is there, whatever its file system says
+        let there = file.metadata().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other(error),
+            _ => error,
+        })?;
+        let kind = there.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }

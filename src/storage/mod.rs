@@ -2,6 +2,7 @@
 //!
 //! This layer knows nothing of formats.
 
+mod acl;
 mod blocks;
 mod file;
 mod folder;
@@ -22,6 +23,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use acl::access_list;
 pub(crate) use blocks::BlockSet;
 pub use file::FileStorage;
 pub(crate) use folder::{create_folders, give_to_owner, parent, read_folder, sync_folder};

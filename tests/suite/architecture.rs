@@ -4,18 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer and what it may use, from the top to the ground.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("bin", &["cli"]),
     ("cli", &["capture", "restore", "chain", "qcow2", "storage", "qmp", "errors"]),
     ("capture", &["qmp", "agent", "chain", "qcow2", "storage", "json", "errors"]),
     ("agent", &["qmp"]),
     ("qmp", &["json"]),
-    ("restore", &["chain", "qcow2", "storage", "json", "errors"]),
-    ("chain", &["qcow2", "storage", "json", "errors"]),
+    ("restore", &["chain", "qcow2", "storage", "json", "errors", "threads"]),
+    ("chain", &["qcow2", "storage", "json", "errors", "threads"]),
     ("qcow2", &["storage"]),
     ("storage", &[]),
     ("json", &[]),
     ("errors", &[]),
+    ("threads", &[]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -93,7 +94,7 @@ fn no_other_program_is_started_and_so_no_shell() {
 #[test]
 fn only_the_layer_for_people_prints() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for path in ["capture", "agent", "qmp", "restore", "chain", "qcow2", "storage", "json", "errors"]
+    for path in ["capture", "agent", "qmp", "restore", "chain", "qcow2", "storage", "json", "errors", "threads"]
         .iter()
         .flat_map(|layer| sources(&src.join(layer)))
     {

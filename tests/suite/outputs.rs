@@ -94,7 +94,14 @@ fn no_bookkeeping_of_a_backup_is_replaced_nor_an_image_of_another() {
     }
     let before = sparse::fingerprints(root.path());
     let bookkeeping = ["uuid", "disk0/uuid", "disk0/disk.config", "disk0/new.config", "disk0/.qmpbackup/lock"];
-    let more = ["disk0/.qmpbackup/new", "elsewhere/disk.qcow2", "elsewhere/.qmpbackup/disk.qcow2.json"];
+    let more = [
+        "elsewhere/uuid",
+        "elsewhere/new.partial",
+        "elsewhere/new.config",
+        "disk0/.qmpbackup/new",
+        "elsewhere/disk.qcow2",
+        "elsewhere/.qmpbackup/disk.qcow2.json",
+    ];
     for name in bookkeeping.iter().chain(&more) {
         let (code, said) = merge(&dir, &root.path().join(name), &["--force"]);
         assert!(code == Some(1) && said.contains("of a backup"), "{name}: {said}");
@@ -102,8 +109,8 @@ fn no_bookkeeping_of_a_backup_is_replaced_nor_an_image_of_another() {
     }
     // elsewhere they are names as any other
     fs::remove_file(dir.join("disk.config")).unwrap();
-    let apart = tempfile::tempdir().unwrap();
     for name in ["uuid", "disk.config"] {
+        let apart = tempfile::tempdir().unwrap();
         assert_eq!(merge(&dir, &apart.path().join(name), &[]).0, Some(0));
     }
 }

@@ -133,7 +133,7 @@ fn write_manifests(members: &[PathBuf]) {
             image: name(path),
             level: if before.is_some() { Level::Inc } else { Level::Full },
             time: name(path).split('-').nth(1).unwrap().parse().ok(),
-            chain: Some("a chain".to_owned()),
+            chain: None,
             parent: before.map(|before| name(before)),
             id: None,
             parent_id: None,

@@ -183,3 +183,23 @@ fn what_root_makes_in_a_folder_of_another_user_is_of_that_user() {
         scene.run("rebase --dir vm/disk1").with(0);
     }
 }
+
+/// Where a service may have no more processes, threads are none, either: all but the one that waits for signals.
+#[test]
+fn what_needs_no_threads_does_without() {
+    let scene = Scene::new();
+    let run = |words: &str| {
+        let limited = ["-c", "ulimit -u 2 && exec \"$0\" \"$@\"", scene.program.to_str().unwrap()];
+        let mut command = program("bash", limited.into_iter().chain(words.split(' ')));
+        if is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Ended::of(command.current_dir(scene.root.path()))
+    };
+    for words in ["list --dir vm", "check --dir vm", "check --repair=all --dir vm", "rebase --dir vm --filter disk0"] {
+        run(words).with(0);
+    }
+    for words in ["verify --dir vm", MERGE] {
+        run(words).with(1).says("Resource temporarily unavailable");
+    }
+}

@@ -351,6 +351,29 @@ fn a_file_that_is_too_short_or_too_long_is_damaged() {
 }
 
 #[test]
+fn an_image_that_fits_another_one_only_where_it_is_damaged_does_not_hold_that() {
+    let root = tempfile::Builder::new().prefix("qmpbackup-suite-").tempdir().unwrap();
+    let folder = root.path().join("disk0");
+    fs::create_dir(&folder).unwrap();
+    let block = |byte: u8| vec![byte; 1 << 16];
+    let image = |name: &str, blocks: &[u8]| {
+        let path = folder.join(name);
+        fs::write(&path, blocks.iter().flat_map(|byte| block(*byte)).collect::<Vec<u8>>()).unwrap();
+        path
+    };
+    // alike for longer than is looked at to find one
+    let alike: Vec<u8> = (1..=250).chain(1..=50).collect();
+    let first = image("FULL-1793588400-disk.raw", &[&alike[..], &[8, 9]].concat());
+    image("FULL-1793674800-disk.raw", &[&alike[..], &[0, 7]].concat());
+    Ended::run([Path::new("manifest"), Path::new("--dir"), root.path()]).with(0);
+    image("FULL-1793588400-disk.raw", &[&alike[..], &[0, 9]].concat());
+    let found = told(&verified(root.path()));
+    assert_eq!(found, [(name(&first), "blocks", vec![name(&first)])]);
+    image("FULL-1793588400-disk.raw", &[&alike[..], &[0, 7]].concat());
+    assert_eq!(told(&verified(root.path())), [(name(&first), "content", vec![name(&first)])]);
+}
+
+#[test]
 fn images_that_were_swapped_are_told_from_damaged_ones() {
     let backup = kept();
     let all = names(&backup.images);

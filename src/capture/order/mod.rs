@@ -96,7 +96,10 @@ pub(crate) async fn recover(
             Err(error) => return Err(error),
         }
     }
-    machine.remove_node(names::LOCK).await?;
+    // one that has come since is that of a run that goes on
+    if observed.node(names::LOCK).is_some() {
+        machine.remove_node(names::LOCK).await?;
+    }
     thawed
 }
 

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use tokio::task::{JoinHandle, spawn_blocking};
-
+use crate::capture::seal::background::Background;
 use crate::capture::seal::pauses::Settled;
 use crate::chain::{KnownSums, SumError};
 use crate::qcow2::{self, Header, Image, Table};
@@ -17,10 +16,9 @@ use crate::qcow2::{self, Header, Image, Table};
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The work ends when this is dropped.
-#[derive(Debug)]
 pub(crate) struct EarlySums {
     running: Sender<()>,
-    sums: JoinHandle<Vec<KnownSums>>,
+    sums: Background<Vec<KnownSums>>,
 }
 
 /// What is known of an image that is being written.
@@ -36,13 +34,13 @@ impl EarlySums {
     /// Begins with images that have just been made.
     pub(crate) fn begin(images: Vec<(Arc<File>, Settled)>) -> Self {
         let (running, end) = channel();
-        Self { running, sums: spawn_blocking(move || sum_until(&end, images)) }
+        Self { running, sums: Background::begin(move || sum_until(&end, images)) }
     }
 
     /// What was computed, for each image, which QEMU has closed; where it cannot be relied on, nothing.
     pub(crate) async fn end(self) -> Vec<KnownSums> {
         drop(self.running);
-        self.sums.await.unwrap_or_default()
+        self.sums.end().await.unwrap_or_default()
     }
 }
 

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use tokio::task::{JoinHandle, spawn_blocking};
-
 use crate::capture::error::Error;
+use crate::capture::seal::background::Background;
 
 /// Time between two looks at the images.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -17,17 +16,16 @@ const PAUSE: Duration = Duration::from_millis(50);
 const STEP: u64 = 64 << 20;
 
 /// The syncs end when this is dropped.
-#[derive(Debug)]
 pub(crate) struct EarlySync {
     running: Sender<()>,
-    syncs: JoinHandle<Result<u64, Error>>,
+    syncs: Background<Result<u64, Error>>,
 }
 
 impl EarlySync {
     /// Syncs these images now and then.
     pub(crate) fn begin(images: Vec<(PathBuf, Arc<File>)>) -> Self {
         let (running, end) = channel();
-        Self { running, syncs: spawn_blocking(move || sync_until(&end, &images)) }
+        Self { running, syncs: Background::begin(move || sync_until(&end, &images)) }
     }
 
     /// Syncs that have failed.
@@ -35,13 +33,13 @@ impl EarlySync {
     pub(crate) fn failed(path: PathBuf) -> Self {
         let (running, _) = channel();
         let source = std::io::ErrorKind::QuotaExceeded.into();
-        Self { running, syncs: spawn_blocking(|| Err(Error::Io { path, source })) }
+        Self { running, syncs: Background::begin(|| Err(Error::Io { path, source })) }
     }
 
     /// What the kernel could not write: whoever opens an image later is not told.
     pub(crate) async fn end(self) -> Result<(), Error> {
         drop(self.running);
-        self.syncs.await?.map(|_| ())
+        self.syncs.end().await?.map(|_| ())
     }
 }
 

@@ -4,6 +4,7 @@
 //! Neither is done on the thread that talks to the machine. A run that ends meanwhile leaves neither behind: the sums stop
 //! at the next few blocks.
 
+mod background;
 pub(crate) mod early_sums;
 pub(crate) mod early_sync;
 pub(crate) mod pauses;
@@ -16,8 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::task::spawn_blocking;
-
+use self::background::Background;
 use self::early_sums::EarlySums;
 use self::early_sync::EarlySync;
 use crate::capture::error::Error;
@@ -49,7 +49,7 @@ pub(crate) async fn seal(
         };
         let (sums, images) = (Arc::clone(&sums.0), images.iter().map(again).collect::<Result<Vec<_>, _>>()?);
         let known = known.into_iter().chain(std::iter::repeat_with(KnownSums::default));
-        spawn_blocking(move || {
+        Background::begin(move || {
             images.into_iter().zip(known).try_for_each(|((path, image), known)| sums.of(&path, image, &known))
         })
     };
@@ -60,7 +60,7 @@ pub(crate) async fn seal(
         }
         synced
     };
-    let both = async { tokio::join!(summed, synced) };
+    let both = async { tokio::join!(summed.end(), synced) };
     tokio::pin!(both);
     let mut told = start;
     let (summed, synced) = loop {
@@ -84,7 +84,7 @@ pub(crate) async fn seal(
 
 async fn sync_all(early: EarlySync, images: Vec<(PathBuf, File)>) -> Result<(), Error> {
     early.end().await?;
-    spawn_blocking(move || images.into_iter().try_for_each(|(path, image)| sync(&path, &image))).await?
+    Background::begin(move || images.into_iter().try_for_each(|(path, image)| sync(&path, &image))).end().await?
 }
 
 fn sync(path: &Path, image: &File) -> Result<(), Error> {

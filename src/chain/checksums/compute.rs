@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use byteorder::{BigEndian, ByteOrder};
-use rayon::prelude::*;
 
 use super::header::Header;
 use super::known::KnownSums;
@@ -15,6 +14,7 @@ use super::{BLOCK, Checksums, ChecksumsError, id_of};
 use crate::chain::ImageId;
 use crate::errors;
 use crate::storage::{self, NewFile, Storage, to_usize};
+use crate::threads;
 
 /// Blocks that a thread reads at once: what it sums is still in the processor's cache.
 pub(super) const READ: u64 = 8;
@@ -83,23 +83,20 @@ pub(super) fn watched_sums(
         let start = blocks.start + number * READ;
         start..(start + READ).min(blocks.end)
     };
-    let sums: Vec<Vec<u32>> = (0..parts)
-        .into_par_iter()
-        .map_init(Vec::new, |buffer, number| {
-            let part = part(number);
-            let sums = unknown_sums(image, part.clone(), known, buffer)?;
-            match each((part.end * BLOCK).min(image.length()) - part.start * BLOCK) {
-                ControlFlow::Continue(()) => Ok(sums),
-                ControlFlow::Break(()) => Err(SumError::Cancelled),
-            }
-        })
-        .collect::<Result<_, _>>()?;
+    let sums: Vec<Vec<u32>> = threads::try_map(0..parts, Vec::new, |buffer, number| {
+        let part = part(number);
+        let sums = unknown_sums(image, part.clone(), known, buffer)?;
+        match each((part.end * BLOCK).min(image.length()) - part.start * BLOCK) {
+            ControlFlow::Continue(()) => Ok(sums),
+            ControlFlow::Break(()) => Err(SumError::Cancelled),
+        }
+    })?;
     Ok(sums.into_iter().flatten().collect())
 }
 
 /// The sums of some blocks, which lie in ranges of at most [`READ`] blocks.
 pub(super) fn sums_of(image: &(impl Storage + ?Sized), parts: &[Range<u64>]) -> Result<Vec<Vec<u32>>, SumError> {
-    parts.par_iter().map_init(Vec::new, |buffer, part| sums(image, part.clone(), buffer)).collect()
+    threads::try_map(parts, Vec::new, |buffer, part| sums(image, part.clone(), buffer))
 }
 
 /// The sums of a few blocks that lie next to each other, where those that are known need not be read.

@@ -313,3 +313,64 @@ fn a_disk_of_another_machine_is_told() {
     Tree::made_in(&tree.path("hd0"), "FULL-100-d", "before", None);
     assert_eq!(notes(&tree), []);
 }
+
+#[test]
+fn a_chain_that_is_missing_between_others_is_told_and_no_time_means_an_older_one_instead() {
+    let tree = Tree::chain(&["FULL-100-d", "INC-200-d"]);
+    for (name, parent) in [("FULL-300-d", None), ("INC-400-d", Some("FULL-300-d")), ("FULL-500-d", None)] {
+        tree.made(name, "c", parent);
+    }
+    tree.add("FULL-500-d");
+    let disk = tree.disk();
+    assert_eq!(disk.notes(), [Note::Gone { path: tree.path("FULL-300-d") }]);
+    for (when, gone) in [("300", "FULL-300-d"), ("399", "FULL-300-d"), ("400", "INC-400-d"), ("499", "INC-400-d")] {
+        let error = select(&disk, when).unwrap_err().to_string();
+        assert!(error.contains(&format!("{gone} is missing")), "{when}: {error}");
+        assert_eq!(salvaged(&disk, when), ["FULL-100-d".to_owned(), "INC-200-d".to_owned(), format!("-{gone}")]);
+    }
+    for (when, last) in [("299", "INC-200-d"), ("500", "FULL-500-d"), ("latest", "FULL-500-d")] {
+        assert_eq!(members(&disk, when).last().unwrap(), last);
+    }
+    // old ones are removed, and their files perhaps not
+    for image in ["FULL-100-d", "INC-200-d"] {
+        tree.remove(image);
+    }
+    assert_eq!(tree.disk().notes(), []);
+    assert!(matches!(select(&tree.disk(), "499"), Err(Error::TooEarly { .. })));
+}
+
+#[test]
+fn an_inc_that_lost_its_manifest_while_the_backup_before_it_wrote_one_is_told() {
+    let tree = Tree::chain(&CHAIN);
+    let path = tree.path("INC-300-d");
+    fs::remove_file(Manifest::path(&tree.path("INC-400-d"))).unwrap();
+    assert_eq!(tree.disk().notes(), [], "whoever made the manifests may make none for the next");
+    let before = Manifest::read(&path).unwrap().unwrap();
+    Manifest { bitmap: Some("qmpbackup-300-c".to_owned()), ..before }.write(&path).unwrap();
+    assert_eq!(tree.disk().notes(), [Note::Untold { path: tree.path("INC-400-d") }]);
+}
+
+#[test]
+fn a_full_of_which_only_files_beside_it_are_left_is_missing() {
+    // without a time in its name
+    let tree = Tree::new(["hd0/a.qcow2", "hd1/b.qcow2"]);
+    let made = Manifest {
+        time: Some(100),
+        ..Manifest::read(&Tree::chain(&["FULL-100-d"]).path("FULL-100-d")).unwrap().unwrap()
+    };
+    Manifest { image: "a.qcow2".to_owned(), ..made.clone() }.write(&tree.path("hd0/a.qcow2")).unwrap();
+    tree.remove("hd0/a.qcow2");
+    let disk = tree.discover().disk(Some("hd0")).unwrap().clone();
+    assert!(matches!(disk.points()[0].state(), State::Broken(Fault::Lineage(Lineage::Gone(_)))), "{disk:?}");
+    // nothing else is an image, whatever lies there
+    tree.write("hd1/.qmpbackup/run.json", "{}");
+    tree.write("hd1/.qmpbackup/other.json", "{}");
+    Manifest { image: "c.qcow2".to_owned(), ..made }.write(&tree.path("hd1/e.qcow2")).unwrap();
+    assert_eq!(points(tree.discover().disk(Some("hd1")).unwrap()), ["b.qcow2"]);
+    // nor what its manifest says can be read
+    let tree = Tree::chain(&["FULL-100-d"]);
+    tree.remove("FULL-100-d");
+    tree.write(".qmpbackup/FULL-100-d.json", "damaged");
+    tree.write(".qmpbackup/FULL-100-d.in-place.json", "{}");
+    assert_eq!(points(&tree.disk()), ["FULL-100-d!"]);
+}

@@ -48,10 +48,13 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
     // the folder above may be that of a backup of several disks
     let dir = if_there(&inventory.dir, inventory.dir.canonicalize())?;
     let is_inside = dir.is_some_and(|dir| out.starts_with(&dir) || dir.parent() == Some(&out));
+    let is_backup = |place: &PathBuf| Ok::<_, Failure>(if_there(place, place.symlink_metadata())?.is_some());
+    let is_inside = is_inside || is_backup(&out.join(BOOKKEEPING))? || is_backup(&out.join(UUID))?;
     if is_inside && ImageName::parse(name).is_some() {
         return Err(Failure::OutputNamedAsBackup { path: path() });
     }
-    let tells_of_images = name == UUID || Path::new(name).extension().is_some_and(|end| end == "config");
+    let tells_of_images =
+        name == UUID || Path::new(name).extension().is_some_and(|end| end == "config" || end == "partial");
     let manifest = Manifest::path(&out.join(name));
     if is_inside && tells_of_images || if_there(&manifest, manifest.symlink_metadata())?.is_some() {
         return Err(Failure::OutputOfBackup { path: path() });

@@ -10,8 +10,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use rayon::prelude::*;
-
 pub(super) use self::books::{give_id, id, remove_books_of_gone, renew};
 use self::books::{read_manifest, write_manifest};
 pub(super) use self::files::{link_to, point_link, remove, sync_folder};
@@ -26,7 +24,8 @@ use super::resolve::Mapped;
 use super::source::{self, Source};
 use crate::chain::{Checksums, FolderLock, Image, Manifest, RestorePoint, Work};
 use crate::qcow2::{self, Backing, Repair, Writer};
-use crate::storage::{self, FileStorage, Storage as _};
+use crate::storage::{self, FileStorage, Storage as _, access_list};
+use crate::threads;
 
 /// A FULL and INCs above it, locked.
 #[derive(Debug)]
@@ -161,7 +160,7 @@ impl InPlace {
     /// Closes all images at once: the file system gives back what those had that are removed, which takes its time.
     pub(super) fn close(self) {
         drop(self.layers);
-        self.storages.into_par_iter().for_each(drop);
+        threads::map(self.storages, drop);
     }
 
     /// When the FULL was made.
@@ -195,11 +194,18 @@ impl InPlace {
         };
         let failed = |source| Error::Write { path: image.path.clone(), source };
         let full = storage.file().metadata().map_err(failed)?;
+        let list = access_list(storage.file()).map_err(failed)?;
         // its owner works with it
         let mut kept = full.mode() & 0o7777;
         for inc in incs {
-            let inc = inc.file().metadata().map_err(failed)?;
-            kept &= layers::allowed(&inc, full.gid()) | 0o7711;
+            let allowed = if list.is_none() {
+                layers::allowed(inc.file(), full.gid()).map_err(failed)?
+            } else {
+                let there = inc.file().metadata().map_err(failed)?;
+                let is_same = access_list(inc.file()).map_err(failed)? == list && there.gid() == full.gid();
+                if is_same { there.mode() } else { 0o600 }
+            };
+            kept &= allowed | 0o7711;
         }
         if kept == full.mode() & 0o7777 {
             return Ok(());

@@ -1,9 +1,9 @@
 //! Where the output goes, looked at before anything is written.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use crate::restore::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::restore::layer::Format;
 use crate::restore::layers::Layers;
 use crate::restore::merge::OutputFormat;
 use crate::restore::source;
-use crate::storage::{Access, FileStorage, NewFile};
+use crate::storage::{Access, FileStorage, NewFile, access_list};
 
 /// What stands at the place of the output.
 #[derive(Debug)]
@@ -119,7 +119,27 @@ pub(super) fn open(path: &Path, replace: bool, layers: &Layers) -> Result<Destin
         return open_device(path, replace, layers).map(Destination::Device);
     }
     let write_error = |source| Error::Write { path: path.to_owned(), source };
-    NewFile::create(path, layers.mode()).map(Destination::File).map_err(write_error)
+    let new = NewFile::create(path, layers.mode(group_of_new(path))).map_err(write_error)?;
+    restrict(new.file(), layers).map_err(write_error)?;
+    Ok(Destination::File(new))
+}
+
+/// The group that a new file will have, as far as its folder tells.
+fn group_of_new(path: &Path) -> u32 {
+    /// The group of a folder goes to what is made in it.
+    const SET_GROUP: u32 = 0o2000;
+    let folder = path.parent().and_then(|folder| Path::new(".").join(folder).metadata().ok());
+    let given = folder.filter(|folder| folder.mode() & SET_GROUP != 0).map(|folder| folder.gid());
+    given.unwrap_or_else(|| rustix::process::getegid().as_raw())
+}
+
+/// Takes a new file away from those who may not read all of the images, where it has another group, or its folder a list of
+/// those who may use it.
+fn restrict(new: &File, layers: &Layers) -> io::Result<()> {
+    let there = new.metadata()?;
+    let allowed = if access_list(new)?.is_some() { 0o600 } else { layers.mode(there.gid()) };
+    let kept = there.mode() & allowed;
+    if kept == there.mode() & 0o777 { Ok(()) } else { new.set_permissions(Permissions::from_mode(kept)) }
 }
 
 /// Syncs the output and gives a file its name.

@@ -13,13 +13,16 @@ use crate::restore::error::Result;
 use crate::restore::observer::Observer;
 use crate::restore::pool;
 use crate::restore::source;
-use crate::storage::Storage;
+use crate::storage::{Storage, to_usize};
 
 /// Blocks that are looked at, beside the bad ones, for such that are not zeroes.
 const SEARCHED: u64 = 256;
 
 /// Blocks of each kind that must fit.
 const COMPARED: usize = 64;
+
+/// Blocks whose checksums are compared at once.
+const BATCH: u64 = 1 << 14;
 
 /// What an image holds.
 struct Content {
@@ -55,7 +58,9 @@ pub(super) fn others<'a>(
             let Ok(Some(sums)) = Checksums::open(&image.path) else { continue };
             for number in wanted.fitting(&sums) {
                 let is_own = subjects.get(number).is_some_and(|subject| subject.image.path == image.path);
-                if let Some(other) = others.get_mut(number).filter(|other| other.is_none() && !is_own) {
+                let Some(other) = others.get_mut(number).filter(|other| other.is_none() && !is_own) else { continue };
+                let parts = subjects.get(number).zip(found.get(number));
+                if parts.is_some_and(|(subject, found)| !contradicts(subject, found, &sums)) {
                     *other = Some(Arc::clone(image));
                 }
             }
@@ -90,6 +95,28 @@ impl<'c> Contents<'c> {
         };
         known.filter(fits).map(|(number, _)| *number).collect()
     }
+}
+
+/// Whether blocks of an image fit its own checksums and not those of another, so that it does not hold the other's content.
+fn contradicts(subject: &Subject<'_>, found: &Found, other: &Checksums) -> bool {
+    let Ok(Some(own)) = Checksums::open(&subject.image.path) else { return false };
+    if own.length() != other.length() {
+        return false;
+    }
+    let mut bad = found.bad.iter().flat_map(|bad| bad.blocks.clone()).peekable();
+    let mut contradictions = 0;
+    for start in (0..own.blocks()).step_by(to_usize(BATCH)) {
+        let blocks = start..(start + BATCH).min(own.blocks());
+        let Ok((own, other)) = own.read(blocks.clone()).and_then(|own| Ok((own, other.read(blocks.clone())?))) else {
+            return false;
+        };
+        for (block, (own, other)) in blocks.zip(own.iter().zip(&other)) {
+            while bad.next_if(|bad| *bad < block).is_some() {}
+            contradictions += u64::from(own != other && bad.peek() != Some(&block));
+        }
+    }
+    // of those that are bad not all may be listed
+    contradictions > found.more
 }
 
 /// What a damaged image holds; `None` where it is nothing but zeroes, or cannot be read.

@@ -212,6 +212,59 @@ fn what_is_restored_is_for_those_who_may_read_all_of_the_images() {
     if std::os::unix::fs::chown(&backup.images[2], None, Some(12345)).is_ok() {
         assert_eq!(merged(&backup, "000", "out"), 0o600);
     }
+    // a folder may give its group to what is made in it
+    let backup = Backup::new();
+    set(&backup, [0o640; 4]);
+    let shared = backup.path("shared");
+    std::fs::create_dir(&shared).unwrap();
+    if std::os::unix::fs::chown(&shared, None, Some(12345)).is_ok() {
+        std::fs::set_permissions(&shared, PermissionsExt::from_mode(0o2775)).unwrap();
+        assert_eq!(merged(&backup, "000", "shared/out"), 0o600);
+        assert_eq!(backup.path("shared/out").metadata().unwrap().gid(), 12345);
+    }
+}
+
+/// An access list, as the kernel has it, that lets one more user read and not the group; `false` where there are none here.
+fn give_list(path: &Path, name: &std::ffi::CStr) -> bool {
+    const NOBODY: u32 = u32::MAX;
+    let entries: [(u16, u16, u32); 5] =
+        [(0x01, 6, NOBODY), (0x02, 4, 4242), (0x04, 0, NOBODY), (0x10, 4, NOBODY), (0x20, 0, NOBODY)];
+    let entry =
+        |(tag, may, id): &(u16, u16, u32)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat();
+    let list = [&2_u32.to_le_bytes()[..], &entries.iter().flat_map(entry).collect::<Vec<u8>>()].concat();
+    rustix::fs::setxattr(path, name, &list, rustix::fs::XattrFlags::empty()).is_ok()
+}
+
+#[test]
+fn who_may_use_an_image_by_a_list_gets_nothing_that_others_hold() {
+    const LIST: &std::ffi::CStr = c"system.posix_acl_access";
+    let backup = Backup::new();
+    if !give_list(&backup.images[1], LIST) {
+        eprintln!("skipped: this file system has no access lists");
+        return;
+    }
+    assert_eq!(backup.images[1].metadata().unwrap().mode() & 0o777, 0o640, "the most that the list gives");
+    assert_eq!(merged(&backup, "000", "out"), 0o600);
+    // nor does the list of a folder give it to anybody
+    let backup = Backup::new();
+    let folder = backup.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(give_list(&folder, c"system.posix_acl_default"));
+    assert_eq!(merged(&backup, "000", "folder/out"), 0o600);
+    // a FULL that INCs are written into
+    let full_mode = |backup: &Backup| {
+        Ended::of(qmprestore(["commit", "--dir"]).arg(&backup.dir)).with(0);
+        backup.images[0].metadata().unwrap().mode() & 0o777
+    };
+    assert!(give_list(&backup.images[0], LIST));
+    assert_eq!(full_mode(&backup), 0o600);
+    let backup = Backup::new();
+    assert!(give_list(&backup.images[2], LIST));
+    assert_eq!(full_mode(&backup), 0o600);
+    // all have the same
+    let backup = Backup::new();
+    assert!(backup.images.iter().all(|image| give_list(image, LIST)));
+    assert_eq!(full_mode(&backup), 0o640);
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! Two runs at once: the second one goes away, and the first one does not notice. A first one that died is cleaned up
 //! after, wherever the next one goes.
 
+use qmpbackup::chain::FolderLock;
+use serde_json::{Value, json};
+
 use super::faults_hooks::kill_while_copying;
 use super::faults_power::wait_for_jobs;
 use super::faults_scene::{Scene, Way, run};
+use super::monitor::Monitor;
+use super::proxy::Action;
 use super::tool::Tool;
 
 const WHERE: [(&str, Way); 4] = [("5.2", Way::Plain), ("7.2", Way::Plain), ("10.0", Way::Fleece), ("11", Way::Fleece)];
@@ -33,6 +38,39 @@ fn a_second_run_on_the_same_folder_or_machine_goes_away() {
         });
         scene.assert_clean();
         scene.assert_continues(&[]);
+    }
+}
+
+/// Whoever looked before the other was there takes nothing of it for what a dead run has left.
+#[test]
+fn a_run_that_began_just_now_keeps_the_machine() {
+    for (release, way) in WHERE {
+        let scene = Scene::new(release, way);
+        let other = scene.vm.path("elsewhere");
+        std::fs::create_dir(&other).unwrap();
+        let lock = FolderLock::take(&other).unwrap();
+        let node = json!({
+            "driver": "file",
+            "node-name": "qmpbackup-lock",
+            "filename": lock.path(),
+            "read-only": true,
+            "locking": "off",
+        });
+        let hand = scene.vm.path("qmp2");
+        let mut looks = 0;
+        let begin = move |command: &Value, _: usize| {
+            looks += usize::from(command["execute"] == "query-jobs");
+            if looks == 2 {
+                looks += 1;
+                Monitor::connect(&hand).execute("blockdev-add", &node).unwrap();
+            }
+            Action::Forward
+        };
+        let ended = scene.run_with(&["--level", "full"], Box::new(begin));
+        ended.with(6).says("another run uses this folder or machine");
+        let mut monitor = Monitor::connect(&scene.vm.path("qmp2"));
+        let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true })).unwrap();
+        assert!(nodes.as_array().unwrap().iter().any(|node| node["node-name"] == "qmpbackup-lock"), "{release}");
     }
 }
 
