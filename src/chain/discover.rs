@@ -1,11 +1,12 @@
 //! From a folder to the disks that it holds backups of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use super::checksums::Checksums;
 use super::config::Configs;
@@ -97,8 +98,9 @@ fn look(dir: &Path) -> Result<Inventory, Error> {
             let missing = Image { missing: true, ..image(dir, folder.relative.join(&found.file), found) };
             match group.get_mut(&disk) {
                 Some(images) => images.push(missing),
-                // nothing else tells of such a disk; what is damaged may be the manifest of any image
-                None => drop(group.insert(disk, vec![missing])),
+                // nothing else tells of such a disk
+                None if is_or_was_manifest(&missing.path) => drop(group.insert(disk, vec![missing])),
+                None => {}
             }
         }
     }
@@ -235,13 +237,9 @@ impl Inventory {
             node.to_string_lossy().contains(text)
                 || images.into_iter().any(|image| without_months(image.folder()).starts_with(&node))
         };
-        let mut notes: Vec<&Note> = self.notes.iter().filter(may_matter).collect();
-        for note in disks.iter().flat_map(|disk| disk.notes()) {
-            if !notes.contains(&note) {
-                notes.push(note);
-            }
-        }
-        Ok(notes)
+        let mut told = HashSet::new();
+        let notes = self.notes.iter().filter(may_matter).chain(disks.iter().flat_map(|disk| disk.notes()));
+        Ok(notes.filter(|note| told.insert(*note)).collect())
     }
 }
 
@@ -270,6 +268,17 @@ fn image(dir: &Path, relative: PathBuf, found: Found) -> Image {
     }
 }
 
+/// Whether what may be the manifest of an image is one, perhaps a damaged one.
+fn is_or_was_manifest(image: &Path) -> bool {
+    match Manifest::read(image) {
+        Ok(read) => read.is_some(),
+        Err(ManifestError::Io { source, .. }) => {
+            matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }
+        Err(error) => matches!(error, ManifestError::Damaged { .. }),
+    }
+}
+
 /// That the newest of the images belongs to another machine than the folder that they are in.
 fn foreign(images: &[Image], dir: &Path) -> Option<Note> {
     let chain = |image: &Image| image.known().and_then(|manifest| manifest.chain.clone());
@@ -279,7 +288,11 @@ fn foreign(images: &[Image], dir: &Path) -> Option<Note> {
     // the folder of a disk is in that of the machine, or is that
     let (folder, id) =
         [place.as_path(), place.parent()?].into_iter().find_map(|folder| Some((folder, chain_id(folder).ok()??)))?;
-    (chain(newest)? != id).then(|| Note::Foreign { path: newest.path.clone(), uuid: folder.join(UUID) })
+    let uuid = folder.join(UUID);
+    let modified = uuid.metadata().and_then(|uuid| uuid.modified()).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    // what is older than the file may be of the id before
+    let is_newer = newest.time.is_none_or(|time| u64::try_from(time).is_ok_and(|time| time >= modified.as_secs()));
+    (chain(newest)? != id && is_newer).then(|| Note::Foreign { path: newest.path.clone(), uuid })
 }
 
 /// The images of a folder of which only manifests are there; `left` more entries may be looked at.

@@ -38,8 +38,8 @@ impl Disk {
         held::refuse_claims(&mut images);
         let (partials, images): (Vec<_>, Vec<_>) = images.into_iter().map(Arc::new).partition(|image| image.partial);
         let (chains, gone) = Chain::build(&images);
-        let fulls = gone.iter().filter(|image| image.level == Level::Full);
-        notes.extend(fulls.map(|full| Note::Gone { path: full.path.clone() }));
+        let mut fulls = gone.iter().filter(|image| image.level == Level::Full);
+        notes.extend(fulls.next().map(|full| Note::Gone { path: full.path.clone(), more: fulls.count() }));
         notes.extend(chains.iter().filter_map(Chain::untold).map(|inc| Note::Untold { path: inc.path.clone() }));
         notes.extend(
             chains

@@ -68,7 +68,9 @@ impl Chain {
     /// of chains that are missing as a whole, but for those that are older than all that is there.
     pub(super) fn build(images: &[Arc<Image>]) -> (Vec<Self>, Vec<Arc<Image>>) {
         let (mut chains, mut gone): (Vec<Self>, _) = (Vec::new(), Vec::new());
-        let oldest = images.iter().position(|image| !image.missing && image.level != Level::Copy);
+        let oldest = images.iter().position(|image| !image.missing);
+        // also in another folder, where somebody has moved it
+        let there: BTreeSet<&OsStr> = images.iter().filter(|image| !image.missing).map(|image| image.name()).collect();
         // of each folder, the chain that the next INC belongs to
         let mut open: BTreeMap<&Path, usize> = BTreeMap::new();
         // and whether the FULL of the next INC that is missing is missing, too: somebody has removed them all
@@ -92,7 +94,8 @@ impl Chain {
                         if level == Level::Full {
                             removed.insert(image.folder());
                         }
-                        gone.extend(oldest.is_some_and(|oldest| oldest < at).then(|| Arc::clone(image)));
+                        let is_gone = oldest.is_some_and(|oldest| oldest < at) && !there.contains(image.name());
+                        gone.extend(is_gone.then(|| Arc::clone(image)));
                     }
                 }
                 continue;

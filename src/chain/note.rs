@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::BOOKKEEPING;
 
 /// Something that was left out of an [`Inventory`](super::Inventory) or a [`Disk`](super::Disk), or that speaks against it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Note {
     /// Settings that could not be read: the format of the disk's images is what other files tell, or unknown.
@@ -66,10 +66,12 @@ pub enum Note {
         /// The image.
         path: PathBuf,
     },
-    /// A FULL that is missing, as are all INCs that build on it, while an older chain is there.
+    /// FULLs that are missing, as are all INCs that build on them, while an older image is there.
     Gone {
-        /// The FULL.
+        /// The first of them.
         path: PathBuf,
+        /// How many more.
+        more: usize,
     },
     /// The newest INC of a chain, which has no manifest, while others of the chain have one.
     Untold {
@@ -157,12 +159,15 @@ impl fmt::Display for Note {
                  the image and of its files in {BOOKKEEPING}, and `qmprestore verify`",
                 path.display()
             ),
-            Self::Gone { path } => write!(
-                f,
-                "{} is missing with all that builds on it, though an older backup is there: if somebody has removed them, their \
-                 files in {BOOKKEEPING} are to go, too",
-                path.display()
-            ),
+            Self::Gone { path, more } => {
+                let path = path.display();
+                let and = if *more > 0 { format!(", and so are {more} more FULLs") } else { String::new() };
+                write!(
+                    f,
+                    "{path} is missing with all that builds on it{and}, though an older backup is there: if somebody has removed \
+                     them, their files in {BOOKKEEPING} are to go, too"
+                )
+            }
             Self::Untold { path } => write!(
                 f,
                 "{} has no manifest, though the image before it has one: nothing says that it is of this chain",
@@ -170,7 +175,7 @@ impl fmt::Display for Note {
             ),
             Self::Foreign { path, uuid } => write!(
                 f,
-                "{} was made for another machine, or for this one before {} was replaced: the id in its manifest is another",
+                "{} was made for another machine than {}: the id in its manifest is another",
                 path.display(),
                 uuid.display()
             ),

@@ -35,6 +35,9 @@ impl Disk {
     /// The restore point that a time means, unless a manifest tells that a newer one was made by then, which is missing.
     fn there<'a>(&self, point: &'a Point, when: &When, clock: &Clock) -> Result<&'a Point, Error> {
         match self.missing_after(point, when, clock) {
+            Some(Fault::Lineage(Lineage::Gone(image))) => {
+                Err(Fault::Lineage(Lineage::Gone(Arc::clone(&image))).into_error(&image))
+            }
             Some(fault) => Err(fault.into_error(&point.image)),
             None => Ok(point),
         }

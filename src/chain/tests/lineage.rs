@@ -302,12 +302,20 @@ fn a_disk_of_another_machine_is_told() {
     tree.write("uuid", "c\n");
     assert_eq!(notes(&tree), []);
     // as it is after the folder of a disk was exchanged
+    let begun = |seconds| {
+        let file = fs::File::options().write(true).open(tree.path("uuid")).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+    };
+    begun(100);
     Tree::made_in(&tree.path("hd0"), "INC-200-d", "other", None);
     let uuid = fs::canonicalize(tree.path("uuid")).unwrap();
     let foreign = Note::Foreign { path: tree.path("hd0/INC-200-d"), uuid };
     assert_eq!(notes(&tree), [foreign]);
     let alone = discover(&tree.path("hd0")).unwrap();
     assert!(matches!(alone.disks[0].notes(), [Note::Foreign { .. }]));
+    begun(201);
+    assert_eq!(notes(&tree), [], "the disk has left the machine before it got another id");
+    begun(100);
     // what came before a new id is of this machine all the same
     Tree::made_in(&tree.path("hd0"), "INC-200-d", "c", None);
     Tree::made_in(&tree.path("hd0"), "FULL-100-d", "before", None);
@@ -322,7 +330,7 @@ fn a_chain_that_is_missing_between_others_is_told_and_no_time_means_an_older_one
     }
     tree.add("FULL-500-d");
     let disk = tree.disk();
-    assert_eq!(disk.notes(), [Note::Gone { path: tree.path("FULL-300-d") }]);
+    assert_eq!(disk.notes(), [Note::Gone { path: tree.path("FULL-300-d"), more: 0 }]);
     for (when, gone) in [("300", "FULL-300-d"), ("399", "FULL-300-d"), ("400", "INC-400-d"), ("499", "INC-400-d")] {
         let error = select(&disk, when).unwrap_err().to_string();
         assert!(error.contains(&format!("{gone} is missing")), "{when}: {error}");
@@ -331,6 +339,13 @@ fn a_chain_that_is_missing_between_others_is_told_and_no_time_means_an_older_one
     for (when, last) in [("299", "INC-200-d"), ("500", "FULL-500-d"), ("latest", "FULL-500-d")] {
         assert_eq!(members(&disk, when).last().unwrap(), last);
     }
+    // a COPY is older, too
+    let copy = Tree::new(["COPY-50-d", "FULL-200-d"]);
+    copy.made("FULL-100-d", "c", None);
+    assert!(matches!(select(&copy.disk(), "150"), Err(Error::Broken { .. })));
+    // somebody has moved it
+    copy.add("1970-01/FULL-100-d");
+    assert_eq!(copy.disk().notes(), []);
     // old ones are removed, and their files perhaps not
     for image in ["FULL-100-d", "INC-200-d"] {
         tree.remove(image);

@@ -198,13 +198,13 @@ impl InPlace {
         // its owner works with it
         let mut kept = full.mode() & 0o7777;
         for inc in incs {
-            let allowed = if list.is_none() {
-                layers::allowed(inc.file(), full.gid()).map_err(failed)?
-            } else {
-                let there = inc.file().metadata().map_err(failed)?;
-                let is_same = access_list(inc.file()).map_err(failed)? == list && there.gid() == full.gid();
-                if is_same { there.mode() } else { 0o600 }
+            let of_list = || {
+                let there = inc.file().metadata().ok()?;
+                let is_same = access_list(inc.file()).ok()? == list && there.gid() == full.gid();
+                is_same.then(|| there.mode())
             };
+            let allowed =
+                if list.is_none() { layers::allowed(inc.file(), full.gid()).ok() } else { of_list() }.unwrap_or(0o600);
             kept &= allowed | 0o7711;
         }
         if kept == full.mode() & 0o7777 {

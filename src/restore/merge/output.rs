@@ -137,7 +137,8 @@ fn group_of_new(path: &Path) -> u32 {
 /// those who may use it.
 fn restrict(new: &File, layers: &Layers) -> io::Result<()> {
     let there = new.metadata()?;
-    let allowed = if access_list(new)?.is_some() { 0o600 } else { layers.mode(there.gid()) };
+    let has_list = access_list(new).map_or(true, |list| list.is_some());
+    let allowed = if has_list { 0o600 } else { layers.mode(there.gid()) };
     let kept = there.mode() & allowed;
     if kept == there.mode() & 0o777 { Ok(()) } else { new.set_permissions(Permissions::from_mode(kept)) }
 }

@@ -98,9 +98,10 @@ impl<'c> Contents<'c> {
 }
 
 /// Whether blocks of an image fit its own checksums and not those of another, so that it does not hold the other's content.
+/// Where not all was compared, nobody knows which fit.
 fn contradicts(subject: &Subject<'_>, found: &Found, other: &Checksums) -> bool {
     let Ok(Some(own)) = Checksums::open(&subject.image.path) else { return false };
-    if own.length() != other.length() {
+    if own.length() != other.length() || found.compared < own.length() {
         return false;
     }
     let mut bad = found.bad.iter().flat_map(|bad| bad.blocks.clone()).peekable();
@@ -114,9 +115,12 @@ fn contradicts(subject: &Subject<'_>, found: &Found, other: &Checksums) -> bool 
             while bad.next_if(|bad| *bad < block).is_some() {}
             contradictions += u64::from(own != other && bad.peek() != Some(&block));
         }
+        // of those that are bad not all may be listed
+        if contradictions > found.more {
+            return true;
+        }
     }
-    // of those that are bad not all may be listed
-    contradictions > found.more
+    false
 }
 
 /// What a damaged image holds; `None` where it is nothing but zeroes, or cannot be read.
