@@ -247,7 +247,11 @@ impl Taken<'_> {
 impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (work, last) = (self.work, self.last());
-        write!(f, "a {work} up to {last} was begun and not finished: run `qmprestore {work}` again with --until {last}")
+        write!(
+            f,
+            "a {work} up to {last} was begun and not finished: unless it goes on, run `qmprestore {work}` again with --until \
+             {last}"
+        )
     }
 }
 
@@ -366,7 +370,10 @@ mod tests {
     #[test]
     fn a_journal_says_what_to_do() {
         let text = Unfinished { work: Work::SnapshotRebase, ..unfinished() }.to_string();
-        assert!(text.starts_with("a snapshotrebase up to INC-300-d was begun and not finished: run"), "{text}");
+        assert!(
+            text.starts_with("a snapshotrebase up to INC-300-d was begun and not finished: unless it goes on, run"),
+            "{text}"
+        );
         assert!(text.ends_with("`qmprestore snapshotrebase` again with --until INC-300-d"), "{text}");
     }
 }

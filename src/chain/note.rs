@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::BOOKKEEPING;
+use super::{BOOKKEEPING, MAX_DEPTH};
 
 /// Something that was left out of an [`Inventory`](super::Inventory) or a [`Disk`](super::Disk), or that speaks against it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,6 +48,11 @@ pub enum Note {
         path: PathBuf,
         /// Why.
         reason: String,
+    },
+    /// A folder with images that is too far below the one that was searched: they are missing here.
+    Deep {
+        /// The folder.
+        path: PathBuf,
     },
     /// An image that has lost its manifest and its checksums: nothing says that it is the one that an INC builds on.
     Unknown {
@@ -94,6 +99,7 @@ impl Note {
             Self::Folder { path, .. }
             | Self::Manifests { path, .. }
             | Self::Link { path }
+            | Self::Deep { path }
             | Self::Dangling { path, .. } => Some(path),
             Self::Config { .. }
             | Self::Manifest { .. }
@@ -108,20 +114,7 @@ impl Note {
 
     /// The folder that could not be read, and why.
     pub(super) fn folder(&self) -> Option<(&Path, &str)> {
-        match self {
-            Self::Folder { path, reason } => Some((path, reason)),
-            Self::Config { .. }
-            | Self::Manifest { .. }
-            | Self::Manifests { .. }
-            | Self::Link { .. }
-            | Self::Dangling { .. }
-            | Self::Unknown { .. }
-            | Self::Moment { .. }
-            | Self::Unnamed { .. }
-            | Self::Gone { .. }
-            | Self::Untold { .. }
-            | Self::Foreign { .. } => None,
-        }
+        if let Self::Folder { path, reason } = self { Some((path, reason)) } else { None }
     }
 }
 
@@ -136,6 +129,13 @@ impl fmt::Display for Note {
             }
             Self::Link { path } => {
                 write!(f, "{} is ignored: it leads to a folder elsewhere, which --dir can name", path.display())
+            }
+            Self::Deep { path } => {
+                write!(
+                    f,
+                    "{} is ignored: it is more than {MAX_DEPTH} folders below, --dir can name one nearer",
+                    path.display()
+                )
             }
             Self::Dangling { path, reason } => {
                 write!(f, "{} is ignored: the link leads nowhere ({reason})", path.display())

@@ -82,8 +82,12 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
                     Some(Entry::Link) if !name.as_bytes().starts_with(b".") => {
                         notes.extend(elsewhere(dir, path.join(&name)));
                     }
-                    Some(Entry::Folder) if depth < MAX_DEPTH && !name.as_bytes().starts_with(b".") => {
-                        queue.push_back((folder.relative.join(name), depth.saturating_add(1)));
+                    Some(Entry::Folder) if !name.as_bytes().starts_with(b".") => {
+                        if depth < MAX_DEPTH {
+                            queue.push_back((folder.relative.join(name), depth.saturating_add(1)));
+                        } else if path.join(&name).join(BOOKKEEPING).is_dir() {
+                            notes.push(Note::Deep { path: path.join(name) });
+                        }
                     }
                     Some(Entry::File(kind)) => {
                         notes.extend(dangling(&name, kind, || path.join(&name)));

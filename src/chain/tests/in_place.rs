@@ -210,8 +210,8 @@ fn nothing_of_a_chain_is_whole_while_its_full_is_written_to() {
         let error = disk.select(&when.parse().unwrap(), &clock(), true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Damaged);
         let text = error.to_string();
-        let what =
-            "a commit up to INC-300-d was begun and not finished: run `qmprestore commit` again with --until INC-300-d";
+        let what = "a commit up to INC-300-d was begun and not finished: unless it goes on, run `qmprestore commit` again with \
+                    --until INC-300-d";
         assert!(text.ends_with(what), "{text}");
     }
     assert_eq!(members(&disk, "60"), ["FULL-50-d", "INC-60-d"]);

@@ -254,6 +254,16 @@ fn a_folder_that_lies_elsewhere_is_left_out_and_said() {
 }
 
 #[test]
+fn a_folder_of_a_backup_that_is_too_deep_is_left_out_and_said() {
+    let tree = Tree::new(["a/b/c/FULL-100-disk", "a/b/c/.qmpbackup/", "a/b/c/d/FULL-100-disk", "a/b/c/e/notes"]);
+    assert_eq!(tree.discover().notes_of(None).unwrap(), Vec::<&Note>::new());
+    tree.add("a/b/c/d/.qmpbackup/FULL-100-disk.json");
+    let inventory = tree.discover();
+    assert_eq!(inventory.disks.len(), 1);
+    assert_eq!(inventory.notes_of(None).unwrap(), [&Note::Deep { path: tree.path("a/b/c/d") }]);
+}
+
+#[test]
 fn a_full_that_has_lost_its_manifest_may_hold_another_moment() {
     let tree = Tree::new(["hd0/FULL-100-disk", "hd0/INC-200-disk", "hd0/.qmpbackup/FULL-100-disk.crc32"]);
     assert_eq!(tree.disk().notes(), [], "images may have checksums and nothing else");

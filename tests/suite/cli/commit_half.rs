@@ -24,7 +24,9 @@ fn everything_says_what_to_run_while_a_full_is_written_in_part() {
     for (command, other) in [("commit", "snapshotrebase"), ("snapshotrebase", "commit")] {
         let (backup, _) = half(command, Signal::INT, 130);
         let last = backup.name(2);
-        let begun = format!("a {command} up to {last} was begun and not finished: run `qmprestore {command}` again");
+        let begun = format!(
+            "a {command} up to {last} was begun and not finished: unless it goes on, run `qmprestore {command}` again"
+        );
         let before = sparse::fingerprints(&backup.dir);
         let listed = backup.does(&["list"]).with(3).says(&begun);
         assert_eq!(listed.stdout.matches("broken").count(), 4, "{listed:?}");
@@ -39,7 +41,8 @@ fn everything_says_what_to_run_while_a_full_is_written_in_part() {
             Ended::of(qmprebase.arg(&backup.dir)).with(4).says(&begun);
         }
         for until in ["FULL", "INC-1793674800", "1793674800"] {
-            backup.does(&[command, "--until", until]).with(4).says(&begun).says(&format!("--until {last} or later"));
+            let first = format!("run `qmprestore {command}` again first, with --until {last} or later");
+            backup.does(&[command, "--until", until]).with(4).says("was begun and not finished").says(&first);
         }
         backup.does(&[command, "--dry-run"]).with(0).says("the same by hand");
         assert_eq!(sparse::fingerprints(&backup.dir), before);

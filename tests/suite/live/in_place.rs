@@ -143,7 +143,9 @@ fn while_a_full_is_written_to_nothing_is_built_on_it_or_restored() {
         };
         work.write(&paths[0]).unwrap();
         let last = name(&paths[2]);
-        let what = format!("a commit up to {last} was begun and not finished: run `qmprestore commit` again");
+        let what = format!(
+            "a commit up to {last} was begun and not finished: unless it goes on, run `qmprestore commit` again"
+        );
         let bitmaps = field.bitmaps("disk0");
         field.scribble("disk0");
         field.backup("--level inc", 4).says(&format!("no INC can follow, {what} with --until {last}; `--level full`"));
