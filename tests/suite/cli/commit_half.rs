@@ -27,18 +27,20 @@ fn everything_says_what_to_run_while_a_full_is_written_in_part() {
         let begun = format!(
             "a {command} up to {last} was begun and not finished: unless it goes on, run `qmprestore {command}` again"
         );
+        // whoever has locked the folder knows that it does not
+        let stopped = format!("a {command} up to {last} was begun and not finished: run `qmprestore {command}` again");
         let before = sparse::fingerprints(&backup.dir);
         let listed = backup.does(&["list"]).with(3).says(&begun);
         assert_eq!(listed.stdout.matches("broken").count(), 4, "{listed:?}");
         for until in ["latest", "FULL", "INC-1793674800", "1793761200", last] {
             backup.merged(["--out=no", "--until", until]).with(4).says(&begun);
             backup.does(&["rebase", "--until", until]).with(4).says(&begun);
-            backup.does(&[other, "--until", until]).with(4).says(&begun);
-            backup.does(&[other, "--dry-run", "--until", until]).with(4).says(&begun);
+            backup.does(&[other, "--until", until]).with(4).says(&stopped);
+            backup.does(&[other, "--dry-run", "--until", until]).with(4).says(&stopped);
         }
         let mut qmprebase = program(env!("CARGO_BIN_EXE_qmprebase"), ["rebase", "--dir"]);
         if command == "snapshotrebase" {
-            Ended::of(qmprebase.arg(&backup.dir)).with(4).says(&begun);
+            Ended::of(qmprebase.arg(&backup.dir)).with(4).says(&stopped);
         }
         for until in ["FULL", "INC-1793674800", "1793674800"] {
             let first = format!("run `qmprestore {command}` again first, with --until {last} or later");
