@@ -115,7 +115,7 @@ pub use manifest::{BOOKKEEPING, Manifest, ManifestError};
 pub(crate) use name::POINT_LINK;
 pub use name::{ImageName, Level};
 #[cfg(feature = "capture")]
-pub(crate) use name::{means_else, partial, partial_path};
+pub(crate) use name::{means_else, partial_path};
 pub use note::Note;
 pub use point::{Doubt, Fault, Point, RestorePoint, State};
 #[cfg(feature = "capture")]

@@ -126,7 +126,7 @@ pub(super) fn strip_partial(name: &OsStr) -> (&[u8], bool) {
 }
 
 /// The name that an image has until it is whole.
-pub(crate) fn partial(name: &OsStr) -> OsString {
+pub(super) fn partial(name: &OsStr) -> OsString {
     OsString::from_vec([name.as_bytes(), PARTIAL].concat())
 }
 

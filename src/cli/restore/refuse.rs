@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::{args, merge};
-use crate::chain::{BOOKKEEPING, Image, ImageName, Inventory, Manifest, UUID, partial};
+use crate::chain::{BOOKKEEPING, Image, ImageName, Inventory, Manifest, UUID, partial_path};
 use crate::cli::failure::Failure;
 use crate::restore;
 
@@ -34,7 +34,9 @@ pub(super) fn part_of_backup(arguments: &args::Merge, inventory: &Inventory) -> 
     }
     let name = arguments.out.file_name().unwrap_or_default();
     // an image that is not whole tells of a run that failed
-    let named = |image: &&Image| image.disk.as_deref().is_some_and(|disk| disk == name || partial(disk) == name);
+    let named = |image: &&Image| {
+        image.disk.as_deref().is_some_and(|disk| disk == name || partial_path(disk.as_ref()) == Path::new(name))
+    };
     let is_bookkeeping = |path: &Path| path.iter().any(|name| name == BOOKKEEPING);
     let out = folder(&arguments.out)?;
     if is_bookkeeping(&arguments.out) || is_bookkeeping(&out) {
