@@ -281,9 +281,9 @@ fn is_or_was_manifest(image: &Path) -> bool {
 
 /// That the newest of the images belongs to another machine than the folder that they are in.
 fn foreign(images: &[Image], dir: &Path) -> Option<Note> {
-    let chain = |image: &Image| image.known().and_then(|manifest| manifest.chain.clone());
-    let own = images.iter().filter(|image| !image.partial && !image.missing && chain(image).is_some());
-    let newest = own.max_by_key(|image| image.time)?;
+    let made = images.iter().filter(|image| !image.partial && !image.missing);
+    let of_chains = made.filter_map(|image| Some((image, image.known()?.chain.as_ref()?)));
+    let (newest, chain) = of_chains.max_by_key(|(image, _)| image.time)?;
     let place = dir.join(newest.folder());
     // the folder of a disk is in that of the machine, or is that
     let (folder, id) =
@@ -292,7 +292,7 @@ fn foreign(images: &[Image], dir: &Path) -> Option<Note> {
     let modified = uuid.metadata().and_then(|uuid| uuid.modified()).ok()?.duration_since(UNIX_EPOCH).ok()?;
     // what is older than the file may be of the id before
     let is_newer = newest.time.is_none_or(|time| u64::try_from(time).is_ok_and(|time| time >= modified.as_secs()));
-    (chain(newest)? != id && is_newer).then(|| Note::Foreign { path: newest.path.clone(), uuid })
+    (*chain != id && is_newer).then(|| Note::Foreign { path: newest.path.clone(), uuid })
 }
 
 /// The images of a folder of which only manifests are there; `left` more entries may be looked at.
@@ -308,7 +308,8 @@ fn missing(dir: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>)
     });
     let too_many = || Error::TooManyEntries { path: dir.to_owned(), limit: MAX_ENTRIES };
     *left = left.checked_sub(entries.len()).ok_or_else(too_many)?;
-    let names = entries.iter().filter_map(|(name, _)| Manifest::image_of(name));
+    let manifests = entries.iter().filter(|(name, _)| !Unfinished::is_journal(name));
+    let names = manifests.filter_map(|(name, _)| Manifest::image_of(name));
     let path = dir.join(&folder.relative);
     // a name without a time may be that of anything
     let timeless = |name: OsString| {
@@ -316,7 +317,7 @@ fn missing(dir: &Path, folder: &Folder, left: &mut usize, notes: &mut Vec<Note>)
         (manifest.level == Level::Full && name == manifest.image.as_str()).then(|| Found::timeless(name))
     };
     let mut missing: Vec<Found> = names
-        .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)) && !Unfinished::is_of(name))
+        .filter(|name| !folder.has_image(name) && !folder.has_image(&partial(name)))
         .filter_map(|name| Found::timed(name.clone()).or_else(|| timeless(name)))
         .filter(|found| !found.partial)
         .collect();

@@ -21,6 +21,9 @@ use super::{BOOKKEEPING, Image, ImageId, ImageName, Level, MAX_CONFIG_BYTES};
 /// The version of the file. The first had no `crc32`, which is that of a manifest.
 const VERSION: u64 = 2;
 
+/// The end of the names of such journals, after that of the FULL.
+const EXTENSION: &str = "in-place.json";
+
 /// Work in a FULL that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
@@ -86,12 +89,12 @@ impl Unfinished {
     /// Where the journal of a FULL is, if there is one.
     #[must_use]
     pub fn path(full: &Path) -> PathBuf {
-        beside(full, "in-place.json")
+        beside(full, EXTENSION)
     }
 
-    /// Whether a file that could be the manifest of an image of this name is such a journal.
-    pub(super) fn is_of(image: &OsStr) -> bool {
-        image.as_bytes().ends_with(b".in-place")
+    /// Whether a file of this name is such a journal, and no manifest.
+    pub(super) fn is_journal(name: &OsStr) -> bool {
+        name.as_bytes().strip_suffix(EXTENSION.as_bytes()).is_some_and(|image| image.ends_with(b"."))
     }
 
     /// The journal of a FULL; `None` where nothing was begun.

@@ -67,10 +67,8 @@ impl Chain {
     /// Builds the chains of images that are whole, or missing, and in the order in which they were made. And tells the images
     /// of chains that are missing as a whole, but for those that are older than all that is there.
     pub(super) fn build(images: &[Arc<Image>]) -> (Vec<Self>, Vec<Arc<Image>>) {
-        let (mut chains, mut gone): (Vec<Self>, _) = (Vec::new(), Vec::new());
+        let (mut chains, mut gone): (Vec<Self>, Vec<Arc<Image>>) = (Vec::new(), Vec::new());
         let oldest = images.iter().position(|image| !image.missing);
-        // also in another folder, where somebody has moved it
-        let there: BTreeSet<&OsStr> = images.iter().filter(|image| !image.missing).map(|image| image.name()).collect();
         // of each folder, the chain that the next INC belongs to
         let mut open: BTreeMap<&Path, usize> = BTreeMap::new();
         // and whether the FULL of the next INC that is missing is missing, too: somebody has removed them all
@@ -94,8 +92,7 @@ impl Chain {
                         if level == Level::Full {
                             removed.insert(image.folder());
                         }
-                        let is_gone = oldest.is_some_and(|oldest| oldest < at) && !there.contains(image.name());
-                        gone.extend(is_gone.then(|| Arc::clone(image)));
+                        gone.extend(oldest.is_some_and(|oldest| oldest < at).then(|| Arc::clone(image)));
                     }
                 }
                 continue;
@@ -119,6 +116,12 @@ impl Chain {
                 }
                 (Level::Copy, _) => chains.push(Self { full: Some(Arc::clone(image)), incs: Vec::new(), rival: None }),
             }
+        }
+        if !gone.is_empty() {
+            // somebody may have moved them to another folder
+            let there = images.iter().filter(|image| !image.missing).map(|image| image.name());
+            let there: BTreeSet<&OsStr> = there.collect();
+            gone.retain(|image| !there.contains(image.name()));
         }
         (chains, gone)
     }

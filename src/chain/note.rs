@@ -78,7 +78,7 @@ pub enum Note {
         /// How many more.
         more: usize,
     },
-    /// The newest INC of a chain, which has no manifest, while others of the chain have one.
+    /// The newest INC of a chain, which has no manifest, while the backup before it wrote one.
     Untold {
         /// The INC.
         path: PathBuf,

@@ -34,13 +34,12 @@ impl Disk {
 
     /// The restore point that a time means, unless a manifest tells that a newer one was made by then, which is missing.
     fn there<'a>(&self, point: &'a Point, when: &When, clock: &Clock) -> Result<&'a Point, Error> {
-        match self.missing_after(point, when, clock) {
-            Some(Fault::Lineage(Lineage::Gone(image))) => {
-                Err(Fault::Lineage(Lineage::Gone(Arc::clone(&image))).into_error(&image))
-            }
-            Some(fault) => Err(fault.into_error(&point.image)),
-            None => Ok(point),
-        }
+        let Some(fault) = self.missing_after(point, when, clock) else { return Ok(point) };
+        let image = match &fault {
+            Fault::Lineage(Lineage::Gone(image)) => Arc::clone(image),
+            _ => Arc::clone(&point.image),
+        };
+        Err(fault.into_error(&image))
     }
 
     /// The newest image of a chain that is missing and that a time means rather than this point.

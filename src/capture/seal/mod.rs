@@ -1,8 +1,8 @@
 //! Images that QEMU has closed go to stable storage and get their checksums, both at once: the one waits for the device,
 //! the other reads what is in memory still.
 //!
-//! Neither is done on the thread that talks to the machine. A run that ends meanwhile leaves neither behind: the sums stop
-//! at the next few blocks.
+//! Neither is done on the thread that talks to the machine, where there can be others. A run that ends meanwhile leaves
+//! neither behind: the sums stop at the next few blocks.
 
 mod background;
 pub(crate) mod early_sums;

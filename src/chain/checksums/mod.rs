@@ -48,7 +48,7 @@ pub(crate) use renew::Renewal;
 
 use super::json_file::is_absent;
 use super::manifest::{Manifest, beside};
-use super::name::partial;
+use super::name::partial_path;
 use super::{ImageId, Unfinished};
 use crate::storage::{FileStorage, Storage, open_unlinked, to_usize};
 
@@ -221,7 +221,7 @@ impl Checksums {
     pub(super) fn id_of_another(image: &Path, id: ImageId) -> Option<ImageId> {
         // mostly that is all there is to read
         Self::id_beside(image).filter(|beside| *beside != id)?;
-        let is_replaced = image.with_file_name(partial(image.file_name()?)).symlink_metadata().is_ok();
+        let is_replaced = partial_path(image).symlink_metadata().is_ok();
         match Self::open(image) {
             Err(ChecksumsError::Foreign { id, .. }) if !is_replaced => Some(id),
             _ => None,

@@ -119,8 +119,9 @@ pub(super) fn open(path: &Path, replace: bool, layers: &Layers) -> Result<Destin
         return open_device(path, replace, layers).map(Destination::Device);
     }
     let write_error = |source| Error::Write { path: path.to_owned(), source };
-    let new = NewFile::create(path, layers.mode(group_of_new(path))).map_err(write_error)?;
-    restrict(new.file(), layers).map_err(write_error)?;
+    let group = group_of_new(path);
+    let new = NewFile::create(path, layers.mode(group)).map_err(write_error)?;
+    restrict(new.file(), group, layers).map_err(write_error)?;
     Ok(Destination::File(new))
 }
 
@@ -135,12 +136,15 @@ fn group_of_new(path: &Path) -> u32 {
 
 /// Takes a new file away from those who may not read all of the images, where it has another group, or its folder a list of
 /// those who may use it.
-fn restrict(new: &File, layers: &Layers) -> io::Result<()> {
+fn restrict(new: &File, expected: u32, layers: &Layers) -> io::Result<()> {
     let there = new.metadata()?;
     let has_list = access_list(new).map_or(true, |list| list.is_some());
-    let allowed = if has_list { 0o600 } else { layers.mode(there.gid()) };
-    let kept = there.mode() & allowed;
-    if kept == there.mode() & 0o777 { Ok(()) } else { new.set_permissions(Permissions::from_mode(kept)) }
+    let allowed = match there.gid() {
+        _ if has_list => 0o600,
+        group if group == expected => return Ok(()),
+        group => layers.mode(group),
+    };
+    new.set_permissions(Permissions::from_mode(there.mode() & allowed))
 }
 
 /// Syncs the output and gives a file its name.
