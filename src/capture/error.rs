@@ -198,6 +198,13 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody has removed an image while an INC that builds on it was made.
+    #[error("{}: on this image the INC builds, and it was removed meanwhile; what was written since stays recorded, and \
+        `--level auto` makes what can be restored", path.display())]
+    ParentGone {
+        /// The image.
+        path: PathBuf,
+    },
     /// Somebody has removed all images of the run before they had their names.
     #[error("{}: all images were removed before they had their names", folder.display())]
     NoImage {
@@ -297,6 +304,7 @@ impl Error {
             | Self::Ambiguous { .. }
             | Self::InTheWay { .. }
             | Self::NoImage { .. }
+            | Self::ParentGone { .. }
             | Self::Job { .. }
             | Self::Torn { .. }
             | Self::JobsLeft { .. } => ErrorKind::Other,

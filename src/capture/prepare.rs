@@ -70,6 +70,14 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// Makes sure that what INCs build on is there.
+    ///
+    /// # Errors
+    /// [`Error::ParentGone`].
+    pub(super) fn check_parents(&self) -> Result<(), Error> {
+        self.targets.iter().try_for_each(Target::check_parent)
+    }
+
     /// Decides. Nothing is changed, neither in the machine nor in the folder.
     pub(super) async fn new(machine: &Machine<'_>, request: &Request, folder: &Path) -> Result<Self, Error> {
         let status = state::introduce(machine).await?;
@@ -341,6 +349,16 @@ fn no_fleece(error: Error, target: &Target, file: &Path) -> Error {
 }
 
 impl Target {
+    /// Makes sure that nobody has removed what the INC builds on, while its bitmap is there for the next one still.
+    fn check_parent(&self) -> Result<(), Error> {
+        let Some(parent) = &self.parent else { return Ok(()) };
+        let path = self.image.with_file_name(parent);
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::ParentGone { path }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the image has its name; an earlier one may have it instead.
     pub(super) fn is_published(&self) -> bool {
         let manifest = Manifest::read(&self.image).ok().flatten();

@@ -85,7 +85,13 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
         (Ok(()), Err(left)) if published.len() == prepared.targets.len() => trouble(&machine, &left),
         // it goes on
         (Err(Error::Standing { source }), Ok(())) => return Err(source.into()),
-        (Ok(()), Err(error)) | (Err(error), Ok(())) => return Err(error),
+        (Ok(()), Err(error)) => {
+            let what =
+                "the images are whole, but not all have got their names: the next run or `qmpbackup recover` ends that";
+            machine.tell(&Event::Trouble { what: what.to_owned() });
+            return Err(error);
+        }
+        (Err(error), Ok(())) => return Err(error),
         (Err(error), Err(left)) => {
             trouble(&machine, &left);
             return Err(error);
@@ -184,7 +190,15 @@ pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan,
 /// # Errors
 /// Somebody is at work, or it cannot be done.
 pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &dyn Observer) -> Result<(), Error> {
-    let folders = target.map(target::with_months).transpose()?.unwrap_or_default();
+    let folders = match target.map(target::with_months).transpose() {
+        Ok(folders) => folders.unwrap_or_default(),
+        // what the folder has can wait, the machine need not
+        Err(error) => {
+            let machine = connect(connection, observer).await?;
+            order::recover(&machine, connection.agent.as_ref(), None, None).await?;
+            return Err(error);
+        }
+    };
     // who is there now is known before the machine is
     folders.iter().try_for_each(|folder| lock::take(folder).map(drop))?;
     let machine = connect(connection, observer).await?;
@@ -240,6 +254,7 @@ async fn make(
         never = moment::keep_thawing(machine, request.connection.agent.as_ref(), thawed) => match never {},
     }
     machine.go_on()?;
+    prepared.check_parents()?;
     journal.publishing = true;
     let written = journal::write(journal, folder);
     // names are given only where another run could go on with that

@@ -49,6 +49,11 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// What has the name of an image and is no file: the image is missing here.
+    NoFile {
+        /// What it is.
+        path: PathBuf,
+    },
     /// A folder with images that is too far below the one that was searched: they are missing here.
     Deep {
         /// The folder.
@@ -100,6 +105,7 @@ impl Note {
             | Self::Manifests { path, .. }
             | Self::Link { path }
             | Self::Deep { path }
+            | Self::NoFile { path }
             | Self::Dangling { path, .. } => Some(path),
             Self::Config { .. }
             | Self::Manifest { .. }
@@ -137,6 +143,9 @@ impl fmt::Display for Note {
                     path.display()
                 )
             }
+            Self::NoFile { path } => {
+                write!(f, "{} is ignored: it has the name of an image, and is no file", path.display())
+            }
             Self::Dangling { path, reason } => {
                 write!(f, "{} is ignored: the link leads nowhere ({reason})", path.display())
             }
@@ -154,7 +163,7 @@ impl fmt::Display for Note {
             }
             Self::Unnamed { path } => write!(
                 f,
-                "{}: a run was killed while it gave whole images their names, so that its restore point is not there yet: the \
+                "{}: a run ended while it gave whole images their names, so that its restore point is not there yet: the \
                  next run or `qmpbackup recover` ends that, or, where the machine is gone, removing `.partial` from the names of \
                  the image and of its files in {BOOKKEEPING}, and `qmprestore verify`",
                 path.display()

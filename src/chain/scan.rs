@@ -78,6 +78,7 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
                 let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
                 left = fewer;
                 let (name, kind) = entry?;
+                notes.extend(no_file(&name, kind, || path.join(&name)));
                 match entry_of(kind, || path.join(&name)) {
                     Some(Entry::Link) if !name.as_bytes().starts_with(b".") => {
                         notes.extend(elsewhere(dir, path.join(&name)));
@@ -114,6 +115,19 @@ fn elsewhere(dir: &Path, link: PathBuf) -> Option<Note> {
     let is_below =
         fs::canonicalize(dir).ok().zip(fs::canonicalize(&link).ok()).is_none_or(|(dir, to)| to.starts_with(dir));
     (!is_below).then_some(Note::Link { path: link })
+}
+
+/// A note where an entry that is no file has the name of an image. A folder may be somebody's for older images; an INC is
+/// what others build on, and containers make a folder of a file that is missing.
+fn no_file(name: &OsStr, kind: FileType, path: impl Fn() -> PathBuf) -> Option<Note> {
+    let named = ImageName::parse(name)?;
+    let is_none = match kind {
+        FileType::RegularFile | FileType::Unknown => false,
+        FileType::Symlink => fs::metadata(path()).is_ok_and(|target| !target.is_file() && !target.is_dir()),
+        FileType::Directory => named.level == Level::Inc,
+        _ => true,
+    };
+    is_none.then(|| Note::NoFile { path: path() })
 }
 
 /// A note where a link leads nowhere that tells neither of an image nor of the level of one.

@@ -2,13 +2,15 @@
 //! to stop reading.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use super::codec::{Decoder, Message};
 use super::error::End;
@@ -17,6 +19,9 @@ use super::socket::Stream;
 
 /// Bytes of one read at most.
 const CHUNK: usize = 64 << 10;
+
+/// How long what was answered before is read where nothing can be sent any more.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// A command on its way.
 pub(super) struct Request {
@@ -72,8 +77,9 @@ async fn exchange(
     let mut chunk = Vec::with_capacity(CHUNK);
     let mut queue = VecDeque::new();
     let mut sending = Cursor::new(Vec::new());
-    let mut broken = None;
+    let mut broken: Option<(Arc<io::Error>, Instant)> = None;
     loop {
+        let drained = broken.as_ref().map(|(_, drained)| *drained);
         if let Err(error) = replies.take(&mut decoder) {
             return Some(End::Undecodable(error));
         }
@@ -83,7 +89,7 @@ async fn exchange(
         tokio::select! {
             request = requests.recv() => queue.push_back(request?),
             read = reader.read_buf(&mut chunk) => match read {
-                Ok(0) => return Some(End::Lost(broken)),
+                Ok(0) => return Some(End::Lost(broken.map(|(error, _)| error))),
                 Ok(_) => {
                     decoder.feed(&chunk);
                     chunk.clear();
@@ -92,7 +98,11 @@ async fn exchange(
             },
             // what was answered before the other side closed is still read
             written = writer.write_buf(&mut sending), if broken.is_none() && !done(&sending) => {
-                broken = written.err().map(Arc::new);
+                broken = written.err().map(|error| (Arc::new(error), Instant::now() + DRAIN));
+            }
+            // the other side need not have closed: the system may have had no memory
+            () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {
+                return Some(End::Lost(broken.map(|(error, _)| error)));
             }
         }
     }

@@ -273,10 +273,6 @@ impl Storage for CheckedFile {
         self.file.next_data(offset)
     }
 
-    fn length_now(&self) -> io::Result<u64> {
-        self.file.length_now()
-    }
-
     /// What became a hole and should be something else is no hole: whoever reads it is told.
     fn next_data_within(&self, range: Range<u64>) -> io::Result<Option<u64>> {
         let data = self.file.next_data_within(range.clone())?;

@@ -262,9 +262,8 @@ impl<'a> Copier<'a> {
         let range = host.0 + start..host.0 + start + length;
         let data = self.holes.entry(operation.layer).or_default().next_data_within(layer.data(), range.clone());
         let hole = data.map_or(0, |data| data.unwrap_or(range.end) - range.start);
-        // what is behind the end is none, also where the file has become shorter: reading it says that
-        let is_inside = || layer.data().length_now().is_ok_and(|length| range.start + hole <= length);
-        if hole > 0 && range.start + hole <= layer.data().length() && is_inside() { hole } else { 0 }
+        // what is behind the end is none, and reading it says that
+        if range.start + hole <= layer.data().length() { hole } else { 0 }
     }
 
     /// Copies what the kernel takes, which may be nothing: then the caller reads and writes.

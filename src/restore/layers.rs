@@ -13,11 +13,11 @@ use super::layer::{Format, Layer};
 use super::observer::Warning;
 use super::salvage::{self, Cause, Slot, Tolerance};
 use super::source::{
-    Source, check_backing, check_length, check_size, decide, evidence, name_in, open_error, open_locked,
+    Source, check_backing, check_length, check_size, decide, evidence, lock, name_in, open, open_error, open_locked,
 };
 use crate::chain::{BLOCK, Checksums, ChecksumsError, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
-use crate::storage::{self, FileStorage, Storage};
+use crate::storage::{self, Access, FileStorage, Storage};
 
 /// The images of a restore point, oldest first.
 #[derive(Debug)]
@@ -116,15 +116,19 @@ impl Layers {
     /// An image that is missing, or of which nothing can be had, is an [absent](Layer::is_absent) layer.
     ///
     /// # Errors
-    /// [`Error::Locked`]; [`Error::Empty`] or what is wrong with the first image, where no image can be had;
+    /// [`Error::Locked`]; [`Error::Open`] where an image cannot be locked, or this process can open no more files;
+    /// [`Error::Empty`] or what is wrong with the first image, where no image can be had;
     /// [`Error::Image`] where the FULL is encrypted.
     pub fn open_salvage(slots: &[Slot], verify: bool) -> Result<Self> {
         let mut opened = Vec::new();
         for slot in slots {
             opened.push(match slot {
-                Slot::Image(source) => match open_locked(source) {
-                    Ok(file) => Ok(file),
-                    Err(error @ Error::Locked { .. }) => return Err(error),
+                Slot::Image(source) => match open(source) {
+                    Ok(file) => {
+                        lock(&source.path, &file, Access::Read)?;
+                        Ok(file)
+                    }
+                    Err(error) if is_short_of_means(&error) => return Err(error),
                     Err(error) => Err(Some(error)),
                 },
                 Slot::Missing { .. } => Err(None),
@@ -287,6 +291,12 @@ impl Layers {
             .any(|image| image.is_none_or(|image| (image.dev(), image.ino()) == (file.dev(), file.ino())))
     }
 
+    /// Makes sure that nobody has written to the images since they were opened: no lock keeps other programs than QEMU from it.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        // what cannot be told is no reason to throw away what was read
+        if self.files.iter().any(|file| file.is_changed().unwrap_or(false)) { Err(Error::Changed) } else { Ok(()) }
+    }
+
     /// Who may read what is restored, as the mode of a file of this group: those who may read all of the images.
     pub(super) fn mode(&self, group: u32) -> u32 {
         let files = self.files.iter().map(|image| allowed(image.as_file()?, group).ok());
@@ -312,6 +322,12 @@ pub(super) fn allowed(image: &File, group: u32) -> io::Result<u32> {
         None if there.gid() == group => mode,
         None => mode & 0o600 | others << 3 | others,
     })
+}
+
+/// Whether an image may well be there, and this process could not open it.
+fn is_short_of_means(error: &Error) -> bool {
+    const MEANS: [i32; 3] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    matches!(error, Error::Open { source, .. } if source.raw_os_error().is_some_and(|code| MEANS.contains(&code)))
 }
 
 /// Opens an image of which parts may be lost.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -16,6 +16,8 @@ use super::{Storage, WritableStorage};
 pub struct FileStorage {
     pub(super) file: File,
     length: AtomicU64,
+    /// When it was written to last before it was opened, in seconds: some file systems forget the rest. None of a device.
+    modified: Option<i64>,
     /// Whether it should have been locked, and the system had no lock.
     pub(super) unlocked: AtomicBool,
 }
@@ -64,7 +66,22 @@ impl FileStorage {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
         let length = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, length: AtomicU64::new(length), unlocked: AtomicBool::new(false) })
+        let modified = kind.is_file().then(|| there.mtime());
+        Ok(Self { file, length: AtomicU64::new(length), modified, unlocked: AtomicBool::new(false) })
+    }
+
+    /// Whether somebody has written to the file since it was opened, as far as its time and length tell.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn is_changed(&self) -> io::Result<bool> {
+        let Some(modified) = self.modified else { return Ok(false) };
+        let now = self.file.metadata()?;
+        Ok(now.mtime() != modified || now.len() != self.length())
+    }
+
+    fn is_cut_short(&self) -> io::Result<bool> {
+        Ok(rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))? < self.length())
     }
 }
 
@@ -95,15 +112,13 @@ impl Storage for FileStorage {
         }
         match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
             Ok(start) => Ok((start < length).then_some(start)),
+            // behind the end there is no data, either
+            Err(Errno::NXIO) if self.is_cut_short()? => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(Errno::NXIO) => Ok(None),
             // as above
             Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn length_now(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
     }
 
     fn as_file(&self) -> Option<&File> {
@@ -155,5 +170,42 @@ impl WritableStorage for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_the_end_of_a_file_that_was_cut_short_is_no_hole() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let storage = FileStorage::new(file.try_clone().unwrap()).unwrap();
+        assert_eq!(storage.next_data_start(4096).unwrap(), None);
+        file.set_len(1 << 19).unwrap();
+        for offset in [0, 4096, 1 << 19, (1 << 20) - 1] {
+            assert_eq!(storage.next_data(offset).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{offset}");
+        }
+        assert_eq!(storage.next_data_start(1 << 20).unwrap(), None);
+        file.set_len(1 << 21).unwrap();
+        assert_eq!(storage.next_data_start(4096).unwrap(), None);
+    }
+
+    #[test]
+    fn who_writes_to_a_file_that_is_open_is_noticed() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        file.set_modified(long_ago).unwrap();
+        let storage = FileStorage::new(file.try_clone().unwrap()).unwrap();
+        assert!(!storage.is_changed().unwrap());
+        FileExt::write_all_at(&file, b"x", 0).unwrap();
+        assert!(storage.is_changed().unwrap());
+        file.set_modified(long_ago).unwrap();
+        assert!(!storage.is_changed().unwrap());
+        file.set_len(4095).unwrap();
+        file.set_modified(long_ago).unwrap();
+        assert!(storage.is_changed().unwrap());
     }
 }

@@ -86,14 +86,6 @@ pub trait Storage: Send + Sync {
         Ok(self.next_data_start(range.start)?.filter(|start| *start < range.end))
     }
 
-    /// Its length now, where somebody may have made it shorter since it was opened.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn length_now(&self) -> io::Result<u64> {
-        Ok(self.length())
-    }
-
     /// The open file behind this storage, if there is one, for copies that stay in the kernel.
     fn as_file(&self) -> Option<&File> {
         None
@@ -171,10 +163,6 @@ impl<S: Storage + ?Sized> Storage for &S {
         (**self).next_data_within(range)
     }
 
-    fn length_now(&self) -> io::Result<u64> {
-        (**self).length_now()
-    }
-
     fn as_file(&self) -> Option<&File> {
         (**self).as_file()
     }
@@ -199,10 +187,6 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn next_data_within(&self, range: Range<u64>) -> io::Result<Option<u64>> {
         self.as_ref().next_data_within(range)
-    }
-
-    fn length_now(&self) -> io::Result<u64> {
-        self.as_ref().length_now()
     }
 
     fn as_file(&self) -> Option<&File> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use qmpbackup::chain::{Checksums, Clock, ImageId, Manifest, RestorePoint, Stage, Unfinished, When, Work, discover};
 use qmpbackup::qcow2::Writer;
-use qmpbackup::restore::{self, Commit, CommitOptions, Silent};
+use qmpbackup::restore::{self, Commit, CommitOptions, Observer, Phase, Silent};
 use qmpbackup::storage::FileStorage;
 use serde_json::Value;
 
@@ -163,6 +163,40 @@ fn a_restore_point_that_was_chosen_before_other_work_began_is_not_worked_on() {
     Commit::plan(&select(&backup), again, options, &Silent).unwrap().run(&Silent).unwrap();
     assert!(!point.is_current().unwrap());
     assert!(select(&backup).is_current().unwrap());
+}
+
+/// Puts an older copy in the place of the FULL when it is written to.
+struct Replacing {
+    full: PathBuf,
+    copy: PathBuf,
+}
+
+impl Observer for Replacing {
+    fn phase(&self, phase: Phase) {
+        if matches!(phase, Phase::Copying { .. }) {
+            fs::rename(&self.copy, &self.full).unwrap();
+        }
+    }
+}
+
+#[test]
+fn incs_stay_when_their_full_is_replaced_while_they_are_written_into_it() {
+    for work in [Work::Commit, Work::SnapshotRebase] {
+        let backup = Backup::new();
+        let expected = backup.path("expected");
+        backup.merged(["--format", "raw", "--out", "expected"]).with(0);
+        let (full, copy) = (backup.images[0].clone(), backup.path("copy"));
+        fs::copy(&full, &copy).unwrap();
+        let options = CommitOptions { work, threads: None, rate_limit: None, dry_run: false };
+        let plan = || Commit::plan(&select(&backup), || Ok(select(&backup)), options, &Silent).unwrap();
+        let error = plan().run(&Replacing { full: full.clone(), copy }).unwrap_err();
+        assert!(matches!(&error, restore::Error::InPlace { path, .. } if *path == full), "{error:?}");
+        assert!(backup.images.iter().all(|image| image.exists()));
+        // the older one gets them, too
+        plan().run(&Silent).unwrap();
+        backup.merged(["--format", "raw", "--out", "after"]).with(0);
+        assert_eq!(fs::read(backup.path("after")).unwrap(), fs::read(&expected).unwrap());
+    }
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
-use qmpbackup::restore::{self, Layers, Merge, MergeOptions, Output, OutputFormat, Silent, Slot, Source};
+use qmpbackup::restore::{
+    self, Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Phase, Silent, Slot, Source,
+};
 use qmpbackup::storage::{FileStorage, Storage};
 
 use crate::support::oracle::convert;
@@ -140,5 +142,41 @@ fn a_table_that_changes_between_plan_and_copy_is_noticed_and_nothing_is_left() {
         tools::run(tools::qemu_io().args(["--image-opts", "-c", "discard 64k 64k", &image]));
         assert!(matches!(merge.run(&Silent), Err(restore::Error::Changed)));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
+
+/// Does something when the work gets to a phase.
+struct Meanwhile<F>(F);
+
+impl<F: Fn(Phase) + Sync> Observer for Meanwhile<F> {
+    fn phase(&self, phase: Phase) {
+        (self.0)(phase);
+    }
+}
+
+#[test]
+fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
+    for read_back in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let [full, inc, out] = ["FULL-1-disk", "INC-2-disk", "out"].map(|name| folder.path().join(name));
+        for image in [&full, &inc] {
+            create(image, "cluster_size=65536", 1 << 20);
+            write(image, &["write -P 1 0 128k"]);
+        }
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        File::options().write(true).open(&inc).unwrap().set_modified(long_ago).unwrap();
+        let plan = || {
+            let layers = Layers::open(&sources(&[full.clone(), inc.clone()])).unwrap();
+            Merge::plan(layers, MergeOptions { read_back, ..options(&out) }, &Silent).unwrap()
+        };
+        let overwritten = Meanwhile(|phase| {
+            if phase == Phase::Syncing {
+                File::options().write(true).open(&inc).unwrap().write_all_at(&[2; 16], 5 << 16).unwrap();
+            }
+        });
+        let error = plan().run(&overwritten).unwrap_err();
+        assert!(matches!(error, restore::Error::Changed), "{error:?}");
+        assert!(!out.exists());
+        plan().run(&Silent).unwrap();
     }
 }

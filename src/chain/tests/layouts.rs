@@ -227,7 +227,14 @@ fn stray_files_are_no_images() {
     let _socket = UnixListener::bind(tree.path("hd0/INC-300-disk.qcow2")).unwrap();
     tree.add("hd0/INC-600-disk.qcow2 -> INC-200-disk.qcow2");
     assert_eq!(tree.labels(), ["hd0"]);
+    tree.add("hd0/INC-700-disk.qcow2/");
     assert_eq!(points(&tree.disk()), ["FULL-100-disk.qcow2", "INC-400-disk.qcow2!"]);
+    // others may build on them
+    let inventory = tree.discover();
+    let mut told: Vec<_> = inventory.notes_of(None).unwrap().into_iter().filter_map(Note::place).collect();
+    told.sort();
+    let names = [200, 300, 500, 600, 700].map(|time| tree.path(&format!("hd0/INC-{time}-disk.qcow2")));
+    assert_eq!(told, names.each_ref().map(PathBuf::as_path));
 }
 
 #[test]

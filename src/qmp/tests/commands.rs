@@ -1,3 +1,5 @@
+use std::os::fd::AsFd;
+
 use serde_json::json;
 
 use super::*;
@@ -143,6 +145,26 @@ async fn the_last_replies_before_the_end_are_heard() {
     });
     assert_eq!(reply.unwrap(), json!("bye"));
     assert!(matches!(monitor.execute(&quit).await, Err(Error::Lost { .. })));
+}
+
+/// A system that has no memory for it takes no bytes, while the other side goes on.
+#[tokio::test]
+async fn a_connection_that_takes_no_more_commands_is_lost_when_the_replies_are_heard() {
+    let (monitor, mut client) = connected().await;
+    let (first, second, ()) = tokio::join!(monitor.execute(stop()), monitor.execute(stop()), async {
+        let first = client.hear().await;
+        client.hear().await;
+        let stream = client.stream.get_ref().as_fd().try_clone_to_owned().unwrap();
+        std::os::unix::net::UnixStream::from(stream).shutdown(std::net::Shutdown::Read).unwrap();
+        let third = monitor.execute(stop());
+        let (third, ()) = tokio::join!(third, async {
+            tokio::time::sleep(SHORT).await;
+            client.answer(&first, json!("first")).await;
+        });
+        assert!(third.unwrap_err().is_lost());
+    });
+    assert_eq!(first.unwrap(), json!("first"));
+    assert!(second.unwrap_err().is_lost());
 }
 
 #[tokio::test]

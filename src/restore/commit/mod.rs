@@ -301,6 +301,7 @@ impl Commit {
                     self.write(&mut writer, 0..self.incs.len(), observer)?;
                     observer.phase(Phase::Syncing);
                     finish(full, writer)?;
+                    self.chain.check_name()?;
                     image.finish(observer)?;
                     self.renew(self.incs.len() - 1, observer)?;
                     self.journal(Stage::Removing, full_id)?;
@@ -346,6 +347,7 @@ impl Commit {
                 writer.create_snapshot(name, snapshots::date(inc)).map_err(failed)?;
                 observer.done(Done::Snapshot { name: name.clone() });
             }
+            self.chain.check_name()?;
             self.renew(at, observer)?;
             self.remove(std::slice::from_ref(inc), observer)?;
         }
@@ -382,6 +384,7 @@ impl Commit {
     fn remove(&self, images: &[Arc<Image>], observer: &dyn Observer) -> Result<()> {
         in_place::point_link(&self.summary.full, images)?;
         for image in images {
+            self.chain.check_name()?;
             if in_place::remove(&image.path, self.chain.open_file(&image.path))? {
                 observer.done(Done::Removed { path: image.path.clone() });
             }

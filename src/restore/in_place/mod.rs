@@ -124,6 +124,19 @@ impl InPlace {
         held.map(|(_, storage)| &**storage)
     }
 
+    /// Makes sure that what was written to is what its name leads to: else images would go that nothing holds.
+    pub(super) fn check_name(&self) -> Result<()> {
+        let Some((image, storage)) = self.images.first().zip(self.storages.first()) else { return Ok(()) };
+        match (storage.file().metadata(), image.path.symlink_metadata()) {
+            (Ok(open), Ok(named)) if number(&open) == number(&named) => Ok(()),
+            _ => Err(refused(
+                &image.path,
+                "was moved, removed or replaced while INCs were written into it, and no more of them are removed: put it back, \
+                 and run the same command again",
+            )),
+        }
+    }
+
     /// The INCs.
     pub(super) fn incs(&self) -> &[Layer] {
         self.layers.get(1..).unwrap_or_default()

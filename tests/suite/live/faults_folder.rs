@@ -77,6 +77,33 @@ fn an_image_that_is_removed_before_it_has_its_name_is_not_said_to_be_made() {
     }
 }
 
+/// Removes an image when jobs begin.
+fn remove_image(image: &Path) -> Hook {
+    let image = image.to_owned();
+    Box::new(move |command, _| {
+        if begins_jobs(command) {
+            std::fs::remove_file(&image).unwrap();
+        }
+        Action::Forward
+    })
+}
+
+#[test]
+fn an_inc_whose_parent_is_removed_meanwhile_is_not_said_to_be_made() {
+    let mut scene = Scene::new("10.0", Way::Fleece);
+    scene.run(&["--level", "inc"]).with(0);
+    let images = std::fs::read_dir(scene.target.join("disk0")).unwrap().map(|entry| entry.unwrap().path());
+    let mut images: Vec<_> = images.filter(|path| path.is_file()).collect();
+    images.sort_by_key(|path| path.symlink_metadata().unwrap().modified().unwrap());
+    let parent = images.pop().unwrap();
+    let ended = scene.run_with(&["--level", "inc"], remove_image(&parent)).with(1);
+    ended.says(parent.to_str().unwrap()).says("was removed meanwhile");
+    scene.forget();
+    scene.assert_clean();
+    scene.run(&["--level", "auto"]).with(3);
+    scene.assert_clean();
+}
+
 /// Ends one of the jobs with a command.
 fn end_job(other: &Arc<Mutex<Monitor>>, command: &'static str, key: &'static str) -> Hook {
     let other = Arc::clone(other);
