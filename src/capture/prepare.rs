@@ -353,7 +353,8 @@ impl Target {
     fn check_parent(&self) -> Result<(), Error> {
         let Some(parent) = &self.parent else { return Ok(()) };
         let path = self.image.with_file_name(parent);
-        match path.symlink_metadata() {
+        match path.metadata() {
+            Ok(parent) if !parent.is_file() => Err(Error::ParentGone { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::ParentGone { path }),
             _ => Ok(()),
         }

@@ -194,7 +194,9 @@ pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &
         Ok(folders) => folders.unwrap_or_default(),
         // what the folder has can wait, the machine need not
         Err(error) => {
+            observer.event(&Event::Trouble { what: errors::line(&error) });
             let machine = connect(connection, observer).await?;
+            order::tell_strangers(&machine).await?;
             order::recover(&machine, connection.agent.as_ref(), None, None).await?;
             return Err(error);
         }

@@ -117,14 +117,14 @@ fn elsewhere(dir: &Path, link: PathBuf) -> Option<Note> {
     (!is_below).then_some(Note::Link { path: link })
 }
 
-/// A note where an entry that is no file has the name of an image. A folder may be somebody's for older images; an INC is
-/// what others build on, and containers make a folder of a file that is missing.
+/// A note where an entry that is no file has the name of an image. Folders may be somebody's for older images, but hardly
+/// with the disk in their names: containers make one of a file that is missing.
 fn no_file(name: &OsStr, kind: FileType, path: impl Fn() -> PathBuf) -> Option<Note> {
-    let named = ImageName::parse(name)?;
+    let named = ImageName::parse(name).filter(|named| !named.partial)?;
     let is_none = match kind {
         FileType::RegularFile | FileType::Unknown => false,
         FileType::Symlink => fs::metadata(path()).is_ok_and(|target| !target.is_file() && !target.is_dir()),
-        FileType::Directory => named.level == Level::Inc,
+        FileType::Directory => named.level == Level::Inc && named.disk.is_some(),
         _ => true,
     };
     is_none.then(|| Note::NoFile { path: path() })

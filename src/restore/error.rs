@@ -166,6 +166,12 @@ pub enum Error {
     /// Between planning and copying the tables of an image became others, or what they tell does not fit together.
     #[error("an image of the chain was changed while it was read: nothing else may write to it")]
     Changed,
+    /// Somebody has written to an image since it was opened.
+    #[error("{}: was written to, or got another time, while it was read: nothing else may write to it", path.display())]
+    Overwritten {
+        /// The image.
+        path: PathBuf,
+    },
     /// The new image cannot be laid out.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -367,6 +373,7 @@ impl Error {
             | Self::ForSalvage
             | Self::NotForSalvage
             | Self::Changed
+            | Self::Overwritten { .. }
             | Self::CompressedTooLarge { .. }
             | Self::OutputExists { .. }
             | Self::DeviceNotEmpty { .. }

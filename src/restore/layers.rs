@@ -10,7 +10,7 @@ use super::checked_file::{self, CheckedFile, Unchecked, Unverified};
 use super::error::{Error, Result};
 use super::format::{Evidence, Start};
 use super::layer::{Format, Layer};
-use super::observer::Warning;
+use super::observer::{Observer, Warning};
 use super::salvage::{self, Cause, Slot, Tolerance};
 use super::source::{
     Source, check_backing, check_length, check_size, decide, evidence, lock, name_in, open, open_error, open_locked,
@@ -24,8 +24,8 @@ use crate::storage::{self, Access, FileStorage, Storage};
 #[expect(clippy::struct_field_names, reason = "layers are what the field's own word for them is")]
 pub struct Layers {
     layers: Vec<Layer>,
-    /// The files, as they are on disk.
-    files: Vec<Arc<FileStorage>>,
+    /// The files, as they are on disk, and their paths.
+    files: Vec<(PathBuf, Arc<FileStorage>)>,
     /// The first image that the system had no lock for.
     unlocked: Option<PathBuf>,
     /// What could not be checked, where that was wanted.
@@ -106,6 +106,7 @@ impl Layers {
         layers.iter().zip(before).try_for_each(|(layer, before)| check_backing(before, layer))?;
         let unlocked = sources.iter().zip(&files).find(|(_, file)| file.is_unlocked());
         let unlocked = unlocked.map(|(source, _)| source.path.clone());
+        let files = sources.iter().map(|source| source.path.clone()).zip(files).collect();
         Ok(Self { layers, files, unlocked, unchecked: Vec::new(), guessed: Vec::new(), all_magic })
     }
 
@@ -164,7 +165,7 @@ impl Layers {
                 if file.is_unlocked() {
                     unlocked.get_or_insert_with(|| path.clone());
                 }
-                files.push(file);
+                files.push((path.clone(), file));
                 layer
             });
             let cause = match layer {
@@ -287,19 +288,30 @@ impl Layers {
     pub(super) fn contain(&self, file: &Metadata) -> bool {
         self.files
             .iter()
-            .filter_map(|image| Some(image.as_file()?.metadata().ok()))
+            .filter_map(|(_, image)| Some(image.as_file()?.metadata().ok()))
             .any(|image| image.is_none_or(|image| (image.dev(), image.ino()) == (file.dev(), file.ino())))
     }
 
     /// Makes sure that nobody has written to the images since they were opened: no lock keeps other programs than QEMU from it.
-    pub(super) fn check_unchanged(&self) -> Result<()> {
+    /// A salvage takes what it got, with a warning.
+    ///
+    /// # Errors
+    /// [`Error::Overwritten`].
+    pub(super) fn check_unchanged(&self, observer: &dyn Observer) -> Result<()> {
         // what cannot be told is no reason to throw away what was read
-        if self.files.iter().any(|file| file.is_changed().unwrap_or(false)) { Err(Error::Changed) } else { Ok(()) }
+        for (path, _) in self.files.iter().filter(|(_, file)| file.is_changed().unwrap_or(false)) {
+            let path = path.clone();
+            if !self.are_tolerant() {
+                return Err(Error::Overwritten { path });
+            }
+            observer.warning(Warning::Overwritten { path });
+        }
+        Ok(())
     }
 
     /// Who may read what is restored, as the mode of a file of this group: those who may read all of the images.
     pub(super) fn mode(&self, group: u32) -> u32 {
-        let files = self.files.iter().map(|image| allowed(image.as_file()?, group).ok());
+        let files = self.files.iter().map(|(_, image)| allowed(image.as_file()?, group).ok());
         let all = files.map(Option::unwrap_or_default).reduce(|all, one| all & one);
         all.unwrap_or_default() | 0o600
     }

@@ -136,6 +136,12 @@ pub enum Warning {
         /// What is wrong.
         reason: String,
     },
+    /// Somebody has written to an image while it was salvaged.
+    #[error("{}: was written to, or got another time, while it was read: what was restored of it may be a mixture", .path.display())]
+    Overwritten {
+        /// The image.
+        path: PathBuf,
+    },
     /// The tables of an image that is salvaged contradict each other.
     #[error("{}: its tables contradict each other, and what they make of the disk may be wrong anywhere: {first}", .path.display())]
     DamagedTables {

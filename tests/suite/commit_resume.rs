@@ -199,6 +199,29 @@ fn incs_stay_when_their_full_is_replaced_while_they_are_written_into_it() {
     }
 }
 
+/// Writes to an INC when it is written into the FULL.
+struct Overwriting(PathBuf);
+
+impl Observer for Overwriting {
+    fn phase(&self, phase: Phase) {
+        if matches!(phase, Phase::Copying { .. }) {
+            let inc = fs::File::options().write(true).open(&self.0).unwrap();
+            inc.set_len(inc.metadata().unwrap().len() + 512).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_inc_that_somebody_writes_to_while_it_is_committed_stays() {
+    let backup = Backup::new();
+    let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
+    let commit = Commit::plan(&select(&backup), || Ok(select(&backup)), options, &Silent).unwrap();
+    let inc = backup.images[1].clone();
+    let error = commit.run(&Overwriting(inc.clone())).unwrap_err();
+    assert!(matches!(&error, restore::Error::Overwritten { path } if *path == inc), "{error:?}");
+    assert!(backup.images.iter().all(|image| image.exists()) && is_begun(&backup));
+}
+
 #[test]
 fn work_that_was_begun_is_not_refused_for_the_snapshots_that_it_has_made() {
     let backup = Backup::new();

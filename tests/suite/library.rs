@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
 use qmpbackup::restore::{
-    self, Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Phase, Silent, Slot, Source,
+    self, Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Phase, Silent, Slot, Source, Warning,
 };
 use qmpbackup::storage::{FileStorage, Storage};
 
@@ -145,12 +145,16 @@ fn a_table_that_changes_between_plan_and_copy_is_noticed_and_nothing_is_left() {
     }
 }
 
-/// Does something when the work gets to a phase.
-struct Meanwhile<F>(F);
+/// Does something when the work gets to a phase, and hears warnings.
+struct Meanwhile<F>(F, Mutex<Vec<Warning>>);
 
 impl<F: Fn(Phase) + Sync> Observer for Meanwhile<F> {
     fn phase(&self, phase: Phase) {
         (self.0)(phase);
+    }
+
+    fn warning(&self, warning: Warning) {
+        self.1.lock().unwrap().push(warning);
     }
 }
 
@@ -169,14 +173,22 @@ fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
             let layers = Layers::open(&sources(&[full.clone(), inc.clone()])).unwrap();
             Merge::plan(layers, MergeOptions { read_back, ..options(&out) }, &Silent).unwrap()
         };
-        let overwritten = Meanwhile(|phase| {
+        let overwrite = |phase| {
             if phase == Phase::Syncing {
                 File::options().write(true).open(&inc).unwrap().write_all_at(&[2; 16], 5 << 16).unwrap();
             }
-        });
+        };
+        let overwritten = Meanwhile(overwrite, Mutex::default());
         let error = plan().run(&overwritten).unwrap_err();
-        assert!(matches!(error, restore::Error::Changed), "{error:?}");
+        assert!(matches!(&error, restore::Error::Overwritten { path } if *path == inc), "{error:?}");
         assert!(!out.exists());
         plan().run(&Silent).unwrap();
+        // the last resort takes what it gets
+        fs::remove_file(&out).unwrap();
+        File::options().write(true).open(&inc).unwrap().set_modified(long_ago).unwrap();
+        let slots: Vec<_> = sources(&[full.clone(), inc.clone()]).into_iter().map(Slot::Image).collect();
+        let layers = Layers::open_salvage(&slots, false).unwrap();
+        Merge::plan(layers, options(&out), &Silent).unwrap().salvage(&overwritten).unwrap();
+        assert_eq!(*overwritten.1.lock().unwrap(), [Warning::Overwritten { path: inc.clone() }]);
     }
 }

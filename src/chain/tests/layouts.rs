@@ -228,6 +228,8 @@ fn stray_files_are_no_images() {
     tree.add("hd0/INC-600-disk.qcow2 -> INC-200-disk.qcow2");
     assert_eq!(tree.labels(), ["hd0"]);
     tree.add("hd0/INC-700-disk.qcow2/");
+    // somebody's for images of a year
+    tree.add("hd0/INC-2023/");
     assert_eq!(points(&tree.disk()), ["FULL-100-disk.qcow2", "INC-400-disk.qcow2!"]);
     // others may build on them
     let inventory = tree.discover();

@@ -50,7 +50,9 @@ pub(super) fn not_selected(error: chain::Error) -> Failure {
 /// Why images that were there a moment ago cannot be used: somebody may have begun to work on them.
 pub(super) fn not_opened(failure: Failure, newest: &Path) -> Failure {
     match failure {
-        Failure::Restore(restore::Error::Changed | restore::Error::Gone { .. }) => unless_at_work(failure, newest),
+        Failure::Restore(
+            restore::Error::Changed | restore::Error::Overwritten { .. } | restore::Error::Gone { .. },
+        ) => unless_at_work(failure, newest),
         _ => failure,
     }
 }

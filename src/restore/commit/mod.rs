@@ -302,6 +302,7 @@ impl Commit {
                     observer.phase(Phase::Syncing);
                     finish(full, writer)?;
                     self.chain.check_name()?;
+                    self.chain.check_unchanged()?;
                     image.finish(observer)?;
                     self.renew(self.incs.len() - 1, observer)?;
                     self.journal(Stage::Removing, full_id)?;
@@ -382,6 +383,7 @@ impl Commit {
     }
 
     fn remove(&self, images: &[Arc<Image>], observer: &dyn Observer) -> Result<()> {
+        self.chain.check_name()?;
         in_place::point_link(&self.summary.full, images)?;
         for image in images {
             self.chain.check_name()?;

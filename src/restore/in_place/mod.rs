@@ -137,6 +137,13 @@ impl InPlace {
         }
     }
 
+    /// Makes sure that nobody has written to the INCs since they were opened.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        let mut incs = self.images.iter().zip(&self.storages).skip(1);
+        let changed = incs.find(|(_, storage)| storage.is_changed().unwrap_or(false));
+        changed.map_or(Ok(()), |(image, _)| Err(Error::Overwritten { path: image.path.clone() }))
+    }
+
     /// The INCs.
     pub(super) fn incs(&self) -> &[Layer] {
         self.layers.get(1..).unwrap_or_default()

@@ -203,7 +203,7 @@ impl Merge {
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
-    /// [`Error::ForSalvage`]; [`Error::Changed`]; what is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
+    /// [`Error::ForSalvage`]; [`Error::Overwritten`]; what is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
     pub fn run(self, observer: &dyn Observer) -> Result<Merged> {
         if self.layers.are_tolerant() {
             return Err(Error::ForSalvage);
@@ -255,7 +255,7 @@ impl Merge {
                 }
                 let length = pool.install(|| sink::write_stream(&work, &plan, &name, &mut *stream));
                 let length = length.map_err(copied)?;
-                layers.check_unchanged()?;
+                layers.check_unchanged(observer)?;
                 (length, pool.install(|| last(&layers, observer))?)
             }
             Output::File(path) => {
@@ -279,11 +279,11 @@ impl Merge {
                 if read_back {
                     let compared = pool.install(|| read_back::check(&work, &plan, target, destination.format(format)));
                     // before anything blames the disk of the output
-                    layers.check_unchanged()?;
+                    layers.check_unchanged(observer)?;
                     compared?;
                 }
                 let last = pool.install(|| last(&layers, observer))?;
-                layers.check_unchanged()?;
+                layers.check_unchanged(observer)?;
                 output::finish(&path, destination, replace)?;
                 (length, last)
             }

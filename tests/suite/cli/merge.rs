@@ -444,9 +444,9 @@ fn a_fifo_among_the_images_or_as_output_does_not_hang() {
         command.args(["20", env!("CARGO_BIN_EXE_qmprestore")]).args(arguments).current_dir(backup.root.path());
         Ended::of(&mut command)
     };
-    limited(&["merge", "--dir", "backup", "--out", "out"]).with(0);
-    limited(&["list", "--dir", "backup"]).with(0);
-    limited(&["check", "--dir", "backup"]).with(0);
+    limited(&["merge", "--dir", "backup", "--out", "out"]).with(3).says("is no file");
+    limited(&["list", "--dir", "backup"]).with(3).says("is no file");
+    limited(&["check", "--dir", "backup"]).with(3).says("is no file");
     limited(&["check", "fifo"]).with(1).says("neither a regular file nor a block device");
     limited(&["merge", "--dir", "backup", "--out", "fifo", "--force"]).with(1).says("--out -");
 }
