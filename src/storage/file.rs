@@ -16,8 +16,8 @@ use super::{Storage, WritableStorage};
 pub struct FileStorage {
     pub(super) file: File,
     length: AtomicU64,
-    /// When it was written to last before it was opened, in seconds: some file systems forget the rest. None of a device.
-    modified: Option<i64>,
+    /// When it was written to last before it was opened, in seconds and nanoseconds. None of a device.
+    modified: Option<(i64, i64)>,
     /// Whether it should have been locked, and the system had no lock.
     pub(super) unlocked: AtomicBool,
 }
@@ -66,7 +66,7 @@ impl FileStorage {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
         let length = file.seek(SeekFrom::End(0))?;
-        let modified = kind.is_file().then(|| there.mtime());
+        let modified = kind.is_file().then(|| (there.mtime(), there.mtime_nsec()));
         Ok(Self { file, length: AtomicU64::new(length), modified, unlocked: AtomicBool::new(false) })
     }
 
@@ -77,7 +77,9 @@ impl FileStorage {
     pub(crate) fn is_changed(&self) -> io::Result<bool> {
         let Some(modified) = self.modified else { return Ok(false) };
         let now = self.file.metadata()?;
-        Ok(now.mtime() != modified || now.len() != self.length())
+        // some file systems forget parts of a second later
+        let is_other = (now.mtime(), now.mtime_nsec()) > modified || now.mtime() < modified.0;
+        Ok(is_other || now.len() != self.length())
     }
 
     fn is_cut_short(&self) -> io::Result<bool> {
@@ -196,14 +198,17 @@ mod tests {
     fn who_writes_to_a_file_that_is_open_is_noticed() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_500);
         file.set_modified(long_ago).unwrap();
         let storage = FileStorage::new(file.try_clone().unwrap()).unwrap();
         assert!(!storage.is_changed().unwrap());
         FileExt::write_all_at(&file, b"x", 0).unwrap();
         assert!(storage.is_changed().unwrap());
-        file.set_modified(long_ago).unwrap();
-        assert!(!storage.is_changed().unwrap());
+        for (milliseconds, is_changed) in [(1_501, true), (2_000, true), (900, true), (1_000, false), (1_500, false)] {
+            let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(milliseconds);
+            file.set_modified(time).unwrap();
+            assert_eq!(storage.is_changed().unwrap(), is_changed, "{milliseconds}");
+        }
         file.set_len(4095).unwrap();
         file.set_modified(long_ago).unwrap();
         assert!(storage.is_changed().unwrap());
