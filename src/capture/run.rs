@@ -190,15 +190,12 @@ pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan,
 /// # Errors
 /// Somebody is at work, or it cannot be done.
 pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &dyn Observer) -> Result<(), Error> {
-    let folders = match target.map(target::with_months).transpose() {
-        Ok(folders) => folders.unwrap_or_default(),
+    let (folders, unread) = match target.map(target::with_months).transpose() {
+        Ok(folders) => (folders.unwrap_or_default(), None),
         // what the folder has can wait, the machine need not
         Err(error) => {
             observer.event(&Event::Trouble { what: errors::line(&error) });
-            let machine = connect(connection, observer).await?;
-            order::tell_strangers(&machine).await?;
-            order::recover(&machine, connection.agent.as_ref(), None, None).await?;
-            return Err(error);
+            (Vec::new(), Some(error))
         }
     };
     // who is there now is known before the machine is
@@ -207,7 +204,8 @@ pub async fn recover(connection: &Connection, target: Option<&Path>, observer: &
     order::tell_strangers(&machine).await?;
     let agent = connection.agent.as_ref();
     if folders.is_empty() {
-        return order::recover(&machine, agent, None, None).await;
+        order::recover(&machine, agent, None, None).await?;
+        return unread.map_or(Ok(()), Err);
     }
     let mut recovered = Ok(());
     for folder in &folders {

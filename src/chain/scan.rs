@@ -78,8 +78,9 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
                 let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
                 left = fewer;
                 let (name, kind) = entry?;
-                notes.extend(no_file(&name, kind, || path.join(&name)));
-                match entry_of(kind, || path.join(&name)) {
+                let entry = entry_of(kind, || path.join(&name));
+                notes.extend(no_file(&name, entry.as_ref(), || path.join(&name)));
+                match entry {
                     Some(Entry::Link) if !name.as_bytes().starts_with(b".") => {
                         notes.extend(elsewhere(dir, path.join(&name)));
                     }
@@ -94,7 +95,7 @@ pub(super) fn scan(dir: &Path, notes: &mut Vec<Note>) -> Result<Vec<Folder>, Err
                         notes.extend(dangling(&name, kind, || path.join(&name)));
                         folder.files.insert(name, kind);
                     }
-                    Some(Entry::Folder | Entry::Link) | None => {}
+                    Some(Entry::Folder | Entry::Link | Entry::Other) | None => {}
                 }
             }
             Ok(true)
@@ -119,13 +120,13 @@ fn elsewhere(dir: &Path, link: PathBuf) -> Option<Note> {
 
 /// A note where an entry that is no file has the name of an image. Folders may be somebody's for older images, but hardly
 /// with the disk in their names: containers make one of a file that is missing.
-fn no_file(name: &OsStr, kind: FileType, path: impl Fn() -> PathBuf) -> Option<Note> {
+fn no_file(name: &OsStr, entry: Option<&Entry>, path: impl Fn() -> PathBuf) -> Option<Note> {
     let named = ImageName::parse(name).filter(|named| !named.partial)?;
-    let is_none = match kind {
-        FileType::RegularFile | FileType::Unknown => false,
-        FileType::Symlink => fs::metadata(path()).is_ok_and(|target| !target.is_file() && !target.is_dir()),
-        FileType::Directory => named.level == Level::Inc && named.disk.is_some(),
-        _ => true,
+    let is_none = match entry? {
+        Entry::Folder => named.level == Level::Inc && named.disk.is_some(),
+        Entry::File(kind) => *kind == Kind::Link(Leads::ToOther),
+        Entry::Link => false,
+        Entry::Other => true,
     };
     is_none.then(|| Note::NoFile { path: path() })
 }
@@ -146,9 +147,11 @@ enum Entry {
     /// A link to a folder.
     Link,
     File(Kind),
+    /// A FIFO, a device, a socket.
+    Other,
 }
 
-/// What an entry is; `None` for what cannot be an image, and for what is gone by now.
+/// What an entry is; `None` for what cannot be told, as what is gone by now.
 fn entry_of(kind: FileType, path: impl Fn() -> PathBuf) -> Option<Entry> {
     match kind {
         FileType::Directory => Some(Entry::Folder),
@@ -162,6 +165,7 @@ fn entry_of(kind: FileType, path: impl Fn() -> PathBuf) -> Option<Entry> {
             };
             Some(Entry::File(Kind::Link(leads)))
         }
-        _ => None,
+        FileType::Unknown => None,
+        _ => Some(Entry::Other),
     }
 }

@@ -2,7 +2,7 @@
 //! to stop reading.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, Cursor};
+use std::io::Cursor;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::codec::{Decoder, Message};
 use super::error::End;
@@ -77,9 +77,10 @@ async fn exchange(
     let mut chunk = Vec::with_capacity(CHUNK);
     let mut queue = VecDeque::new();
     let mut sending = Cursor::new(Vec::new());
-    let mut broken: Option<(Arc<io::Error>, Instant)> = None;
+    let mut broken = None;
+    let drained = sleep(DRAIN);
+    tokio::pin!(drained);
     loop {
-        let drained = broken.as_ref().map(|(_, drained)| *drained);
         if let Err(error) = replies.take(&mut decoder) {
             return Some(End::Undecodable(error));
         }
@@ -89,7 +90,7 @@ async fn exchange(
         tokio::select! {
             request = requests.recv() => queue.push_back(request?),
             read = reader.read_buf(&mut chunk) => match read {
-                Ok(0) => return Some(End::Lost(broken.map(|(error, _)| error))),
+                Ok(0) => return Some(End::Lost(broken)),
                 Ok(_) => {
                     decoder.feed(&chunk);
                     chunk.clear();
@@ -98,12 +99,13 @@ async fn exchange(
             },
             // what was answered before the other side closed is still read
             written = writer.write_buf(&mut sending), if broken.is_none() && !done(&sending) => {
-                broken = written.err().map(|error| (Arc::new(error), Instant::now() + DRAIN));
+                if let Err(error) = written {
+                    broken = Some(Arc::new(error));
+                    drained.as_mut().reset(Instant::now() + DRAIN);
+                }
             }
             // the other side need not have closed: the system may have had no memory
-            () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {
-                return Some(End::Lost(broken.map(|(error, _)| error)));
-            }
+            () = &mut drained, if broken.is_some() => return Some(End::Lost(broken)),
         }
     }
 }

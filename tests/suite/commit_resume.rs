@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use qmpbackup::chain::{Checksums, Clock, ImageId, Manifest, RestorePoint, Stage, Unfinished, When, Work, discover};
 use qmpbackup::qcow2::Writer;
-use qmpbackup::restore::{self, Commit, CommitOptions, Observer, Phase, Silent};
+use qmpbackup::restore::{self, Commit, CommitOptions, Phase, Silent};
 use qmpbackup::storage::FileStorage;
 use serde_json::Value;
 
+use crate::support::meanwhile::Meanwhile;
 use crate::support::program::{Backup, Ended, TIMES};
 use crate::support::{sparse, tools};
 
@@ -165,20 +166,6 @@ fn a_restore_point_that_was_chosen_before_other_work_began_is_not_worked_on() {
     assert!(select(&backup).is_current().unwrap());
 }
 
-/// Puts an older copy in the place of the FULL when it is written to.
-struct Replacing {
-    full: PathBuf,
-    copy: PathBuf,
-}
-
-impl Observer for Replacing {
-    fn phase(&self, phase: Phase) {
-        if matches!(phase, Phase::Copying { .. }) {
-            fs::rename(&self.copy, &self.full).unwrap();
-        }
-    }
-}
-
 #[test]
 fn incs_stay_when_their_full_is_replaced_while_they_are_written_into_it() {
     for work in [Work::Commit, Work::SnapshotRebase] {
@@ -189,7 +176,12 @@ fn incs_stay_when_their_full_is_replaced_while_they_are_written_into_it() {
         fs::copy(&full, &copy).unwrap();
         let options = CommitOptions { work, threads: None, rate_limit: None, dry_run: false };
         let plan = || Commit::plan(&select(&backup), || Ok(select(&backup)), options, &Silent).unwrap();
-        let error = plan().run(&Replacing { full: full.clone(), copy }).unwrap_err();
+        let replacing = Meanwhile::new(|phase| {
+            if matches!(phase, Phase::Copying { .. }) {
+                fs::rename(&copy, &full).unwrap();
+            }
+        });
+        let error = plan().run(&replacing).unwrap_err();
         assert!(matches!(&error, restore::Error::InPlace { path, .. } if *path == full), "{error:?}");
         assert!(backup.images.iter().all(|image| image.exists()));
         // the older one gets them, too
@@ -199,25 +191,19 @@ fn incs_stay_when_their_full_is_replaced_while_they_are_written_into_it() {
     }
 }
 
-/// Writes to an INC when it is written into the FULL.
-struct Overwriting(PathBuf);
-
-impl Observer for Overwriting {
-    fn phase(&self, phase: Phase) {
-        if matches!(phase, Phase::Copying { .. }) {
-            let inc = fs::File::options().write(true).open(&self.0).unwrap();
-            inc.set_len(inc.metadata().unwrap().len() + 512).unwrap();
-        }
-    }
-}
-
 #[test]
 fn an_inc_that_somebody_writes_to_while_it_is_committed_stays() {
     let backup = Backup::new();
     let options = CommitOptions { work: Work::Commit, threads: None, rate_limit: None, dry_run: false };
     let commit = Commit::plan(&select(&backup), || Ok(select(&backup)), options, &Silent).unwrap();
     let inc = backup.images[1].clone();
-    let error = commit.run(&Overwriting(inc.clone())).unwrap_err();
+    let overwriting = Meanwhile::new(|phase| {
+        if matches!(phase, Phase::Copying { .. }) {
+            let inc = fs::File::options().write(true).open(&inc).unwrap();
+            inc.set_len(inc.metadata().unwrap().len() + 512).unwrap();
+        }
+    });
+    let error = commit.run(&overwriting).unwrap_err();
     assert!(matches!(&error, restore::Error::Overwritten { path } if *path == inc), "{error:?}");
     assert!(backup.images.iter().all(|image| image.exists()) && is_begun(&backup));
 }

@@ -3,14 +3,15 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
 use qmpbackup::restore::{
-    self, Layers, Merge, MergeOptions, Observer, Output, OutputFormat, Phase, Silent, Slot, Source, Warning,
+    self, Layers, Merge, MergeOptions, Output, OutputFormat, Phase, Silent, Slot, Source, Warning,
 };
 use qmpbackup::storage::{FileStorage, Storage};
 
+use crate::support::meanwhile::Meanwhile;
 use crate::support::oracle::convert;
 use crate::support::tools;
 
@@ -145,19 +146,6 @@ fn a_table_that_changes_between_plan_and_copy_is_noticed_and_nothing_is_left() {
     }
 }
 
-/// Does something when the work gets to a phase, and hears warnings.
-struct Meanwhile<F>(F, Mutex<Vec<Warning>>);
-
-impl<F: Fn(Phase) + Sync> Observer for Meanwhile<F> {
-    fn phase(&self, phase: Phase) {
-        (self.0)(phase);
-    }
-
-    fn warning(&self, warning: Warning) {
-        self.1.lock().unwrap().push(warning);
-    }
-}
-
 #[test]
 fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
     for read_back in [false, true] {
@@ -178,7 +166,7 @@ fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
                 File::options().write(true).open(&inc).unwrap().write_all_at(&[2; 16], 5 << 16).unwrap();
             }
         };
-        let overwritten = Meanwhile(overwrite, Mutex::default());
+        let overwritten = Meanwhile::new(overwrite);
         let error = plan().run(&overwritten).unwrap_err();
         assert!(matches!(&error, restore::Error::Overwritten { path } if *path == inc), "{error:?}");
         assert!(!out.exists());
@@ -189,6 +177,6 @@ fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
         let slots: Vec<_> = sources(&[full.clone(), inc.clone()]).into_iter().map(Slot::Image).collect();
         let layers = Layers::open_salvage(&slots, false).unwrap();
         Merge::plan(layers, options(&out), &Silent).unwrap().salvage(&overwritten).unwrap();
-        assert_eq!(*overwritten.1.lock().unwrap(), [Warning::Overwritten { path: inc.clone() }]);
+        assert_eq!(*overwritten.warnings.lock().unwrap(), [Warning::Overwritten { path: inc.clone() }]);
     }
 }

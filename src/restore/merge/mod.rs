@@ -203,7 +203,8 @@ impl Merge {
     /// Makes the output. It is there when this returns, on stable storage, or it is not there at all.
     ///
     /// # Errors
-    /// [`Error::ForSalvage`]; [`Error::Overwritten`]; what is wrong with an image, what the system says of the output, or [`Error::Cancelled`].
+    /// [`Error::ForSalvage`]; [`Error::Overwritten`]; what is wrong with an image, what the system says of the output, or
+    /// [`Error::Cancelled`].
     pub fn run(self, observer: &dyn Observer) -> Result<Merged> {
         if self.layers.are_tolerant() {
             return Err(Error::ForSalvage);
@@ -255,8 +256,9 @@ impl Merge {
                 }
                 let length = pool.install(|| sink::write_stream(&work, &plan, &name, &mut *stream));
                 let length = length.map_err(copied)?;
+                let last = pool.install(|| last(&layers, observer))?;
                 layers.check_unchanged(observer)?;
-                (length, pool.install(|| last(&layers, observer))?)
+                (length, last)
             }
             Output::File(path) => {
                 let destination = output::open(&path, replace, &layers)?;
@@ -276,14 +278,12 @@ impl Merge {
                     observer.phase(Phase::Copying { bytes: plan.bytes });
                 };
                 observer.phase(Phase::Syncing);
-                if read_back {
-                    let compared = pool.install(|| read_back::check(&work, &plan, target, destination.format(format)));
-                    // before anything blames the disk of the output
-                    layers.check_unchanged(observer)?;
-                    compared?;
-                }
-                let last = pool.install(|| last(&layers, observer))?;
+                let compare = || read_back::check(&work, &plan, target, destination.format(format));
+                let compared = if read_back { pool.install(compare) } else { Ok(()) };
+                let last = compared.and_then(|()| pool.install(|| last(&layers, observer)));
+                // before anything blames the disk of the output
                 layers.check_unchanged(observer)?;
+                let last = last?;
                 output::finish(&path, destination, replace)?;
                 (length, last)
             }

@@ -4,6 +4,7 @@ pub(crate) mod disk;
 pub(crate) mod edited;
 pub(crate) mod in_place;
 pub(crate) mod layer;
+pub(crate) mod meanwhile;
 pub(crate) mod merge;
 pub(crate) mod oracle;
 pub(crate) mod prng;
