@@ -203,8 +203,14 @@ impl Layers {
         Self { layers, files: Vec::new(), unlocked: None, unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
     }
 
-    /// Finds what of the disk a block that does not fit its checksum holds.
-    pub(super) fn located(&self, error: Error) -> Error {
+    /// Why images could not be read, as far as they tell: that somebody has written to one since it was opened, or what of
+    /// the disk a block holds that does not fit its checksum.
+    pub(super) fn explained(&self, error: Error) -> Error {
+        if matches!(error, Error::Image { .. } | Error::Checksum { .. } | Error::Changed) {
+            if let Some(path) = self.overwritten().next() {
+                return Error::Overwritten { path: path.to_owned() };
+            }
+        }
         let Error::Checksum { path, offset, .. } = error else { return error };
         let image = self.layers.iter().find(|layer| layer.path() == path).and_then(Layer::image);
         let found = image.and_then(|image| qcow2::locate(image, std::slice::from_ref(&(offset..offset + BLOCK))).ok());
@@ -298,15 +304,21 @@ impl Layers {
     /// # Errors
     /// [`Error::Overwritten`].
     pub(super) fn check_unchanged(&self, observer: &dyn Observer) -> Result<()> {
-        // what cannot be told is no reason to throw away what was read
-        for (path, _) in self.files.iter().filter(|(_, file)| file.is_changed().unwrap_or(false)) {
-            let path = path.clone();
+        for path in self.overwritten() {
+            let path = path.to_owned();
             if !self.are_tolerant() {
                 return Err(Error::Overwritten { path });
             }
             observer.warning(Warning::Overwritten { path });
         }
         Ok(())
+    }
+
+    /// The images that somebody has written to since they were opened.
+    fn overwritten(&self) -> impl Iterator<Item = &Path> {
+        // what cannot be told is no reason to throw away what was read
+        let changed = self.files.iter().filter(|(_, file)| file.is_changed().unwrap_or(false));
+        changed.map(|(path, _)| path.as_path())
     }
 
     /// Who may read what is restored, as the mode of a file of this group: those who may read all of the images.

@@ -141,7 +141,8 @@ fn a_table_that_changes_between_plan_and_copy_is_noticed_and_nothing_is_left() {
         // somebody who does not care for locks
         let image = format!("driver=qcow2,file.locking=off,file.filename={}", full.display());
         tools::run(tools::qemu_io().args(["--image-opts", "-c", "discard 64k 64k", &image]));
-        assert!(matches!(merge.run(&Silent), Err(restore::Error::Changed)));
+        let error = merge.run(&Silent).unwrap_err();
+        assert!(matches!(&error, restore::Error::Overwritten { path } if *path == full), "{error:?}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
@@ -166,6 +167,16 @@ fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
                 File::options().write(true).open(&inc).unwrap().write_all_at(&[2; 16], 5 << 16).unwrap();
             }
         };
+        let cut_short = |phase| {
+            if matches!(phase, Phase::Copying { .. }) {
+                File::options().write(true).open(&inc).unwrap().set_len(5 << 16).unwrap();
+            }
+        };
+        let whole = fs::read(&inc).unwrap();
+        let error = plan().run(&Meanwhile::new(cut_short)).unwrap_err();
+        assert!(matches!(&error, restore::Error::Overwritten { path } if *path == inc), "{error:?}");
+        fs::write(&inc, whole).unwrap();
+        File::options().write(true).open(&inc).unwrap().set_modified(long_ago).unwrap();
         let overwritten = Meanwhile::new(overwrite);
         let error = plan().run(&overwritten).unwrap_err();
         assert!(matches!(&error, restore::Error::Overwritten { path } if *path == inc), "{error:?}");

@@ -247,7 +247,7 @@ impl Merge {
         let holes = if detect_zeroes { Holes::Made } else { Holes::Kept };
         let work = Transfer { layers: layers.as_slice(), limiter, observer, holes };
         observer.phase(Phase::Copying { bytes: plan.bytes });
-        let copied = |error| layers.located(error);
+        let copied = |error| layers.explained(error);
         let name = output.name().to_owned();
         let (length, last) = match output {
             Output::Stream(mut stream) => {
