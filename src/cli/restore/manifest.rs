@@ -1,5 +1,8 @@
 //! `qmprestore manifest`.
 
+use std::collections::HashSet;
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::progress::Reporter;
@@ -66,8 +69,8 @@ impl Work<'_> {
 
     /// Why it is not certain that the images of a chain belong together.
     fn doubt(&mut self, disk: &Disk, chain: &Chain) -> Option<String> {
-        let is_of = |path| chain.images().any(|image| image.path == path);
-        let points = || disk.points().iter().filter(|point| is_of(point.image().path.clone()));
+        let images: HashSet<&Path> = chain.images().map(|image| image.path.as_path()).collect();
+        let points = || disk.points().iter().filter(|point| images.contains(point.image().path.as_path()));
         let broken = points().find_map(|point| match point.state() {
             State::Broken(fault) => Some(format!("{} is broken: {fault}", point.image().display_name())),
             State::Sound | State::Doubtful(_) => None,
