@@ -185,8 +185,8 @@ pub enum Error {
         /// The name of an older image.
         before: String,
     },
-    /// The file of the disk is called as an image with a time is.
-    #[error("{}: without a time, this image would be taken for another one by its name: leave --no-timestamp out", path.display())]
+    /// The file of the disk is called as an image with a time is, or as no image.
+    #[error("{}: without a time, its name would not tell that this is an image, or tell another one: leave --no-timestamp out", path.display())]
     Ambiguous {
         /// The image.
         path: PathBuf,

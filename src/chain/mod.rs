@@ -59,6 +59,7 @@
 //! # }
 //! ```
 
+mod backing;
 mod checksums;
 mod config;
 mod discover;
@@ -89,6 +90,7 @@ mod unnamed;
 mod verified;
 mod when;
 
+pub(crate) use backing::{leads_to, name_in};
 pub use checksums::{BLOCK, Checksums, ChecksumsError, SumError, block_sums, create as create_checksums};
 pub(crate) use checksums::{KnownSums, Renewal, ZEROES as ZERO_BLOCK_SUM, create_watched as create_checksums_watched};
 #[cfg(feature = "capture")]

@@ -48,12 +48,13 @@ impl Level {
     }
 }
 
-/// Whether an image without a time would be taken for something else if it had this name: for one with a time, or a link
-/// that tells a level; or its manifest for another file of the folder.
+/// Whether an image without a time would be taken for something else if it had this name: for one with a time, a link that
+/// tells a level, or no image at all; or its manifest for another file of the folder.
 #[cfg_attr(not(any(feature = "capture", test)), expect(dead_code, reason = "only a backup makes names"))]
 pub(crate) fn means_else(name: &OsStr) -> bool {
     const FILES: [&str; 2] = ["run", "verified"];
-    ImageName::parse(name).is_some()
+    is_stray(name)
+        || ImageName::parse(name).is_some()
         || Level::split(name.as_bytes()).is_some()
         || FILES.iter().any(|file| name == *file)
 }

@@ -13,9 +13,9 @@ use super::layer::{Format, Layer};
 use super::observer::{Observer, Warning};
 use super::salvage::{self, Cause, Slot, Tolerance};
 use super::source::{
-    Source, check_backing, check_length, check_size, decide, evidence, lock, name_in, open, open_error, open_locked,
+    Source, check_backing, check_length, check_size, decide, evidence, lock, open, open_error, open_locked,
 };
-use crate::chain::{BLOCK, Checksums, ChecksumsError, FormatHint, RestorePoint};
+use crate::chain::{self, BLOCK, Checksums, ChecksumsError, FormatHint, RestorePoint};
 use crate::qcow2::{self, Geometry};
 use crate::storage::{self, Access, FileStorage, Storage};
 
@@ -383,7 +383,7 @@ fn gap_before(before: Option<&Layer>, layer: &Layer) -> Option<Layer> {
         return None;
     }
     let Err(Error::Backing { backing, .. }) = check_backing(before.map(Layer::path), layer) else { return None };
-    let path = layer.path().with_file_name(name_in(&backing).unwrap_or_default());
+    let path = layer.path().with_file_name(chain::name_in(&backing).unwrap_or_default());
     Some(Layer::absent(path, None, Tolerance::absent(Cause::Missing)))
 }
 

@@ -1,18 +1,15 @@
 //! Images to open, alone or beside those that they must fit.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::format::{self, Evidence, Start};
 use super::layer::{Format, Layer};
 use super::resolve::Mapped;
 use crate::chain::{self, Checksums, FormatHint};
-use crate::json;
 use crate::storage::{Access, FileStorage, Storage};
 
 /// An image to open, and what is known of its format.
@@ -123,36 +120,12 @@ pub(super) fn check_length(path: &Path, length: u64) -> Result<()> {
     }
 }
 
-/// Whether a backing name is that of an image in the same folder, as far as names tell.
-pub(super) fn leads_to(backing: &str, image: &OsStr) -> bool {
-    name_in(backing).as_deref() == Some(image)
-}
-
-/// The last part of the file's name in a backing name, which may have options of QEMU's.
-pub(super) fn name_in(backing: &str) -> Option<OsString> {
-    let told = backing.strip_prefix("json:").and_then(|options| file_of(&json::parse(options.as_bytes()).ok()?));
-    let backing = told.as_deref().unwrap_or(backing);
-    // the protocol that QEMU takes where none is named
-    Path::new(backing.strip_prefix("file:").unwrap_or(backing)).file_name().map(OsStr::to_owned)
-}
-
-/// The file that options name, below any formats and filters: nested, or with dots in their keys.
-fn file_of(options: &Value) -> Option<String> {
-    let mut options = options;
-    while let Some(below) = options.get("file").filter(|below| below.is_object()) {
-        options = below;
-    }
-    let is_name = |key: &str| key.rsplit_once('.').map_or(key, |(_, last)| last) == "filename";
-    let (_, name) = options.as_object()?.iter().find(|(key, _)| is_name(key))?;
-    name.as_str().map(str::to_owned)
-}
-
 /// A backing name inside an image must be that of the image before it: a directory that was rebased reads as it
 /// did before, and a chain with a gap is noticed.
 pub(super) fn check_backing(before: Option<&Path>, layer: &Layer) -> Result<()> {
     let Some(backing) = layer.image().and_then(|image| image.header().backing.as_ref()) else { return Ok(()) };
     let expected = before.and_then(Path::file_name);
-    if expected.is_some_and(|expected| leads_to(&backing.name, expected)) {
+    if expected.is_some_and(|expected| chain::leads_to(&backing.name, expected)) {
         return Ok(());
     }
     Err(Error::Backing {

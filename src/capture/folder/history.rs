@@ -143,7 +143,10 @@ impl History {
         let size = size(newest);
         let fault = fault.or_else(|| size.is_none().then(|| "the newest image cannot be read".to_owned()));
         let full = images.iter().rposition(|image| image.level == Level::Full).unwrap_or_default();
-        let fault = fault.or_else(|| images.iter().skip(full).find_map(|image| other_length(image)));
+        let in_chain = images.get(full..).unwrap_or_default();
+        let fault = fault.or_else(|| in_chain.iter().find_map(|image| other_length(image)));
+        let before = std::iter::once(None).chain(in_chain.iter().map(Some));
+        let fault = fault.or_else(|| before.zip(in_chain).find_map(|(before, image)| other_backing(before, image)));
         Ok(Self {
             newest: Some(Newest { path: newest.path.clone(), time: newest.time, id, bitmap, size, fault }),
             partial: partial.map(|partial| partial.path.clone()),
@@ -214,14 +217,30 @@ fn other_length(image: &Image) -> Option<String> {
     Some(format!("{} has {length} bytes, but {expected} when its checksums were made", image.display_name()))
 }
 
+/// What speaks against an image that rests on another than the one before it, as one that somebody has rebased: no restore
+/// reads what it rests on. What cannot be read tells so elsewhere.
+fn other_backing(before: Option<&&Arc<Image>>, image: &Image) -> Option<String> {
+    let backing = header(image)?.backing?;
+    let is_right = before.is_some_and(|before| chain::leads_to(&backing.name, before.name()));
+    let what =
+        || format!("{} names {:?} as its backing file, not the image before it", image.display_name(), backing.name);
+    (!is_right).then(what)
+}
+
+/// The header of an image that is no raw one.
+fn header(image: &Image) -> Option<qcow2::Header> {
+    let is_raw = matches!(image.format, chain::FormatHint::Raw | chain::FormatHint::RawDisk);
+    let storage = if is_raw { None } else { FileStorage::open(&image.path).ok() };
+    qcow2::Header::read(&storage?).ok()
+}
+
 /// The size of the disk in an image.
 fn size(image: &Image) -> Option<u64> {
-    let storage = FileStorage::open(&image.path).ok()?;
     match image.format {
-        chain::FormatHint::Raw | chain::FormatHint::RawDisk => Some(crate::storage::Storage::length(&storage)),
-        chain::FormatHint::Qcow2 | chain::FormatHint::Unknown => {
-            qcow2::Header::read(&storage).ok().map(|header| header.size)
+        chain::FormatHint::Raw | chain::FormatHint::RawDisk => {
+            Some(crate::storage::Storage::length(&FileStorage::open(&image.path).ok()?))
         }
+        chain::FormatHint::Qcow2 | chain::FormatHint::Unknown => Some(header(image)?.size),
     }
 }
 
@@ -301,6 +320,31 @@ mod tests {
         std::fs::copy(&images[0], folder.path().join("FULL-9-disk")).unwrap();
         std::fs::write(&images[1], "").unwrap();
         assert_eq!(fault(), None);
+    }
+
+    /// The Python tool once left INCs that it had written into the FULL, each of which names the FULL.
+    #[test]
+    fn nothing_is_built_on_a_chain_with_an_image_that_names_another_backing_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = ["FULL-5-disk", "INC-6-disk", "INC-7-disk"].map(|name| folder.path().join(name));
+        for image in &images {
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/INC-1793674800-disk.qcow2");
+            std::fs::copy(source, image).unwrap();
+        }
+        let name = |image: &Path, backing: Option<&str>| {
+            let backing = backing.map(|name| qcow2::Backing { name: name.to_owned(), format: None });
+            qcow2::set_backing(&FileStorage::open_writable(image).unwrap(), backing.as_ref()).unwrap();
+        };
+        let fault = || read(folder.path(), "disk").unwrap().newest.unwrap().fault;
+        name(&images[1], Some("/elsewhere/FULL-5-disk"));
+        name(&images[2], Some("INC-6-disk"));
+        assert_eq!(fault(), None);
+        name(&images[2], Some("FULL-5-disk"));
+        let expected = "INC-7-disk names \"FULL-5-disk\" as its backing file, not the image before it";
+        assert_eq!(fault().as_deref(), Some(expected));
+        name(&images[2], None);
+        name(&images[0], Some("base"));
+        assert!(fault().unwrap().starts_with("FULL-5-disk names \"base\""));
     }
 
     #[test]
@@ -414,9 +458,9 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_called_like_an_image_has_none_without_a_time() {
+    fn a_disk_that_is_called_like_an_image_or_like_none_has_none_without_a_time() {
         let history = History::default();
-        for name in ["FULL-5-vm.qcow2", "INC-5", "COPY-5-x", "FULL-vm", "run", "verified"] {
+        for name in ["FULL-5-vm.qcow2", "INC-5", "COPY-5-x", "FULL-vm", "run", "verified", ".vm.qcow2", "#vm#"] {
             for level in [Level::Full, Level::Copy] {
                 let refused = history.allows_timeless(&Path::new("/backup").join(name), level, true);
                 assert!(matches!(refused, Err(Error::Ambiguous { .. })), "{name}");

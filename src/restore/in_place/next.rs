@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{open, refused};
-use crate::chain::{Image, RestorePoint};
+use crate::chain::{self, Image, RestorePoint};
 use crate::qcow2::{self, Backing};
 use crate::restore::error::{Error, Result, is_unread};
 use crate::restore::source::{self, Source};
@@ -33,7 +33,7 @@ impl Next {
         let is_begun = |parent: &Image| point.unfinished.is_some() && parent.path == full.path;
         let follows = |parents: &[&Arc<Image>]| {
             let is_named =
-                |backing: &Backing| parents.iter().any(|parent| source::leads_to(&backing.name, parent.name()));
+                |backing: &Backing| parents.iter().any(|parent| chain::leads_to(&backing.name, parent.name()));
             let is_after = |parent: &&Arc<Image>| builds_on(image, parent, !is_begun(parent));
             parents.iter().any(is_after) && backing.as_ref().is_none_or(is_named)
         };
