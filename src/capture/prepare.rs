@@ -178,8 +178,10 @@ impl Prepared {
     }
 
     /// Makes sure that the devices still have the nodes that the plan is made for, and the sizes: somebody may have taken a
-    /// snapshot, or resized a disk. QEMU aborts where a guest writes beyond the end of a fleece image.
+    /// snapshot, or resized a disk. QEMU aborts where a guest writes beyond the end of a fleece image. Jobs of others that
+    /// move disks cannot begin any more while filters are above those.
     pub(super) async fn same_nodes(&self, machine: &Machine<'_>) -> Result<(), Error> {
+        state::nobody_moves_disks(machine).await?;
         // below a filter, the node on top stays the same
         if self.targets.iter().any(|target| target.device.is_filtered()) {
             self.same_format_nodes(machine).await?;

@@ -34,6 +34,16 @@ fn check_state(status: &str) -> Result<(), Error> {
     if STATES_OUT.contains(&status) { Err(Error::State { status: status.to_owned() }) } else { Ok(()) }
 }
 
+/// Makes sure that no job copies a disk to where it will be, or changes what is below it. Its filter is between the device
+/// and the disk, and QEMU hides it: a filter of ours would take its place, and the copy lack what the guest writes then.
+pub(crate) async fn nobody_moves_disks(machine: &Machine<'_>) -> Result<(), Error> {
+    let jobs = observe::jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
+    match jobs.iter().find(|job| job.moves_disks()) {
+        Some(job) => Err(Error::Busy { what: format!("the {} job {} of somebody else goes on", job.kind, job.id) }),
+        None => Ok(()),
+    }
+}
+
 /// Says what machine it is, and whether it can be backed up now.
 pub(crate) async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
     let name = machine.monitor.execute(&Command::new("query-name")).await?;
@@ -45,10 +55,7 @@ pub(crate) async fn introduce(machine: &Machine<'_>) -> Result<String, Error> {
     if MIGRATING.contains(&migration.as_str()) {
         return Err(Error::State { status: "migrating".to_owned() });
     }
-    let jobs = observe::jobs(&machine.monitor.execute(&Command::new("query-jobs")).await?);
-    if let Some(job) = jobs.iter().find(|job| job.moves_disks()) {
-        return Err(Error::Busy { what: format!("the {} job {} of somebody else goes on", job.kind, job.id) });
-    }
+    nobody_moves_disks(machine).await?;
     if machine.features.has_command("query-tpm") {
         let tpms = machine.monitor.execute(&Command::new("query-tpm")).await?;
         for id in emulated_tpms(&tpms) {

@@ -24,6 +24,7 @@ mod faults_full;
 mod faults_hooks;
 mod faults_kill;
 mod faults_monitor;
+mod faults_moved;
 mod faults_names;
 mod faults_power;
 mod faults_scene;
