@@ -87,6 +87,8 @@ pub fn repair(
     if after.corruptions() == 0 && !old.is_empty() {
         // the image is right whether they could be written or not
         let _ = erase_free(storage, head.header(), &old);
+        // but those who sum it have to know what it is
+        sync(&**storage)?;
     }
     Ok(Repaired { before, after })
 }
@@ -134,7 +136,7 @@ fn erase_free(storage: &Arc<dyn WritableStorage>, header: &Header, clusters: &BT
             write(&**storage, "a refcount block", cluster * size, &vec![0; to_usize(size)])?;
         }
     }
-    sync(&**storage)
+    Ok(())
 }
 
 /// The image as it is.

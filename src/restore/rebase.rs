@@ -117,6 +117,18 @@ impl Rebase {
         check::check_layers(self.layers.as_slice(), observer)
     }
 
+    /// Brings to stable storage what is done: an earlier run may have ended before it was.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync(&self) -> Result<()> {
+        let done = self.layers.as_slice().iter().skip(1).zip(&self.images).filter(|(_, image)| !image.has_work());
+        for (file, image) in done.filter_map(|(layer, image)| Some((layer.file()?, image))) {
+            file.sync_data().map_err(|source| Error::Write { path: image.path.clone(), source })?;
+        }
+        if self.link.done { in_place::sync_folder(&self.link.path) } else { Ok(()) }
+    }
+
     /// Changes what is not done yet, oldest first, the link last, and calls `each` for every INC that was changed. All
     /// that is done is on stable storage then. The folder is locked meanwhile.
     ///
@@ -126,8 +138,9 @@ impl Rebase {
     /// the one that was planned with; [`Error::Cancelled`] between two changes; what the system says. What was changed
     /// before stays, and is right.
     pub fn run(self, observer: &dyn Observer, mut each: impl FnMut(&Based)) -> Result<()> {
+        let _folders = in_place::lock(&self.link.path)?;
+        self.sync()?;
         let Self { images, link, layers } = self;
-        let _folders = in_place::lock(&link.path)?;
         // nobody changes the others meanwhile; whoever reads what is to be changed is in its way
         let changes = std::iter::once(false).chain(images.iter().map(Based::has_work));
         let _others: Vec<Layer> = layers

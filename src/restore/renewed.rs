@@ -76,10 +76,11 @@ impl Renewed {
     }
 
     /// Makes the checksums right, when all that was written is on stable storage; also where nothing was written now, but
-    /// by an earlier run that was killed. What was damaged before, and was written to in part, is told.
+    /// by an earlier run that ended before it was. What was damaged before, and was written to in part, is told.
     pub(super) fn finish(&self, observer: &dyn Observer) -> Result<()> {
         let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(renewal) = renewal else {
+            self.file.sync().map_err(|source| Error::Write { path: self.path.clone(), source })?;
             return Renewal::settle(&self.path, &self.file).map_err(|error| Error::sums(&self.path, error));
         };
         if let Some(error) = renewal.unusable() {

@@ -46,6 +46,7 @@ fn change(rebase: Rebase, reporter: &Reporter<'_>, console: &Console) -> Result<
     let link = rebase.link().clone();
     let (link_path, target) = (link.path.display().to_string(), link.target.display().to_string());
     if rebase.is_done() {
+        rebase.sync().map_err(Failure::HalfRebased)?;
         console.info(&format!("done already: {link_path} leads to {target}, and each INC names the image before it"));
         return Ok(());
     }
