@@ -302,6 +302,7 @@ async fn copy(
         target.write_config()?;
         // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(Error::io(&Manifest::path(&partial)))?;
+        target::sync_names(&partial)?;
     }
     seal::seal(machine, sync, sums, images, request.progress_interval).await
 }

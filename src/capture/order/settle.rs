@@ -61,7 +61,8 @@ impl<'a> Bitmaps<'a> {
                 (Some(base), _) if base.name == bitmap.name => {}
                 // its image never came
                 (_, std::cmp::Ordering::Greater) if base.is_some() || time == ended => orphans.push(*bitmap),
-                (Some(_), std::cmp::Ordering::Less) => obsolete.push(*bitmap),
+                // one that somebody uses, as an NBD export does, goes when it is free
+                (Some(_), std::cmp::Ordering::Less) if !bitmap.busy => obsolete.push(*bitmap),
                 (None | Some(_), _) => {}
             }
         }
@@ -134,6 +135,8 @@ mod tests {
         let remove = |name: &str| json!({"type": "block-dirty-bitmap-remove", "data": {"node": "disk", "name": name}});
         let expected = json!([remove("qmpbackup-c"), remove("qmpbackup-4-c")]);
         assert_eq!(settle(&bitmaps, Some(5), Some(5)), Some(expected));
+        let used = Bitmap { busy: true, ..bitmap("qmpbackup-4-c") };
+        assert_eq!(settle(&[used, bitmap("qmpbackup-5-c")], Some(5), Some(5)), None);
     }
 
     #[test]
