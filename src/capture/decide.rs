@@ -111,7 +111,8 @@ fn usable<'a>(newest: &Newest, situation: &Situation<'a>) -> Result<&'a Bitmap, 
     let bitmap = bitmap.ok_or_else(|| {
         let other = situation.bitmaps.last().map_or_else(
             || {
-                "; the disk has none of this chain: it was restored or exchanged, or QEMU was killed before it stored one"
+                "; the disk has none of this chain: it was restored or exchanged, QEMU was killed before it stored one, or \
+                 somebody has removed it, or the file uuid of the folder"
                     .to_owned()
             },
             |other| {

@@ -174,7 +174,7 @@ impl Inventory {
         self.stamps.iter().all(|(folder, stamp)| Stamp::of(folder) == *stamp)
     }
 
-    /// The disk that is meant: the one whose label, folder or file is or, where none is, contains `filter`. Without a
+    /// The disk that is meant: the one whose label, else folder or file, is or, where none is, contains `filter`. Without a
     /// filter, there must be only one.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl Inventory {
         }
     }
 
-    /// The disks that may be meant: those whose label, folder or file is or, where none is, contains `filter`. Without
+    /// The disks that may be meant: those whose label, else folder or file, is or, where none is, contains `filter`. Without
     /// a filter, all.
     ///
     /// # Errors
@@ -213,10 +213,10 @@ impl Inventory {
             return Err(unread().unwrap_or_else(|| Error::NoDisk { path: self.dir.clone() }));
         }
         let Some(text) = filter else { return Ok(all) };
-        let mut matches: Vec<&Disk> = all.iter().copied().filter(|disk| disk.is(text)).collect();
-        if matches.is_empty() {
-            matches = all.iter().copied().filter(|disk| disk.contains(text)).collect();
-        }
+        let fits: [fn(&Disk, &str) -> bool; 3] = [|disk, text| disk.label() == text, Disk::is, Disk::contains];
+        let matching = |fits: &fn(&Disk, &str) -> bool| all.iter().copied().filter(|disk| fits(disk, text)).collect();
+        let matches: Vec<&Disk> =
+            fits.iter().map(matching).find(|matches: &Vec<_>| !matches.is_empty()).unwrap_or_default();
         if matches.is_empty() {
             let none = || Error::NoSuchDisk { filter: text.to_owned(), disks: labels(&all) };
             return Err(unread().unwrap_or_else(none));

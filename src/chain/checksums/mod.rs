@@ -80,7 +80,7 @@ pub struct Checksums {
 #[non_exhaustive]
 pub enum ChecksumsError {
     /// The file, or what tells whose checksums it has, cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot open or read {}", path.display())]
     Io {
         /// The file that cannot be read.
         path: PathBuf,

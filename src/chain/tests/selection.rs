@@ -104,6 +104,11 @@ fn a_filter_finds_labels_folders_and_files() {
     assert!(matches!(label("a"), Err(Error::WhichDisk { disks, .. }) if disks == ["vm/hd1", "vm/hd10"]));
     let error = inventory.disk(None).unwrap_err().to_string();
     assert!(error.ends_with("--filter: vm/hd0, vm/hd1, vm/hd10"), "{error}");
+    // what `list` calls a disk is that one
+    let tree = Tree::new(["hd0/FULL-1-root.img", "vm/hd0/FULL-1-root.img"]);
+    let inventory = tree.discover();
+    assert_eq!(inventory.disk(Some("hd0")).unwrap().label(), "hd0");
+    assert!(matches!(inventory.disk(Some("root.img")), Err(Error::WhichDisk { .. })));
 }
 
 /// What [`Disk::select`] has to find among images of one folder, in ten lines.
