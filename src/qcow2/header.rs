@@ -29,7 +29,7 @@ pub struct Header {
     pub backing: Option<Backing>,
     /// The active L1 table.
     pub l1_table: Table,
-    /// The refcount table; entries are eight bytes.
+    /// The refcount table; entries are eight bytes. It has none where it is not known.
     pub refcount_table: Table,
     /// The binary logarithm of the width of a refcount in bits.
     pub refcount_order: u32,
@@ -98,8 +98,9 @@ impl Header {
 
     /// Reads the header of an image of which parts may be damaged, and tells what is wrong with it, if anything is. What cannot
     /// be read behind the first page is zeroes. Where the size of the disk is known from elsewhere, that is taken; and where a
-    /// field is wrong that no read needs, it is as if the image had nothing of that kind. Where it is certain that some bit
-    /// of it is wrong, the image is none of another format or version, or of features that nobody knows.
+    /// field is wrong that no read needs, it is as if the image had nothing of that kind: a refcount table without entries
+    /// tells nothing. Where it is certain that some bit of it is wrong, the image is none of another format or version, or of
+    /// features that nobody knows.
     ///
     /// # Errors
     /// As [`Header::read`], about what no read can do without.
@@ -122,11 +123,24 @@ impl Header {
         if let Some(known) = known {
             take_for_known(&mut cluster, known);
         }
-        let header = Self::parse(&cluster).or_else(|_| {
-            leave_out(&mut cluster, size);
-            Self::parse(&cluster)
-        })?;
+        let header = Self::parse(&cluster).or_else(|_| Self::parse_without_damage(cluster, size))?;
         Ok((header, Some(wrong)))
+    }
+
+    /// The header without what no read needs: the one part that is damaged, or all of it.
+    fn parse_without_damage(mut cluster: Vec<u8>, size: Option<u64>) -> Result<Self> {
+        for part in [BACKING_FILE, SNAPSHOTS_OFFSET] {
+            let mut rest = cluster.clone();
+            // where there are snapshots, refcounts count them, too
+            if part == BACKING_FILE || whole(&rest)?.nb_snapshots.get() == 0 {
+                rest.get_mut(part).unwrap_or_default().fill(0);
+            }
+            if let Ok(header) = Self::parse(&rest) {
+                return Ok(header);
+            }
+        }
+        leave_out(&mut cluster, size);
+        Ok(Self { refcount_table: Table { offset: HostOffset(0), entries: 0 }, ..Self::parse(&cluster)? })
     }
 
     /// Checks the header in the first cluster of an image.
@@ -282,11 +296,16 @@ fn take_for_known(cluster: &mut [u8], known: KnownDamage) {
     }
 }
 
+/// Offset and length of the backing file name.
+const BACKING_FILE: std::ops::Range<usize> = 8..20;
+/// Where the snapshot table starts.
+const SNAPSHOTS_OFFSET: std::ops::Range<usize> = 64..72;
+
 /// Takes all out of a header that no read needs: backing name, refcounts, snapshots, extensions. The L1 table has the length
 /// that a disk of a known size needs.
 fn leave_out(cluster: &mut [u8], size: Option<u64>) {
     let Ok(raw) = whole(cluster) else { return };
-    put(cluster, 8, &[0; 12]);
+    put(cluster, BACKING_FILE.start, &[0; 12]);
     put(cluster, 48, &[0; 24]);
     put(cluster, 56, &1_u32.to_be_bytes());
     let mut behind = to_usize(wire::V2_HEADER_LENGTH);

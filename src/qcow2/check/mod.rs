@@ -153,9 +153,7 @@ fn check_header(
             clusters: &mut tally,
             found: &mut |finding| report.add(finding),
             first: first == 0,
-            is_one: &mut |cluster| {
-                if first == 0 { lookup.get(cluster).map(|refcount| Some(refcount == 1)) } else { Ok(None) }
-            },
+            is_one: &mut |cluster| if first == 0 { lookup.is_one(cluster) } else { Ok(None) },
         };
         walk.run(&roots, &stored.references, limits, &mut observe)?;
         report.clusters = tally;

@@ -29,6 +29,8 @@ enum Block {
 /// The refcount table.
 pub(in crate::qcow2) struct Stored<'a> {
     storage: &'a dyn Storage,
+    /// Whether there is a table at all.
+    known: bool,
     /// By index; QEMU allows 8 MiB of table.
     blocks: Vec<Block>,
     /// Blocks that are clusters of the file, each a reference.
@@ -46,6 +48,7 @@ impl<'a> Stored<'a> {
         let cluster_size = header.geometry.cluster_size();
         let mut stored = Self {
             storage,
+            known: header.refcount_table.entries > 0,
             blocks: Vec::new(),
             references: Vec::new(),
             cluster_size,
@@ -99,12 +102,15 @@ impl<'a> Stored<'a> {
     }
 
     /// Calls `each` for the parts of a range of clusters that have one refcount, in order and without gaps; `None` where the
-    /// block is damaged. Clusters behind the end of the file have refcounts, too.
+    /// block is damaged, or there is no table. Clusters behind the end of the file have refcounts, too.
     pub(in crate::qcow2) fn runs(
         &self,
         range: Range<u64>,
         each: &mut dyn FnMut(Range<u64>, Option<u64>) -> Result<()>,
     ) -> Result<()> {
+        if !self.known {
+            return each(range, None);
+        }
         let mut pieces = Pieces::default();
         let mut start = range.start;
         while start < range.end {
@@ -176,8 +182,13 @@ impl<'a> Lookup<'a> {
         Self { stored, parts: vec![(0, Vec::new()); to_usize(Self::PARTS)] }
     }
 
+    /// Whether a cluster has refcount one, which those in a damaged block have not; `None` where there is no table.
+    pub(super) fn is_one(&mut self, cluster: u64) -> Result<Option<bool>> {
+        Ok(if self.stored.known { Some(self.get(cluster)? == 1) } else { None })
+    }
+
     /// The refcount of a cluster; zero where the block is damaged.
-    pub(super) fn get(&mut self, cluster: u64) -> Result<u64> {
+    fn get(&mut self, cluster: u64) -> Result<u64> {
         let Self { stored, parts } = self;
         let Some(Block::At(block)) = stored.blocks.get(to_usize(cluster / stored.entries)) else { return Ok(0) };
         let size = Self::PART.min(stored.cluster_size);
