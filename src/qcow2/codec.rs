@@ -78,11 +78,29 @@ impl Inflater {
         while filled < cluster.len() && !input.is_empty() {
             let length = zstd_safe::find_frame_compressed_size(input).map_err(said)?;
             let (frame, rest) = input.split_at_checked(length).ok_or("zstd: a frame beyond the end")?;
+            check_window(frame)?;
             let space = cluster.get_mut(filled..).unwrap_or_default();
             filled += self.zstd.decompress(space, frame).map_err(said)?;
             input = rest;
         }
         Ok(filled)
+    }
+}
+
+/// The largest window that QEMU has for a frame whose header does not tell how many bytes come out. It needs none where
+/// they are told.
+const WINDOW_MAX: u64 = 1 << 27;
+
+/// What QEMU cannot read is damaged here, too: else it would be passed through to images for it.
+fn check_window(frame: &[u8]) -> Result<(), String> {
+    // magic, descriptor, and where no size is told the window: three bits of mantissa below the exponent
+    let (Ok(None), Some(window)) = (zstd_safe::get_frame_content_size(frame), frame.get(5)) else { return Ok(()) };
+    let eighth = 1_u64 << (7 + (window >> 3));
+    let window = eighth * (8 + u64::from(window & 7));
+    if window <= WINDOW_MAX {
+        Ok(())
+    } else {
+        Err(format!("zstd: a window of {window} bytes, at most {WINDOW_MAX} are possible"))
     }
 }
 
@@ -188,6 +206,35 @@ mod tests {
                 assert!(Inflater::default().inflate(codec, input, &mut vec![0; size]).is_err(), "{codec} {size}");
             }
         }
+    }
+
+    /// A frame of one run of bytes, with a window and without its size.
+    fn run_with_window(window: u8) -> Vec<u8> {
+        let mut frame = 0xfd2f_b528_u32.to_le_bytes().to_vec();
+        // nothing is told in the descriptor; the last block is a run of 64 KiB
+        frame.extend([0, window]);
+        frame.extend((65536_u32 << 3 | 1 << 1 | 1).to_le_bytes().into_iter().take(3));
+        frame.push(0x5a);
+        frame
+    }
+
+    #[test]
+    fn a_zstd_frame_with_a_window_that_qemu_does_not_have_is_an_error() {
+        let inflate = |input: &[u8]| {
+            let mut out = vec![0; 65536];
+            Inflater::default().inflate(CompressionType::Zstd, input, &mut out).map(|()| out)
+        };
+        // 2 to the power of 27, and an eighth more
+        assert_eq!(inflate(&run_with_window(17 << 3)).unwrap(), vec![0x5a; 65536]);
+        for window in [17 << 3 | 1, 18 << 3, 20 << 3, 21 << 3 | 7] {
+            let error = inflate(&run_with_window(window)).unwrap_err();
+            assert!(error.starts_with("zstd: a window of "), "{error}");
+        }
+        // where the size is told, none is needed
+        let mut frame = run_with_window(21 << 3 | 7);
+        frame[4] = 2 << 6;
+        frame.splice(6..6, 65536_u32.to_le_bytes());
+        assert_eq!(inflate(&frame).unwrap(), vec![0x5a; 65536]);
     }
 
     #[test]
