@@ -1,5 +1,7 @@
 //! The directory of persistent bitmaps.
 
+use std::collections::HashSet;
+
 use super::address::HostOffset;
 use super::cursor::Cursor;
 use super::error::{Allowed, Invalid, Result};
@@ -22,9 +24,9 @@ pub struct Bitmap {
     pub in_use: bool,
     /// It records what is written.
     pub auto: bool,
-    /// It may be used in spite of extra data that nobody knows.
+    /// It may be used in spite of extra data that nobody knows; for QEMU it may not.
     pub extra_data_compatible: bool,
-    /// Bytes of extra data; none are defined.
+    /// Bytes of extra data; none are defined, and QEMU opens no image with some.
     pub extra_data_size: u32,
     /// The table of clusters that hold its bits.
     pub table: Table,
@@ -41,8 +43,8 @@ impl Image {
     pub fn bitmaps(&self) -> Result<Vec<Bitmap>> {
         let mut bitmaps = Vec::new();
         let Some(extension) = consistent(self.header()) else { return Ok(bitmaps) };
-        read(self.storage(), self.header(), extension, |_, bitmap| {
-            let bitmap = bitmap?;
+        read(self.storage(), self.header(), extension, |entry| {
+            let bitmap = entry.bitmap?;
             bitmap.table.check_inside(self.storage(), "a bitmap table")?;
             bitmaps.push(bitmap);
             Ok(())
@@ -56,17 +58,21 @@ impl Image {
     /// As with [`Image::bitmaps`].
     pub(crate) fn bitmaps_fit(&self, size: u64) -> Result<bool> {
         let bitmaps = self.bitmaps()?;
-        let kept = bitmaps.iter().filter(|bitmap| !bitmap.is_lost());
+        let kept = bitmaps.iter().filter(|bitmap| !bitmap.in_use);
         Ok(largest(kept, size, self.header().geometry)
             .is_none_or(|bytes| (1..=wire::BITMAP_BYTES_MAX).contains(&bytes)))
     }
 }
 
-impl Bitmap {
-    /// Whether it stays as it is, since nobody can keep it right: it was not saved, or has extra data that nobody knows.
-    pub(super) fn is_lost(&self) -> bool {
-        self.in_use || (self.extra_data_size > 0 && !self.extra_data_compatible)
-    }
+/// An entry of the directory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Where it is.
+    pub(super) offset: HostOffset,
+    /// What it says, or which field is out of its range.
+    pub(super) bitmap: Result<Bitmap, Invalid>,
+    /// For what QEMU does not open the image, although what the entry says can be understood.
+    pub(super) refused: Option<Invalid>,
 }
 
 /// What an entry of a bitmap table leads to: the bits of as many granules as a cluster has room for.
@@ -115,19 +121,20 @@ pub(super) fn clusters(size: u64, granularity_bits: u32, geometry: Geometry) -> 
     geometry.clusters(size.div_ceil(1 << granularity_bits).div_ceil(8))
 }
 
-/// Calls `each` for every entry of the directory and its place, also for one that has a field out of its range.
+/// Calls `each` for every entry of the directory, also for one that has a field out of its range.
 pub(super) fn read(
     storage: &dyn Storage,
     header: &Header,
     extension: &BitmapsExtension,
-    mut each: impl FnMut(HostOffset, Result<Bitmap, Invalid>) -> Result<()>,
+    mut each: impl FnMut(Entry) -> Result<()>,
 ) -> Result<()> {
     check_extension(header, extension)?;
     let limit = (extension.directory_size, "bytes of the bitmap directory");
     let mut cursor = Cursor::new(storage, "the bitmap directory", extension.directory_offset, limit);
+    let mut names = HashSet::new();
     for _ in 0..extension.nb_bitmaps {
         cursor.pad();
-        each(cursor.offset(), entry(&mut cursor, header)?)?;
+        each(entry(&mut cursor, header, &mut names)?)?;
     }
     // QEMU counts the padding of the last entry as a part of the directory
     cursor.pad();
@@ -156,11 +163,16 @@ fn check_extension(header: &Header, extension: &BitmapsExtension) -> Result<(), 
     check("bitmap_directory_offset", 16, offset, offset % unit == 0, Allowed::MultipleOf(unit))
 }
 
-fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<Result<Bitmap, Invalid>> {
+/// Reads the next entry; `names` are those of the entries before it.
+fn entry(cursor: &mut Cursor<'_>, header: &Header, names: &mut HashSet<Vec<u8>>) -> Result<Entry> {
     let offset = cursor.offset();
     let raw: RawBitmap = zerocopy::transmute!(cursor.take_array::<{ size_of::<RawBitmap>() }>()?);
     cursor.skip(u64::from(raw.extra_data_size.get()))?;
-    let name = cursor.take_text(raw.name_size.get())?;
+    let place = cursor.offset();
+    let name = cursor.take(u64::from(raw.name_size.get()))?;
+    // for QEMU it ends at a NUL
+    let is_new = names.insert(name.split(|byte| *byte == 0).next().unwrap_or_default().to_vec());
+    let name = String::from_utf8_lossy(name).into_owned();
     let flag = |flag| raw.flags.get() & flag != 0;
     let bitmap = Bitmap {
         name,
@@ -171,7 +183,28 @@ fn entry(cursor: &mut Cursor<'_>, header: &Header) -> Result<Result<Bitmap, Inva
         extra_data_size: raw.extra_data_size.get(),
         table: Table { offset: HostOffset(raw.table_offset.get()), entries: u64::from(raw.table_size.get()) },
     };
-    Ok(check_entry(&raw, offset, header).map(|()| bitmap))
+    let bitmap = check_entry(&raw, offset, header).map(|()| bitmap);
+    let refused = check_extra_data(&raw, offset).and_then(|()| check_name(is_new, place)).err();
+    Ok(Entry { offset, bitmap, refused })
+}
+
+/// QEMU knows neither extra data nor the flag that makes it no matter.
+fn check_extra_data(raw: &RawBitmap, entry: HostOffset) -> Result<(), Invalid> {
+    let (flags, size) = (raw.flags.get(), raw.extra_data_size.get());
+    let known = wire::BITMAP_FLAG_IN_USE | wire::BITMAP_FLAG_AUTO;
+    let invalid = |field, at, value: u32, allowed| {
+        Err(Invalid { field, offset: HostOffset(entry.0 + at), value: value.into(), allowed })
+    };
+    if flags & !known != 0 {
+        return invalid("bitmap flags", 12, flags, Allowed::Bits(known.into()));
+    }
+    if size > 0 { invalid("bitmap extra_data_size", 20, size, Allowed::Exactly(0)) } else { Ok(()) }
+}
+
+fn check_name(is_new: bool, name: HostOffset) -> Result<(), Invalid> {
+    let allowed = Allowed::Because("but each needs a name of its own");
+    let field = "the number of bitmaps with this name";
+    if is_new { Ok(()) } else { Err(Invalid { field, offset: name, value: 2, allowed }) }
 }
 
 fn check_entry(raw: &RawBitmap, entry: HostOffset, header: &Header) -> Result<(), Invalid> {

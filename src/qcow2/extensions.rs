@@ -22,6 +22,8 @@ pub struct Extensions {
     pub bitmaps: Option<BitmapsExtension>,
     /// Types of extensions that this program does not know.
     pub unknown: Vec<u32>,
+    /// For what QEMU does not open the image, although all of this can be understood.
+    pub refused: Option<Invalid>,
 }
 
 /// Where the bitmap directory is.
@@ -51,6 +53,7 @@ impl Extensions {
         match kind {
             wire::EXTENSION_BACKING_FORMAT => {
                 self.backing_format = Some(text("the backing file format", offset, data)?);
+                self.refused = check_backing_format(data, offset).err();
             }
             wire::EXTENSION_DATA_FILE => self.data_file = Some(text("the data file name", offset, data)?),
             wire::EXTENSION_FEATURE_NAMES => self.feature_names = feature_names(data),
@@ -60,6 +63,13 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+/// Also where there is no backing file.
+fn check_backing_format(data: &[u8], offset: u64) -> Result<(), Invalid> {
+    let (value, most) = (data.len() as u64, wire::BACKING_FORMAT_MAX);
+    let (field, offset, allowed) = ("backing format length", HostOffset(offset - 4), Allowed::Range(0, most));
+    if value <= most { Ok(()) } else { Err(Invalid { field, offset, value, allowed }) }
 }
 
 /// Calls `each` with type, data and the data's offset of the extensions. Their area ends at the end marker, the backing

@@ -154,9 +154,23 @@ fn if_sound<T>(result: qcow2::Result<T>) -> qcow2::Result<Option<T>> {
 }
 
 /// Checks the images of a chain that is about to be read: damage is an error, wrong refcounts of an image that says
-/// so by its dirty bit, and lost space, are not.
+/// so by its dirty bit, lost space, and what only QEMU refuses, are not.
 pub(super) fn check_layers<'a>(
     layers: impl IntoIterator<Item = &'a Layer, IntoIter: Clone + Send>,
+    observer: &dyn Observer,
+) -> Result<()> {
+    check_each(layers, |_, report| report.harms_reads(), observer)
+}
+
+/// Checks a FULL that is about to be changed, in which QEMU must find nothing to refuse, and INCs that are to be read.
+pub(super) fn check_to_change(full: &Layer, incs: &[Layer], observer: &dyn Observer) -> Result<()> {
+    let is_wrong = |path: &Path, report: &Report| report.harms_reads() || path == full.path() && report.is_corrupt();
+    check_each(std::iter::once(full).chain(incs), is_wrong, observer)
+}
+
+fn check_each<'a>(
+    layers: impl IntoIterator<Item = &'a Layer, IntoIter: Clone + Send>,
+    is_wrong: impl Fn(&Path, &Report) -> bool + Sync,
     observer: &dyn Observer,
 ) -> Result<()> {
     let layers = layers.into_iter();
@@ -168,7 +182,7 @@ pub(super) fn check_layers<'a>(
         |(), (path, image)| {
             let report = observed(observer, |each| image.check(CheckLimits::default(), each));
             let report = report.map_err(Error::image(path))?;
-            if !report.is_corrupt() {
+            if !is_wrong(path, &report) {
                 return Ok(());
             }
             Err(Error::Damaged {

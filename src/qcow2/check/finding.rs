@@ -61,6 +61,8 @@ pub enum Finding {
     },
     /// A field or an entry holds what the format does not allow.
     Invalid(Invalid),
+    /// For what a field or an entry holds, QEMU does not open the image. No read of the disk needs it.
+    Unopenable(Invalid),
     /// Something ends beyond the end of the file.
     BeyondEnd {
         /// What.
@@ -98,6 +100,7 @@ impl Finding {
             | Self::OverlappingTable { .. }
             | Self::SharedL2Table { .. }
             | Self::Invalid(_)
+            | Self::Unopenable(_)
             | Self::BeyondEnd { .. }
             | Self::SnapshotsWithDataFile => Severity::Structure,
         }
@@ -139,6 +142,7 @@ impl fmt::Display for Finding {
                  of that L1 table"
             ),
             Self::Invalid(invalid) => invalid.fmt(f),
+            Self::Unopenable(invalid) => write!(f, "QEMU does not open the image: {invalid}"),
             Self::BeyondEnd { what, offset, length, file_length } => {
                 write!(f, "{what} at offset {offset} is {length} bytes long, but the file ends at {file_length:#x}")
             }

@@ -15,7 +15,7 @@
 //! Stricter than QEMU, since a backup that was cut must not pass: L2 tables and refcount blocks must be whole in the
 //! file, and data must be there up to the last sector that the disk has of it. Also metadata clusters must not be
 //! shared even where the refcounts say so, the zero flag is damage in version 2 and with extended L2 entries, and in
-//! an external data file guest and host offsets must agree. Less strict: bitmaps may have compatible extra data.
+//! an external data file guest and host offsets must agree.
 
 mod compare;
 mod counters;

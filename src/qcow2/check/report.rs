@@ -21,6 +21,8 @@ pub struct Report {
     pub refcount_errors: u64,
     /// Damaged tables.
     pub structure_errors: u64,
+    /// Those of them for which QEMU does not open the image, but which no read of the disk needs.
+    pub unopenable: u64,
     /// The first findings.
     pub findings: Vec<Finding>,
     /// Something that is not the refcount table ends beyond the end of the file.
@@ -58,11 +60,18 @@ impl Report {
         self.structure_errors > 0 || (self.refcount_errors > 0 && !self.dirty)
     }
 
+    /// Whether the image is corrupt in a way that may harm who only reads the disk.
+    #[must_use]
+    pub fn harms_reads(&self) -> bool {
+        self.structure_errors > self.unopenable || (self.refcount_errors > 0 && !self.dirty)
+    }
+
     /// The first finding of the worst that there are, where the image is corrupt. Of very many findings not all are kept.
     #[must_use]
     pub fn worst(&self) -> Option<&Finding> {
         let worst = if self.structure_errors > 0 { Severity::Structure } else { Severity::Refcount };
-        self.findings.iter().find(|finding| self.is_corrupt() && finding.severity() >= worst)
+        let all = || self.findings.iter().filter(|finding| self.is_corrupt() && finding.severity() >= worst);
+        all().find(|finding| !matches!(finding, Finding::Unopenable(_))).or_else(|| all().next())
     }
 
     /// Whether space is lost.
@@ -89,6 +98,9 @@ impl Report {
             Severity::Structure => &mut self.structure_errors,
         };
         *counter = counter.saturating_add(times);
+        if matches!(finding, Finding::Unopenable(_)) {
+            self.unopenable = self.unopenable.saturating_add(times);
+        }
         // refcounts can be made again, what else was cut off is lost
         self.beyond_end |= matches!(finding, Finding::BeyondEnd { what, .. } if what != REFCOUNT_TABLE);
         if times > 0 && self.findings.len() < FINDINGS_KEPT {

@@ -76,6 +76,7 @@ impl Roots {
             let allowed = Allowed::Because("but bit 1 is for images with an external data file");
             report.add(Invalid { field: "autoclear_features", offset: HostOffset(88), value: autoclear, allowed });
         }
+        header.extensions.refused.iter().for_each(|invalid| report.add(Finding::Unopenable(invalid.clone())));
         let table = within(storage, header.refcount_table, REFCOUNT_TABLE, report);
         roots.metadata.push(range(table));
         let mut claimed = Vec::new();
@@ -140,9 +141,12 @@ fn bitmaps(
 ) -> Result<bool> {
     let Some(extension) = bitmap::consistent(header) else { return Ok(true) };
     let mut all = true;
-    let read = bitmap::read(storage, header, extension, |_, bitmap| {
-        match bitmap {
-            Ok(bitmap) => claim(Kind::Bitmap, bitmap.table, report),
+    let read = bitmap::read(storage, header, extension, |entry| {
+        match entry.bitmap {
+            Ok(bitmap) => {
+                entry.refused.into_iter().for_each(|invalid| report.add(Finding::Unopenable(invalid)));
+                claim(Kind::Bitmap, bitmap.table, report);
+            }
             Err(invalid) => {
                 all = false;
                 report.add(invalid);

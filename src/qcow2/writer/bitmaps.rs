@@ -17,9 +17,7 @@ use crate::qcow2::bitmap::{self, Bitmap};
 use crate::qcow2::error::{Error, Result};
 use crate::qcow2::extensions::BitmapsExtension;
 use crate::qcow2::header::{Header, Table};
-use crate::qcow2::wire::{
-    BITMAP_FLAG_AUTO, BITMAP_FLAG_EXTRA_DATA_COMPATIBLE, BITMAP_FLAG_IN_USE, RawBitmapsExtension,
-};
+use crate::qcow2::wire::{BITMAP_FLAG_AUTO, BITMAP_FLAG_IN_USE, RawBitmapsExtension};
 use crate::storage::{Storage, to_usize};
 
 /// The bitmaps of the image, and what they do not know yet.
@@ -36,7 +34,7 @@ pub(super) struct Entry {
     pub(super) bitmap: Bitmap,
     /// Where its entry is, from the start of the directory.
     pub(super) at: u64,
-    /// It stays in use: it was when the image was opened, or it has extra data that nobody can keep right.
+    /// It stays in use: it was when the image was opened.
     pub(super) lost: bool,
 }
 
@@ -44,9 +42,7 @@ impl Entry {
     /// Its flags as they stand in the directory.
     pub(super) fn flags(&self) -> u32 {
         let flag = |set, flag| if set { flag } else { 0 };
-        flag(self.bitmap.in_use, BITMAP_FLAG_IN_USE)
-            | flag(self.bitmap.auto, BITMAP_FLAG_AUTO)
-            | flag(self.bitmap.extra_data_compatible, BITMAP_FLAG_EXTRA_DATA_COMPATIBLE)
+        flag(self.bitmap.in_use, BITMAP_FLAG_IN_USE) | flag(self.bitmap.auto, BITMAP_FLAG_AUTO)
     }
 }
 
@@ -54,11 +50,12 @@ impl Bitmaps {
     pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Self> {
         let Some(extension) = bitmap::consistent(header) else { return Ok(Self::default()) };
         let mut entries = Vec::new();
-        bitmap::read(storage, header, extension, |offset, bitmap| {
-            let bitmap = bitmap?;
+        bitmap::read(storage, header, extension, |entry| {
+            let bitmap = entry.bitmap?;
+            entry.refused.map_or(Ok(()), Err)?;
             bitmap.table.check_inside(storage, "a bitmap table")?;
-            let lost = bitmap.is_lost();
-            entries.push(Entry { bitmap, at: offset.0 - extension.directory_offset.0, lost });
+            let lost = bitmap.in_use;
+            entries.push(Entry { bitmap, at: entry.offset.0 - extension.directory_offset.0, lost });
             Ok(())
         })?;
         refuse_overlaps(&entries)?;

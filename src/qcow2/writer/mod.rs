@@ -127,6 +127,7 @@ impl Writer {
         if head.header().is_corrupt() {
             return refuse("some program marked it as corrupt: repair it first");
         }
+        head.header().extensions.refused.clone().map_or(Ok(()), Err)?;
         // finds what is wrong with the L1 table
         Image::open(Arc::new(Arc::clone(&storage)))?;
         let tables = Tables::read(&storage, head.header())?;

@@ -227,7 +227,7 @@ impl Commit {
     pub fn check(&mut self, observer: &dyn Observer) -> Result<()> {
         let (full, incs) = (self.chain.checked_full()?, self.chain.incs());
         self.pool.install(|| {
-            check::check_layers(std::iter::once(&full).chain(incs), observer)?;
+            check::check_to_change(&full, incs, observer)?;
             sums::verify(incs, observer)?;
             self.check_kept(&full, observer)
         })?;
@@ -245,7 +245,7 @@ impl Commit {
         if !self.checked && !self.incs.is_empty() {
             let full = self.chain.checked_full()?;
             self.pool.install(|| {
-                check::check_layers([&full], observer)?;
+                check::check_to_change(&full, &[], observer)?;
                 self.check_kept(&full, observer)
             })?;
         }

@@ -37,6 +37,8 @@ pub(super) fn impossible<'a>(
     if resumed {
         return Ok(());
     }
+    let refused = header.extensions.refused.clone().map(qcow2::Error::from);
+    refused.map_or(Ok(()), Err).map_err(&failed)?;
     if sizes.iter().any(|size| *size != header.size) {
         for size in &sizes {
             if !full.bitmaps_fit(*size).map_err(failed)? {

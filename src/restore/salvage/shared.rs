@@ -61,10 +61,10 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
             return Ok(());
         }
     };
-    // what lies behind the end of the file is listed
+    // what lies behind the end of the file is listed, and what only QEMU refuses is no contradiction
     let contradicts = |finding: &&Finding| {
         let is_structure = finding.severity() == Severity::Structure;
-        is_structure && !matches!(finding, Finding::BeyondEnd { .. })
+        is_structure && !matches!(finding, Finding::BeyondEnd { .. } | Finding::Unopenable(_))
     };
     if let Some(first) = report.findings.iter().find(contradicts) {
         let (path, first) = (layer.path().to_owned(), Box::new(first.clone()));
@@ -73,7 +73,8 @@ fn tell_damage(layer: &Layer, image: &Image, observer: &dyn Observer) -> Result<
     }
     // refcounts that are wrong in other ways, or of an image that was not closed, say nothing
     let is_lost = |finding: &&Finding| matches!(finding, Finding::Leak { .. });
-    let lost = report.findings.iter().find(is_lost).filter(|_| report.corruptions() == 0 && !report.dirty);
+    let lost =
+        report.findings.iter().find(is_lost).filter(|_| report.corruptions() == report.unopenable && !report.dirty);
     if let Some(first) = lost {
         observer.warning(Warning::LostClusters { path: layer.path().to_owned(), first: Box::new(first.clone()) });
     }

@@ -10,8 +10,8 @@ use qmpbackup::chain::{Checksums, Manifest};
 use qmpbackup::qcow2::Image;
 use qmpbackup::storage::MemoryStorage;
 
-use crate::check::{Map, number, put};
-use crate::support::program::{Backup, TIMES, rude_name};
+use crate::check::{Map, judge, number, put};
+use crate::support::program::{Backup, Ended, TIMES, qmprestore, rude_name};
 use crate::support::tools;
 
 /// Both commands refuse, also to plan it.
@@ -383,4 +383,63 @@ impl Drop for Fixed<'_> {
     fn drop(&mut self) {
         tools::run(Command::new("chattr").arg(format!("-{}", self.1)).arg(self.0));
     }
+}
+
+/// Damages a FULL with bitmaps so that no QEMU opens it, though all of its disk can be read.
+fn assert_is_for_nobody(bitmaps: &[&str], damage: impl Fn(&mut Vec<u8>), says: &str) {
+    let backup = Backup::new();
+    let full = &backup.images[0];
+    for name in bitmaps {
+        tools::run(tools::qemu_img().args(["bitmap", "--add"]).arg(full).arg(name));
+    }
+    let mut image = fs::read(full).unwrap();
+    backup.merged(["--format=raw", "--out=right"]).with(0);
+    damage(&mut image);
+    fs::write(full, image).unwrap();
+    assert!(!judge(full).opened, "{says}");
+    Ended::of(qmprestore(["check"]).arg(full)).with(4).says("DAMAGED").says(says);
+    backup.refuses(&["check", "--repair=all"], 4, says);
+    assert_refused(&backup, &[], 4, says);
+    backup.merged(["--format=raw", "--out=out"]).with(0);
+    backup.merged(["--format=raw", "--out=salvaged", "--salvage", "--json"]).with(0).says_not("anywhere");
+    let read = |name| fs::read(backup.path(name)).unwrap();
+    assert!(read("out") == read("right") && read("salvaged") == read("right"), "{says}");
+}
+
+/// Where the entry of the second bitmap is in the directory.
+fn second_bitmap(image: &[u8]) -> usize {
+    let directory = Map::of(image).header.extensions.bitmaps.unwrap().directory_offset.0;
+    // 24 bytes, a name of two, and padding
+    usize::try_from(directory).unwrap() + 32
+}
+
+#[test]
+fn a_full_that_no_qemu_opens_for_what_no_read_needs_is_refused_and_merged_all_the_same() {
+    const BITMAPS: [&str; 2] = ["b0", "b1"];
+    let same_name = |image: &mut Vec<u8>| {
+        let name = second_bitmap(image) + 24;
+        image[name..name + 2].copy_from_slice(b"b0");
+    };
+    assert_is_for_nobody(
+        &BITMAPS,
+        same_name,
+        "the number of bitmaps with this name is 2, but each needs a name of its own",
+    );
+    let flag = |image: &mut Vec<u8>| {
+        let flags = second_bitmap(image) + 15;
+        image[flags] |= 4;
+    };
+    assert_is_for_nobody(&BITMAPS, flag, "bitmap flags is 0x6, only the bits 0x3 may be set");
+    let extra_data = |image: &mut Vec<u8>| {
+        let entry = second_bitmap(image);
+        image[entry + 23] = 6;
+        image[entry + 24..entry + 32].copy_from_slice(b"extra!b1");
+    };
+    assert_is_for_nobody(&BITMAPS, extra_data, "bitmap extra_data_size is 0x6, it must be 0x0");
+    let long_format = |image: &mut Vec<u8>| {
+        let start = usize::try_from(Map::of(image).header.header_length).unwrap();
+        let extension = [&[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 16][..], b"qcow2-and-longer", &[0; 8]].concat();
+        image[start..start + extension.len()].copy_from_slice(&extension);
+    };
+    assert_is_for_nobody(&[], long_format, "backing format length is 16, supported range is 0..=15");
 }
