@@ -55,6 +55,9 @@ pub struct Table {
 }
 
 impl Table {
+    /// No table.
+    const NONE: Self = Self { offset: HostOffset(0), entries: 0 };
+
     /// Bytes of the table.
     #[must_use]
     pub fn bytes(self) -> u64 {
@@ -86,14 +89,30 @@ impl Header {
     /// # Errors
     /// As [`Header::parse`], or [`Error::Io`].
     pub fn read(storage: &dyn Storage) -> Result<Self> {
-        let mut start = [0; size_of::<RawHeader>()];
-        let length = storage.length().min(start.len() as u64);
-        read(storage, start.get_mut(..to_usize(length)).unwrap_or_default())?;
-        let cluster_bits = RawHeader::read_from_bytes(&start).map_or(0, |raw| raw.cluster_bits.get());
-        let cluster_size = 1 << cluster_bits.clamp(*Geometry::CLUSTER_BITS.start(), *Geometry::CLUSTER_BITS.end());
-        let mut cluster = vec![0; to_usize(storage.length().min(cluster_size))];
-        read(storage, &mut cluster)?;
-        Self::parse(&cluster)
+        Self::parse(&read_cluster(storage)?)
+    }
+
+    /// Reads the header of an image that is to be checked or repaired: where there is no refcount table, it has no entries.
+    pub(crate) fn read_to_check(storage: &dyn Storage) -> Result<Self> {
+        Self::parse_to_check(&mut read_cluster(storage)?)
+    }
+
+    /// As [`Header::parse`]. In bytes that say that there is no refcount table, they say now that it has one cluster: they can
+    /// be parsed when other fields are changed, until there is a new one.
+    pub(super) fn parse_to_check(cluster: &mut [u8]) -> Result<Self> {
+        if whole(cluster)?.refcount_table_clusters.get() > 0 {
+            return Self::parse(cluster);
+        }
+        put(cluster, REFCOUNT_TABLE_CLUSTERS, &1_u32.to_be_bytes());
+        Ok(Self { refcount_table: Table::NONE, ..Self::parse(cluster)? })
+    }
+
+    /// QEMU opens no image without a refcount table, but to repair it.
+    pub(super) fn check_refcount_table(&self) -> Result<(), Invalid> {
+        let offset = HostOffset(REFCOUNT_TABLE_CLUSTERS as u64);
+        let allowed = Allowed::Range(1, wire::REFCOUNT_TABLE_BYTES_MAX / self.geometry.cluster_size());
+        let invalid = Invalid { field: "refcount_table_clusters", offset, value: 0, allowed };
+        if self.refcount_table.entries > 0 { Ok(()) } else { Err(invalid) }
     }
 
     /// Reads the header of an image of which parts may be damaged, and tells what is wrong with it, if anything is. What cannot
@@ -140,7 +159,7 @@ impl Header {
             }
         }
         leave_out(&mut cluster, size);
-        Ok(Self { refcount_table: Table { offset: HostOffset(0), entries: 0 }, ..Self::parse(&cluster)? })
+        Ok(Self { refcount_table: Table::NONE, ..Self::parse(&cluster)? })
     }
 
     /// Checks the header in the first cluster of an image.
@@ -247,6 +266,18 @@ fn read(storage: &dyn Storage, buffer: &mut [u8]) -> Result<()> {
     storage.read_exact_at(buffer, 0).map_err(io)
 }
 
+/// The first cluster of an image, or as much of it as the file has.
+pub(super) fn read_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
+    let mut start = [0; size_of::<RawHeader>()];
+    let length = storage.length().min(start.len() as u64);
+    read(storage, start.get_mut(..to_usize(length)).unwrap_or_default())?;
+    let cluster_bits = RawHeader::read_from_bytes(&start).map_or(0, |raw| raw.cluster_bits.get());
+    let cluster_size = 1 << cluster_bits.clamp(*Geometry::CLUSTER_BITS.start(), *Geometry::CLUSTER_BITS.end());
+    let mut cluster = vec![0; to_usize(storage.length().min(cluster_size))];
+    read(storage, &mut cluster)?;
+    Ok(cluster)
+}
+
 /// The first cluster of an image; zeroes behind the first page where it cannot be read.
 fn first_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
     const PAGE: usize = 4096;
@@ -298,6 +329,8 @@ fn take_for_known(cluster: &mut [u8], known: KnownDamage) {
 
 /// Offset and length of the backing file name.
 const BACKING_FILE: std::ops::Range<usize> = 8..20;
+/// Where the length of the refcount table is.
+const REFCOUNT_TABLE_CLUSTERS: usize = 56;
 /// Where the snapshot table starts.
 const SNAPSHOTS_OFFSET: std::ops::Range<usize> = 64..72;
 
@@ -307,7 +340,7 @@ fn leave_out(cluster: &mut [u8], size: Option<u64>) {
     let Ok(raw) = whole(cluster) else { return };
     put(cluster, BACKING_FILE.start, &[0; 12]);
     put(cluster, 48, &[0; 24]);
-    put(cluster, 56, &1_u32.to_be_bytes());
+    put(cluster, REFCOUNT_TABLE_CLUSTERS, &1_u32.to_be_bytes());
     let mut behind = to_usize(wire::V2_HEADER_LENGTH);
     if raw.version.get() > 2 {
         let features = raw.incompatible_features.get();

@@ -51,7 +51,7 @@ pub fn repair(
 ) -> Result<Repaired> {
     let length = storage.length();
     let before = check(storage, &mut share(length, 0, 3, &mut *observer))?;
-    let mut head = Head::read(storage)?;
+    let mut head = Head::read_to_repair(storage)?;
     let rebuilds = is_wrong(storage, head.header(), &before)?;
     let wanted = match what {
         Repair::Leaks => before.leaks > 0 && before.corruptions() == 0 && !before.dirty && !before.marked_corrupt,
@@ -103,7 +103,7 @@ fn is_wrong(storage: &Arc<dyn WritableStorage>, header: &Header, report: &Report
         Finding::Overlap { cluster } => table.contains(&cluster.0) || stored.references.contains(cluster),
         _ => false,
     });
-    let damaged = refcount_table.structure_errors > 0 || table.end > storage.length();
+    let damaged = refcount_table.structure_errors > 0 || table.is_empty() || table.end > storage.length();
     Ok(report.leaks > 0 || report.refcount_errors > 0 || damaged || overlaps)
 }
 

@@ -113,7 +113,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
         return Ok(Checked::Raw { length });
     }
     let failed = Error::image(path);
-    Header::read(&*storage).map_err(failed)?;
+    Header::read_to_check(&*storage).map_err(failed)?;
     let (before, report) = match repair {
         Some(what) => {
             check_sums(path, &storage, observer)?;
@@ -123,7 +123,7 @@ fn check_file(source: &Source, format: Format, repair: Option<Repair>, observer:
         }
         None => (None, observed(observer, |each| qcow2::check(&*storage, each)).map_err(failed)?),
     };
-    let header = Header::read(&*storage).map_err(failed)?;
+    let header = Header::read_to_check(&*storage).map_err(failed)?;
     let length = storage.length();
     let image = if_sound(Image::open(storage)).map_err(failed)?;
     let snapshots = image.as_ref().map(|image| if_sound(image.snapshots())).transpose().map_err(failed)?;

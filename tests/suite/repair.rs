@@ -119,7 +119,7 @@ fn a_refcount_table_of_garbage_is_made_new() {
     let map = Map::of(&sound);
     let table = map.header.refcount_table.offset.0;
     let mut numbers = Numbers(3);
-    for round in 0..9 {
+    for round in 0..10 {
         let mut bytes = sound.clone();
         match round {
             0 => bytes[48..56].copy_from_slice(&(1_u64 << 40).to_be_bytes()),
@@ -129,6 +129,8 @@ fn a_refcount_table_of_garbage_is_made_new() {
             4 => put(&mut bytes, table, map.header.l1_table.offset.0),
             // nothing is there that it could count
             5 => put(&mut bytes, table + 511 * 8, 1),
+            // there is none
+            6 => bytes[56..60].fill(0),
             _ => (0..512).for_each(|index| put(&mut bytes, table + index * 8, numbers.below(u64::MAX))),
         }
         let storage = Arc::new(MemoryStorage::new(bytes));

@@ -91,7 +91,7 @@ pub(crate) fn check_apart(
     refcounts: &dyn Storage,
     observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Report> {
-    check_header(storage, refcounts, &Header::read(storage)?, CheckLimits::default(), observer)
+    check_header(storage, refcounts, &Header::read_to_check(storage)?, CheckLimits::default(), observer)
 }
 
 impl Image {
@@ -131,6 +131,7 @@ fn check_header(
     let rules = EntryRules::of(header);
     let mut report = Report { dirty: header.is_dirty(), marked_corrupt: header.is_corrupt(), ..Report::default() };
     report.clusters.total = geometry.clusters(header.size);
+    header.check_refcount_table().unwrap_or_else(|invalid| report.add(Finding::Unopenable(invalid)));
     let roots = Roots::read(storage, header, &mut report)?;
     let stored = Stored::read(refcounts, header, &mut report)?;
     let clusters = geometry.clusters(storage.length());

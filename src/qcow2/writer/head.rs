@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::rewrite::{self, Change, Edit};
 use crate::qcow2::address::HostOffset;
 use crate::qcow2::error::{Error, Result};
-use crate::qcow2::header::Header;
+use crate::qcow2::header::{Header, read_cluster};
 use crate::qcow2::wire::{self, RawBitmapsExtension, RawHeader};
 use crate::storage::{Storage, WritableStorage, to_usize};
 
@@ -31,6 +31,13 @@ impl Head {
         let mut cluster = vec![0; to_usize(length)];
         let io = |source| Error::Io { what: "the header", offset: HostOffset(0), source };
         storage.read_exact_at(&mut cluster, 0).map_err(io)?;
+        Ok(Self { header, cluster })
+    }
+
+    /// As [`read`](Self::read), also of an image without a refcount table: the first update must give it one.
+    pub(in crate::qcow2) fn read_to_repair(storage: &dyn Storage) -> Result<Self> {
+        let mut cluster = read_cluster(storage)?;
+        let header = Header::parse_to_check(&mut cluster)?;
         Ok(Self { header, cluster })
     }
 
