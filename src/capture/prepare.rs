@@ -134,7 +134,7 @@ impl Prepared {
                 let allowed = history.allows_timeless(&image, level, target::chain(folder)?.is_some());
                 match allowed.and_then(|()| check_free(&image, &live, place, folder)) {
                     // nobody asked for this FULL, and without it there would be no backup any more
-                    Err(error @ (Error::Replaces { .. } | Error::Timeless { .. }))
+                    Err(error @ (Error::Replaces { .. } | Error::Timeless { .. } | Error::Ambiguous { .. }))
                         if request.level == RequestedLevel::Auto =>
                     {
                         machine.tell(&Event::Trouble { what: format!("this FULL has a time in its name: {error}") });

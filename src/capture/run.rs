@@ -27,7 +27,7 @@ use crate::capture::seal::early_sums::EarlySums;
 use crate::capture::seal::early_sync::EarlySync;
 use crate::capture::seal::pauses::{Pauses, Settled};
 use crate::capture::{connect, seal};
-use crate::chain::{FolderLock, Level, Manifest, Month, RunJournal, partial_path};
+use crate::chain::{self, FolderLock, Level, Manifest, Month, RunJournal, partial_path};
 use crate::errors;
 use crate::qmp::Command;
 
@@ -302,7 +302,8 @@ async fn copy(
         target.write_config()?;
         // before the checksums, which are made for the id that it tells
         manifest.write(&partial).map_err(Error::io(&Manifest::path(&partial)))?;
-        target::sync_names(&partial)?;
+        // it must be there when the journal says that it is whole
+        chain::sync_names(&partial).map_err(Error::io(&partial))?;
     }
     seal::seal(machine, sync, sums, images, request.progress_interval).await
 }

@@ -203,13 +203,17 @@ impl Layers {
         Self { layers, files: Vec::new(), unlocked: None, unchecked: Vec::new(), guessed: Vec::new(), all_magic: true }
     }
 
-    /// Why images could not be read, as far as they tell: that somebody has written to one since it was opened, or what of
-    /// the disk a block holds that does not fit its checksum.
+    /// Why images could not be read, as far as they tell: that somebody has written to the one since it was opened, or what
+    /// of the disk a block holds that does not fit its checksum.
     pub(super) fn explained(&self, error: Error) -> Error {
-        if matches!(error, Error::Image { .. } | Error::Checksum { .. } | Error::Changed) {
-            if let Some(path) = self.overwritten().next() {
-                return Error::Overwritten { path: path.to_owned() };
-            }
+        let unreadable = match &error {
+            Error::Image { path, .. } | Error::Read { path, .. } | Error::Checksum { path, .. } => Some(path.as_path()),
+            // it may be any of them
+            Error::Changed => None,
+            _ => return error,
+        };
+        if let Some(path) = self.overwritten().find(|path| unreadable.is_none_or(|unreadable| unreadable == *path)) {
+            return Error::Overwritten { path: path.to_owned() };
         }
         let Error::Checksum { path, offset, .. } = error else { return error };
         let image = self.layers.iter().find(|layer| layer.path() == path).and_then(Layer::image);

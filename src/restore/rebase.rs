@@ -5,7 +5,7 @@
 //! [`Merge`](super::Merge) before, between and after them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind::InvalidInput, ErrorKind::ReadOnlyFilesystem};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,16 +117,20 @@ impl Rebase {
         check::check_layers(self.layers.as_slice(), observer)
     }
 
-    /// Brings to stable storage what is done: an earlier run may have ended before it was.
+    /// Brings to stable storage what is done, where that can be: an earlier run may have been killed before it was.
     ///
     /// # Errors
     /// What the system says.
     pub fn sync(&self) -> Result<()> {
         let done = self.layers.as_slice().iter().skip(1).zip(&self.images).filter(|(_, image)| !image.has_work());
         for (file, image) in done.filter_map(|(layer, image)| Some((layer.file()?, image))) {
-            file.sync_data().map_err(|source| Error::Write { path: image.path.clone(), source })?;
+            match file.sync_data() {
+                // nothing can be written there
+                Err(error) if matches!(error.kind(), ReadOnlyFilesystem | InvalidInput) => {}
+                synced => synced.map_err(|source| Error::Write { path: image.path.clone(), source })?,
+            }
         }
-        if self.link.done { in_place::sync_folder(&self.link.path) } else { Ok(()) }
+        in_place::sync_names(&self.link.path)
     }
 
     /// Changes what is not done yet, oldest first, the link last, and calls `each` for every INC that was changed. All

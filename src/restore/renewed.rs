@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checked_file::Unverified;
 use super::error::{Error, Result};
+use super::in_place;
 use super::observer::{Observer, Warning, observed};
 use crate::chain::{BLOCK, Checksums, ChecksumsError, Manifest, ManifestError, Renewal, SumError};
 use crate::errors;
@@ -81,6 +82,7 @@ impl Renewed {
         let renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(renewal) = renewal else {
             self.file.sync().map_err(|source| Error::Write { path: self.path.clone(), source })?;
+            in_place::sync_names(&self.path)?;
             return Renewal::settle(&self.path, &self.file).map_err(|error| Error::sums(&self.path, error));
         };
         if let Some(error) = renewal.unusable() {
@@ -98,8 +100,11 @@ impl Renewed {
     pub(super) fn repair(self: &Arc<Self>, what: Repair, observer: &dyn Observer) -> Result<Repaired> {
         let storage: Arc<dyn WritableStorage> = Arc::<Self>::clone(self);
         let repaired = observed(observer, |each| qcow2::repair(&storage, what, each)).map_err(|source| {
-            // what is wrong is told; blocks that stay unsettled are settled by the next run
-            let _ = self.give_up(observer);
+            // what is wrong is told; blocks that stay unsettled are settled by the next run. Nobody knows what has become of
+            // an image that could not be synced, and the next sync says nothing of that
+            if !matches!(source, qcow2::Error::Sync { .. }) {
+                let _ = self.give_up(observer);
+            }
             Error::image(&self.path)(source)
         })?;
         self.finish(observer)?;

@@ -58,7 +58,7 @@ pub(crate) fn sync_folder(directory: &Path) -> io::Result<()> {
 }
 
 /// The same where that can be: a folder that only takes what is put in cannot be opened, and some file systems sync none.
-pub(super) fn sync_names(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync_names(directory: &Path) -> io::Result<()> {
     use io::ErrorKind::{InvalidInput, PermissionDenied};
     sync_folder(directory).or_else(|error| match error.kind() {
         PermissionDenied | InvalidInput => Ok(()),

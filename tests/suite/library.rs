@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qmpbackup::chain::FormatHint;
 use qmpbackup::qcow2::{Error, Gate, GuestOffset, Image, Reader};
 use qmpbackup::restore::{
     self, Layers, Merge, MergeOptions, Output, OutputFormat, Phase, Silent, Slot, Source, Warning,
@@ -190,4 +191,21 @@ fn an_image_that_somebody_overwrites_while_it_is_merged_is_noticed() {
         Merge::plan(layers, options(&out), &Silent).unwrap().salvage(&overwritten).unwrap();
         assert_eq!(*overwritten.warnings.lock().unwrap(), [Warning::Overwritten { path: inc.clone() }]);
     }
+}
+
+#[test]
+fn a_raw_image_that_somebody_cuts_short_while_it_is_merged_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [full, out] = ["FULL-1-disk", "out"].map(|name| folder.path().join(name));
+    fs::write(&full, vec![7; 1 << 20]).unwrap();
+    let source = Source { format: FormatHint::Raw, ..Source::new(full.clone()) };
+    let cut_short = |phase| {
+        if matches!(phase, Phase::Copying { .. }) {
+            File::options().write(true).open(&full).unwrap().set_len(1 << 16).unwrap();
+        }
+    };
+    let plan = Merge::plan(Layers::open(&[source]).unwrap(), options(&out), &Silent).unwrap();
+    let error = plan.run(&Meanwhile::new(cut_short)).unwrap_err();
+    assert!(matches!(&error, restore::Error::Overwritten { path } if *path == full), "{error:?}");
+    assert!(!out.exists());
 }

@@ -145,7 +145,7 @@ impl History {
         let full = images.iter().rposition(|image| image.level == Level::Full).unwrap_or_default();
         let in_chain = images.get(full..).unwrap_or_default();
         let fault = fault.or_else(|| in_chain.iter().find_map(|image| other_length(image)));
-        let before = std::iter::once(None).chain(in_chain.iter().map(Some));
+        let before = std::iter::once(None).chain(in_chain.iter().copied().map(Some));
         let fault = fault.or_else(|| before.zip(in_chain).find_map(|(before, image)| other_backing(before, image)));
         Ok(Self {
             newest: Some(Newest { path: newest.path.clone(), time: newest.time, id, bitmap, size, fault }),
@@ -157,34 +157,40 @@ impl History {
     }
 }
 
-/// Looks into folders of disks, into each of them once for all disks.
+/// Looks into folders of disks, into each of them once for all disks, and at the images of each disk once.
 #[derive(Debug)]
 pub(crate) struct Histories<'a> {
     live: &'a Live,
     inventories: BTreeMap<PathBuf, Option<Inventory>>,
+    known: BTreeMap<(PathBuf, String), History>,
 }
 
 impl<'a> Histories<'a> {
     pub(crate) fn new(live: &'a Live) -> Self {
-        Self { live, inventories: BTreeMap::new() }
+        Self { live, inventories: BTreeMap::new(), known: BTreeMap::new() }
     }
 
     /// What a folder has of a disk.
     pub(crate) fn of(&mut self, folder: &Path, base: &str) -> Result<History, Error> {
+        let place = (folder.to_owned(), base.to_owned());
+        if let Some(known) = self.known.get(&place) {
+            return Ok(known.clone());
+        }
         let live = self.live;
-        let inventory = self.inventory(folder)?;
-        inventory.map_or_else(|| Ok(History::default()), |inventory| History::of(inventory, folder, base, live))
+        let of = |inventory: &Inventory| History::of(inventory, folder, base, live);
+        let history = self.inventory(folder)?.map_or_else(|| Ok(History::default()), of)?;
+        Ok(self.known.entry(place).or_insert(history).clone())
     }
 
     /// The images in a folder that a disk goes on from, whatever its file was called when they were made: it has the bitmap
     /// of the newest. And what they bear of its name.
     pub(crate) fn followed_by(&mut self, folder: &Path, device: &Device) -> Result<Option<(String, Newest)>, Error> {
-        let live = self.live;
         let Some(inventory) = self.inventory(folder)? else { return Ok(None) };
-        for base in inventory.disks.iter().filter_map(|disk| disk.name()?.to_str()) {
-            let newest = History::of(inventory, folder, base, live)?.newest;
+        let bases = inventory.disks.iter().filter_map(|disk| disk.name()?.to_str());
+        for base in bases.map(str::to_owned).collect::<Vec<_>>() {
+            let newest = self.of(folder, &base)?.newest;
             if let Some(newest) = newest.filter(|newest| newest.is_followed_by(device)) {
-                return Ok(Some((base.to_owned(), newest)));
+                return Ok(Some((base, newest)));
             }
         }
         Ok(None)
@@ -219,12 +225,14 @@ fn other_length(image: &Image) -> Option<String> {
 
 /// What speaks against an image that rests on another than the one before it, as one that somebody has rebased: no restore
 /// reads what it rests on. What cannot be read tells so elsewhere.
-fn other_backing(before: Option<&&Arc<Image>>, image: &Image) -> Option<String> {
+fn other_backing(before: Option<&Arc<Image>>, image: &Image) -> Option<String> {
     let backing = header(image)?.backing?;
-    let is_right = before.is_some_and(|before| chain::leads_to(&backing.name, before.name()));
-    let what =
-        || format!("{} names {:?} as its backing file, not the image before it", image.display_name(), backing.name);
-    (!is_right).then(what)
+    let what = format!("{} names {:?} as its backing file", image.display_name(), backing.name);
+    match before {
+        Some(before) if chain::leads_to(&backing.name, before.name()) => None,
+        Some(before) => Some(format!("{what}, not {}", before.display_name())),
+        None => Some(format!("{what}, and a FULL has none")),
+    }
 }
 
 /// The header of an image that is no raw one.
@@ -340,7 +348,7 @@ mod tests {
         name(&images[2], Some("INC-6-disk"));
         assert_eq!(fault(), None);
         name(&images[2], Some("FULL-5-disk"));
-        let expected = "INC-7-disk names \"FULL-5-disk\" as its backing file, not the image before it";
+        let expected = "INC-7-disk names \"FULL-5-disk\" as its backing file, not INC-6-disk";
         assert_eq!(fault().as_deref(), Some(expected));
         name(&images[2], None);
         name(&images[0], Some("base"));

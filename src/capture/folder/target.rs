@@ -161,17 +161,7 @@ pub(crate) fn discard(folder: &Path, entry: &RunEntry) -> Result<(), Error> {
     files::remove(&Manifest::path(&partial))?;
     files::remove(&partial)?;
     // what came back after a power cut would be told by no journal
-    sync_names(&partial)
-}
-
-/// Makes the names of an image and of what is known of it outlive a power cut, where their folders are there.
-pub(crate) fn sync_names(image: &Path) -> Result<(), Error> {
-    let folder = storage::parent(image);
-    let synced = |folder: &Path| match storage::sync_folder(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        synced => synced.map_err(Error::io(folder)),
-    };
-    synced(&folder.join(BOOKKEEPING)).and_then(|()| synced(folder))
+    chain::sync_names(&partial).map_err(Error::io(&partial))
 }
 
 /// Whether all names of an entry are inside of the folder, whoever wrote the journal.

@@ -391,7 +391,7 @@ impl Commit {
                 observer.done(Done::Removed { path: image.path.clone() });
             }
         }
-        in_place::sync_folder(&self.summary.full)
+        in_place::sync_names(&self.summary.full)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::books::remove_books;
 use super::number;
-use crate::chain::{BOOKKEEPING, Image, POINT_LINK};
+use crate::chain::{self, Image, POINT_LINK};
 use crate::restore::error::{Error, Result};
 use crate::storage::{self, FileStorage};
 
@@ -55,18 +55,9 @@ pub(super) fn remove_file(path: &Path) -> Result<bool> {
     }
 }
 
-/// Returns when names that were removed stay so.
-pub(in crate::restore) fn sync_folder(image: &Path) -> Result<()> {
-    let folder = storage::parent(image);
-    let books = folder.join(BOOKKEEPING);
-    for folder in [folder, &books] {
-        match storage::sync_folder(folder) {
-            // nothing was in it
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            synced => synced.map_err(|source| Error::Write { path: folder.to_owned(), source })?,
-        }
-    }
-    Ok(())
+/// Returns when names that were made or removed stay so.
+pub(in crate::restore) fn sync_names(image: &Path) -> Result<()> {
+    chain::sync_names(image).map_err(|source| Error::Write { path: storage::parent(image).to_owned(), source })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 pub(super) use self::books::{give_id, id, remove_books_of_gone, renew};
 use self::books::{read_manifest, write_manifest};
-pub(super) use self::files::{link_to, point_link, remove, sync_folder};
+pub(super) use self::files::{link_to, point_link, remove, sync_names};
 use self::next::Next;
 use super::checked_file::{CheckedFile, own_sums};
 use super::error::{Error, Result};

@@ -256,7 +256,7 @@ impl Merge {
                 }
                 let length = pool.install(|| sink::write_stream(&work, &plan, &name, &mut *stream));
                 let length = length.map_err(copied)?;
-                let last = pool.install(|| last(&layers, observer))?;
+                let last = pool.install(|| last(&layers, observer)).map_err(copied)?;
                 layers.check_unchanged(observer)?;
                 (length, last)
             }
@@ -273,7 +273,7 @@ impl Merge {
                         length => break length.map_err(copied)?,
                     }
                     destination.empty(target)?;
-                    plan = pool.install(|| Plan::new(&layers, geometry, observer))?;
+                    plan = pool.install(|| Plan::new(&layers, geometry, observer)).map_err(copied)?;
                     layout = lay_out(format, geometry, &layers, &plan)?;
                     observer.phase(Phase::Copying { bytes: plan.bytes });
                 };

@@ -204,16 +204,16 @@ fn disturb(does: Does, system: Plan, earlier: &[&[&str]], words: &[&str]) {
     assert!(classes.len() > 1, "{classes:?}");
 }
 
-/// Of an image whose sync fails nobody knows what has come to pass of it: the same command again syncs it once more, also
-/// where it finds that nothing is left to write.
-fn sync_again(earlier: &[&[&str]], words: &[&str]) {
+/// Of an image or folder whose sync fails nobody knows what has come to pass of it: the same command again syncs it once
+/// more, also where it finds that nothing is left to write.
+fn sync_again(earlier: &[&[&str]], words: &[&str], synced: &[&str]) {
     let scene = Scene::new(earlier, words);
     let once = |fault| run(&mut scene.command(), &scene.folder(), Plan { fault, ..USUAL });
     scene.reset();
     let positions = once(None).positions;
     let is_sync = |position: &Position| {
         let name = position.about.first().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
-        position.call == Call::Sync && name.ends_with("-disk")
+        position.call == Call::Sync && (name.ends_with("-disk") || synced.contains(&name))
     };
     let syncs: Vec<_> = positions.iter().enumerate().filter(|(_, position)| is_sync(position)).collect();
     assert!(!syncs.is_empty(), "{positions:#?}");
@@ -230,12 +230,14 @@ fn sync_again(earlier: &[&[&str]], words: &[&str]) {
 #[test]
 fn what_could_not_be_synced_is_synced_when_it_is_done_again() {
     let commit: &[&str] = &["commit", "--until", "INC-1700000100"];
-    sync_again(&[&["rebase"]], commit);
-    sync_again(&[&["rebase"], &["manifest"]], commit);
-    sync_again(&[&["rebase"]], &["snapshotrebase", "--until", "INC-1700000100"]);
-    sync_again(&[], &["rebase"]);
-    sync_again(&[&["manifest"]], &["rebase"]);
-    sync_again(&[], &["check", "--repair", "all"]);
+    let folders = ["disk0", ".qmpbackup"];
+    sync_again(&[&["rebase"]], commit, &[]);
+    sync_again(&[&["rebase"], &["manifest"]], commit, &[]);
+    sync_again(&[&["rebase"]], &["snapshotrebase", "--until", "INC-1700000100"], &[]);
+    sync_again(&[], &["rebase"], &folders);
+    sync_again(&[&["manifest"]], &["rebase"], &folders);
+    sync_again(&[], &["check", "--repair", "all"], &folders);
+    sync_again(&[&["manifest"]], &["check", "--repair", "all"], &folders);
 }
 
 const USUAL: Plan = Plan { fault: None, all_are_named: false, shares_blocks: false };
