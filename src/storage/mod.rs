@@ -26,7 +26,9 @@ use std::sync::Arc;
 pub(crate) use acl::access_list;
 pub(crate) use blocks::BlockSet;
 pub use file::FileStorage;
-pub(crate) use folder::{create_folders, give_to_owner, parent, read_folder, sync_folder, sync_names};
+#[cfg(feature = "capture")]
+pub(crate) use folder::sync_folder;
+pub(crate) use folder::{create_folders, give_to_owner, parent, read_folder, sync_names};
 pub(crate) use inside::{check_inside, is_trusted};
 pub(crate) use link::{open_unlinked, set_link};
 pub use lock::Access;
