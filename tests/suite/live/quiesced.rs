@@ -147,8 +147,8 @@ pub(crate) fn in_moment(nth: usize, action: Action) -> Hook {
         // What is marked before: a guest that may be frozen, and, if it is stopped, a machine that stands still
         if arguments["node"] == "qmpbackup-frozen" || arguments["node-name"] == "qmpbackup-moment" {
             until = Some(nth);
-        } else if command["execute"] == "query-status" || command["execute"] == "query-block" {
-            // between the two marks, and the last look at the disks
+        } else if ["query-status", "query-block", "query-jobs"].iter().any(|look| command["execute"] == *look) {
+            // between the two marks, and the last look at jobs and disks
         } else if let Some(left) = &mut until {
             if *left == 0 {
                 return action.take().unwrap_or(Action::Forward);
