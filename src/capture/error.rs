@@ -81,6 +81,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The id that a new chain was to get, and no bitmap can have.
+    #[error("{id:?} cannot be the id of a chain, which is 1 to 200 printable ASCII characters, without spaces")]
+    ChainId {
+        /// The id.
+        id: String,
+    },
     /// The id of a chain that no bitmap can have.
     #[error("{}: the id of a chain is one line of 1 to 200 printable characters, without spaces", path.display())]
     Uuid {
@@ -279,7 +285,7 @@ impl Error {
             Self::Io { source, .. } | Self::Fleece { source, .. } if is_full(source) => ErrorKind::Full,
             Self::TargetFull { .. } | Self::FleeceFull { .. } => ErrorKind::Full,
             Self::Locked { .. } | Self::Busy { .. } => ErrorKind::Locked,
-            Self::NoDisk | Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } => ErrorKind::Usage,
+            Self::NoDisk | Self::NoSuchDisk { .. } | Self::NotUtf8 { .. } | Self::ChainId { .. } => ErrorKind::Usage,
             Self::Broken { .. } | Self::Journal { .. } => ErrorKind::Damaged,
             Self::Chain(error) => error.kind(),
             Self::Cancelled => ErrorKind::Cancelled,

@@ -7,8 +7,8 @@ use crate::capture::machine::device::{Skipped, Why};
 use crate::chain::Level;
 use crate::qmp::{Command, Version};
 
-/// Follows a run.
-pub trait Observer {
+/// Follows a run, on any thread.
+pub trait Observer: Sync {
     /// Something happened.
     fn event(&self, event: &Event);
 

@@ -36,20 +36,22 @@
 //! - `order`: what brings order back
 //! - `maintain`: disks and bitmaps are shown, bitmaps removed
 //!
+//! Futures are for a tokio runtime with IO and time, and may be spawned.
+//!
 //! ```no_run
-//! use std::cell::RefCell;
+//! use std::sync::Mutex;
 //! use std::time::Duration;
 //!
 //! use qmpbackup::capture::{Connection, Event, Observer, Request, Severity, RequestedLevel, backup};
 //!
 //! /// Keeps what is not as it should be.
 //! #[derive(Default)]
-//! struct Troubles(RefCell<Vec<Event>>);
+//! struct Troubles(Mutex<Vec<Event>>);
 //!
 //! impl Observer for Troubles {
 //!     fn event(&self, event: &Event) {
 //!         if event.severity() == Severity::Warning {
-//!             self.0.borrow_mut().push(event.clone());
+//!             self.0.lock().unwrap().push(event.clone());
 //!         }
 //!     }
 //! }

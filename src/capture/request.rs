@@ -70,7 +70,7 @@ pub struct Request {
     pub timestamp: bool,
     /// Links that tell the level of images without a time.
     pub symlink: bool,
-    /// The id of a new chain.
+    /// The id of a new chain: see [`is_chain_id`](crate::chain::is_chain_id).
     pub uuid: Option<String>,
     /// Bitmaps that stay when QEMU ends, where the disk can keep them.
     pub persist: bool,

@@ -49,6 +49,7 @@ pub struct Outcome {
 /// # Errors
 /// [`Error`] says what is left behind, if anything is.
 pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcome, Error> {
+    check(request)?;
     let path = target::folder(&request.target, request.monthly)?;
     // where others have been, who is there now is known before the machine is; else no folder is made for nothing
     let early =
@@ -105,6 +106,14 @@ pub async fn backup(request: &Request, observer: &dyn Observer) -> Result<Outcom
     let lengths = images.iter().filter_map(|(path, _)| path.metadata().ok()).map(|file| file.len());
     let bytes = lengths.fold(0, u64::saturating_add);
     Ok(Outcome { time: prepared.time, images, bytes })
+}
+
+/// What would only show when it is written down.
+fn check(request: &Request) -> Result<(), Error> {
+    match request.uuid.as_ref().filter(|id| !chain::is_chain_id(id)) {
+        Some(id) => Err(Error::ChainId { id: id.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// The machine as it was, or by another connection where work on it has lost its own: perhaps it stands still.
@@ -170,6 +179,7 @@ fn trouble(machine: &Machine<'_>, left: &Error) {
 /// # Errors
 /// As [`backup`] would say before it begins.
 pub async fn dry_run(request: &Request, observer: &dyn Observer) -> Result<Plan, Error> {
+    check(request)?;
     let folder = target::folder(&request.target, request.monthly)?;
     let folder = folder.canonicalize().or_else(|_| std::path::absolute(&folder));
     let folder = folder.map_err(Error::io(&request.target))?;

@@ -8,6 +8,7 @@ use std::fmt;
 use libdeflater::{CompressionLvl, Compressor, DecompressionError, Decompressor};
 use zstd_safe::{CCtx, DCtx};
 
+use super::geometry::Geometry;
 use super::noise::is_noise;
 use crate::storage::to_usize;
 
@@ -134,7 +135,7 @@ impl Deflater {
     /// The level that QEMU uses.
     const ZSTD_LEVEL: i32 = 3;
 
-    /// For one codec and clusters of so many bytes.
+    /// For one codec and clusters of so many bytes; no image has any above 2 MiB.
     #[must_use]
     pub fn new(codec: CompressionType, cluster_size: u64) -> Self {
         let context = match codec {
@@ -145,7 +146,10 @@ impl Deflater {
             CompressionType::Zstd => Context::Zstd(CCtx::create()),
         };
         // what is not smaller than the cluster is not wanted
-        Self { context, buffer: vec![0; to_usize(cluster_size.saturating_sub(1))] }
+        Self {
+            context,
+            buffer: vec![0; to_usize(cluster_size.min(1 << Geometry::CLUSTER_BITS.end()).saturating_sub(1))],
+        }
     }
 
     /// The compressed cluster, or `None` where it would not be smaller, or hardly.

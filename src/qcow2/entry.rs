@@ -152,10 +152,10 @@ impl L2Entry {
     }
 }
 
-/// Encodes the entry of a compressed cluster; `None` where the offset is beyond what the entry can hold.
+/// Encodes the entry of a compressed cluster; `None` where it is empty, or the offset beyond what the entry can hold.
 pub(crate) fn encode_compressed(host: HostOffset, length: u64, geometry: Geometry) -> Option<u64> {
     let bits = geometry.compressed_offset_bits();
-    let last = host.0.checked_add(length)?.checked_sub(1)?;
+    let last = host.0.checked_add(length.checked_sub(1)?)?;
     let sectors = last / SECTOR - host.0 / SECTOR;
     (last >> bits == 0 && sectors >> (62 - bits) == 0).then_some(FLAG_COMPRESSED | sectors << bits | host.0)
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Monitor`] is what callers hold. One task owns the socket, and [`Decoder`] and [`encode`] say what the bytes on it
 //! mean, without a socket. What the commands do is not known here, nor is which of them a backup needs; only
-//! [`Features`] knows some names, of things that not every QEMU can do.
+//! [`Features`] knows some names, of things that not every QEMU can do. It needs a tokio runtime with IO and time.
 
 mod address;
 mod codec;

@@ -131,7 +131,9 @@ impl Storage for FileStorage {
 impl WritableStorage for FileStorage {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(&self.file, bytes, offset)?;
-        self.length.fetch_max(offset.saturating_add(bytes.len() as u64), Ordering::Relaxed);
+        if !bytes.is_empty() {
+            self.length.fetch_max(offset.saturating_add(bytes.len() as u64), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -146,7 +148,7 @@ impl WritableStorage for FileStorage {
     }
 }
 
-/// An open file as it is, whoever else changes it.
+/// An open file as it is, whoever else changes it; of a block device, a [`FileStorage`] knows the length.
 impl Storage for File {
     fn length(&self) -> u64 {
         self.metadata().map_or(0, |metadata| metadata.len())

@@ -60,6 +60,9 @@ impl WritableStorage for MemoryStorage {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let end = offset.checked_add(bytes.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
         let mut all = self.write();
+        if bytes.is_empty() {
+            return Ok(());
+        }
         if end > all.len() as u64 {
             grow(&mut all, end)?;
         }

@@ -60,7 +60,8 @@ pub trait Storage: Send + Sync {
     /// `UnexpectedEof` where the storage ends before the buffer is full, else what the system says.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// The first range at or after `offset` that may hold anything but holes, or `None` where only holes follow.
+    /// The first range at or after `offset` that may hold anything but holes, or `None` where only holes follow. It is not
+    /// empty, and begins no earlier.
     ///
     /// A storage that knows nothing of holes says that all of it is data.
     ///
@@ -76,7 +77,7 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// What the system says.
     fn next_data_start(&self, offset: u64) -> io::Result<Option<u64>> {
-        Ok(self.next_data(offset)?.map(|data| data.start))
+        Ok(self.next_data(offset)?.map(|data| data.start.max(offset)))
     }
 
     /// Where data begins in a range of which not all is holes. What is before it, or all of the range, reads as zeroes and need
@@ -116,7 +117,7 @@ impl LastHole {
 /// What was written is on stable storage after the next [`sync`](WritableStorage::sync). Until then a power cut may keep
 /// any of the writes and lose any other; of a single one, sectors of 512 bytes stay whole.
 pub trait WritableStorage: Storage {
-    /// Writes all of `bytes` from `offset` on; a storage that ends before that grows.
+    /// Writes all of `bytes` from `offset` on; a storage that ends before that grows. Where there are none, nothing changes.
     ///
     /// # Errors
     /// What the system says; any part of the bytes may have been written then.

@@ -17,6 +17,7 @@
 )]
 
 mod architecture;
+mod arguments;
 mod atomic;
 mod bitmaps_kept;
 mod boot;

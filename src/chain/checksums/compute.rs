@@ -64,11 +64,12 @@ impl From<SumError> for io::Error {
     }
 }
 
-/// The sums of some [blocks](BLOCK) of an image; holes are not read.
+/// The sums of some [blocks](BLOCK) of an image, as far as it has them; holes are not read.
 ///
 /// # Errors
 /// [`SumError::Image`].
 pub fn block_sums(image: &(impl Storage + ?Sized), blocks: Range<u64>) -> Result<Vec<u32>, SumError> {
+    let blocks = blocks.start..blocks.end.min(image.length().div_ceil(BLOCK));
     watched_sums(image, blocks, &KnownSums::default(), &|_| ControlFlow::Continue(()))
 }
 

@@ -258,14 +258,15 @@ impl Checksums {
         self.header.list
     }
 
-    /// The sums of these blocks, of which there must be as many.
+    /// The sums of these blocks, as far as there are any.
     ///
     /// # Errors
     /// They cannot be read.
     pub fn read(&self, blocks: Range<u64>) -> Result<Vec<u32>, ChecksumsError> {
-        let count = blocks.end.min(self.blocks()).saturating_sub(blocks.start);
+        let [start, end] = [blocks.start, blocks.end].map(|block| block.min(self.blocks()));
+        let count = end.saturating_sub(start);
         let mut bytes = vec![0; to_usize(count * SUM)];
-        let read = self.file.read_exact_at(&mut bytes, self.header.size() + blocks.start * SUM);
+        let read = self.file.read_exact_at(&mut bytes, self.header.size() + start * SUM);
         read.map_err(|source| ChecksumsError::Io { path: self.path.clone(), source })?;
         let mut sums = vec![0; to_usize(count)];
         BigEndian::read_u32_into(&bytes, &mut sums);

@@ -1,6 +1,7 @@
 //! Follows a run of the library: log lines, a bar or progress lines, JSON lines; and asks it to end when a signal came.
 
-use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -19,10 +20,10 @@ const GLANCE: Duration = Duration::from_millis(100);
 pub(super) struct Follower<'a> {
     console: &'a Console,
     /// From when on the library asks for signals.
-    connected: Cell<bool>,
+    connected: AtomicBool,
     /// When the jobs began.
-    copying: Cell<Option<Instant>>,
-    bar: RefCell<Option<ProgressBar>>,
+    copying: OnceLock<Instant>,
+    bar: Mutex<Option<ProgressBar>>,
 }
 
 /// What is said to somebody who cannot wait. Where file systems are just being frozen, it takes as long as the guest does.
@@ -31,7 +32,7 @@ const PATIENCE: &str = "the machine is being put in order, which takes a moment;
 
 impl<'a> Follower<'a> {
     pub(super) fn new(console: &'a Console) -> Self {
-        Self { console, connected: Cell::new(false), copying: Cell::new(None), bar: RefCell::new(None) }
+        Self { console, connected: AtomicBool::new(false), copying: OnceLock::new(), bar: Mutex::new(None) }
     }
 
     /// Does the work of the library.
@@ -51,18 +52,22 @@ impl<'a> Follower<'a> {
 
     /// A signal that came while there was nothing yet to put in order.
     async fn signal_before_connect(&self) {
-        while self.connected.get() || signals::caught().is_none() {
+        while self.connected.load(Ordering::Relaxed) || signals::caught().is_none() {
             tokio::time::sleep(GLANCE).await;
         }
     }
 
     fn set_bar(&self, bar: Option<ProgressBar>) {
         self.console.set_bar(bar.clone());
-        self.bar.replace(bar);
+        *self.bar() = bar;
+    }
+
+    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self, disks: &[Progress]) {
-        let elapsed = self.copying.get().map(|start| start.elapsed()).unwrap_or_default();
+        let elapsed = self.copying.get().map(Instant::elapsed).unwrap_or_default();
         let done = disks.iter().fold(0, |done: u64, disk| done.saturating_add(disk.done));
         let total = disks.iter().fold(0, |total: u64, disk| total.saturating_add(disk.total));
         if total == 0 && !self.console.is_json() {
@@ -92,14 +97,14 @@ impl<'a> Follower<'a> {
 
     /// Begins to measure time. The bar measures by itself, from when it is made; it is drawn when there is progress.
     fn begin(&self) {
-        self.copying.set(Some(Instant::now()));
+        self.copying.get_or_init(Instant::now);
         if self.console.draws() {
             self.set_bar(Some(bar("copying", 0)));
         }
     }
 
     fn draw(&self, done: u64, total: u64) {
-        if let Some(bar) = &*self.bar.borrow() {
+        if let Some(bar) = &*self.bar() {
             // the guest's writes can make it more
             bar.set_length(total);
             bar.set_position(done);
@@ -110,7 +115,7 @@ impl<'a> Follower<'a> {
 impl Observer for Follower<'_> {
     fn event(&self, event: &Event) {
         match event {
-            Event::Connected { .. } => self.connected.set(true),
+            Event::Connected { .. } => self.connected.store(true, Ordering::Relaxed),
             Event::Copied { .. } => self.set_bar(None),
             Event::Progress(disks) => {
                 self.progress(disks);

@@ -80,7 +80,7 @@ impl<'a> Stored<'a> {
             report(Allowed::MultipleOf(self.cluster_size));
             return Block::Unknown;
         }
-        if offset >= self.clusters * self.cluster_size {
+        if offset / self.cluster_size >= self.clusters {
             report(Allowed::BeforeEnd(self.storage.length()));
             return Block::Zero;
         }

@@ -1,45 +1,4 @@
-//! Changes an image in place, in an order that no crash can harm.
-//!
-//! ```text
-//! 1  data and new L2 tables into clusters that are free, refcounts that rise, new refcount blocks       sync
-//! 2  what leads to new refcount blocks: entries of the refcount table, or the header to a longer table  sync
-//! 3  what leads to new clusters: entries of L1 and L2 tables                                            sync
-//! 4  refcounts that fall
-//! ```
-//!
-//! Until step 3, nothing in the image leads to what was written; a cluster is free again only when nothing in the image
-//! leads to it any more. So a crash between any two writes, or one that kept some of the writes since the last sync and lost
-//! others, leaves an image in which at most clusters are leaked. [`Writer::flush`] does these steps for all that
-//! was asked since the one before. A cluster that belongs to the active disk alone is overwritten where it is, as a disk
-//! would do it: what was written to it since the last flush may be there or not, sector by sector.
-//!
-//! Extensions of the header and the backing file name are changed at once: see [`set_backing`].
-//!
-//! What cannot be cut into such steps is written beside the old and becomes true by one write of the header's
-//! sector: snapshots, repairs, a longer L1 table.
-//!
-//! After a write has failed, nothing more is written: the image is what a crash would have left.
-//!
-//! ```
-//! use std::sync::Arc;
-//! use std::time::Duration;
-//!
-//! use qmpbackup::qcow2::{GuestOffset, Writer};
-//! use qmpbackup::restore::open_writable;
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let folder = tempfile::tempdir()?;
-//! # let path = folder.path().join("disk.qcow2");
-//! # std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2"), &path)?;
-//! // locked: QEMU does not open it meanwhile
-//! let mut writer = Writer::open(open_writable(&path)?)?;
-//! writer.create_snapshot("before", Duration::from_secs(1_793_588_400))?;
-//! writer.write(b"hello", GuestOffset(1 << 20))?;
-//! writer.discard(2 << 20..3 << 20)?;
-//! writer.finish()?;
-//! # Ok(())
-//! # }
-//! ```
+//! Changes an image in place: see [`Writer`].
 
 mod allocate;
 mod backing;
@@ -83,9 +42,50 @@ use super::image::Image;
 use super::reader::ClusterReader;
 use crate::storage::WritableStorage;
 
-/// An image that is being changed.
+/// An image that is being changed in place, in an order that no crash can harm.
+///
+/// ```text
+/// 1  data and new L2 tables into clusters that are free, refcounts that rise, new refcount blocks       sync
+/// 2  what leads to new refcount blocks: entries of the refcount table, or the header to a longer table  sync
+/// 3  what leads to new clusters: entries of L1 and L2 tables                                            sync
+/// 4  refcounts that fall
+/// ```
+///
+/// Until step 3, nothing in the image leads to what was written; a cluster is free again only when nothing in the image
+/// leads to it any more. So a crash between any two writes, or one that kept some of the writes since the last sync and lost
+/// others, leaves an image in which at most clusters are leaked. [`Writer::flush`] does these steps for all that
+/// was asked since the one before. A cluster that belongs to the active disk alone is overwritten where it is, as a disk
+/// would do it: what was written to it since the last flush may be there or not, sector by sector.
+///
+/// Extensions of the header and the backing file name are changed at once: see [`set_backing`].
+///
+/// What cannot be cut into such steps is written beside the old and becomes true by one write of the header's
+/// sector: snapshots, repairs, a longer L1 table.
+///
+/// After a write has failed, nothing more is written: the image is what a crash would have left.
 ///
 /// Nothing is certain before [`Writer::flush`] or [`Writer::finish`]; a writer that is dropped leaves what a crash would.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use qmpbackup::qcow2::{GuestOffset, Writer};
+/// use qmpbackup::restore::open_writable;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("disk.qcow2");
+/// # std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/chain/disk0/FULL-1793588400-disk.qcow2"), &path)?;
+/// // locked: QEMU does not open it meanwhile
+/// let mut writer = Writer::open(open_writable(&path)?)?;
+/// writer.create_snapshot("before", Duration::from_secs(1_793_588_400))?;
+/// writer.write(b"hello", GuestOffset(1 << 20))?;
+/// writer.discard(2 << 20..3 << 20)?;
+/// writer.finish()?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Writer {
     storage: Arc<dyn WritableStorage>,
     head: Head,
@@ -111,6 +111,8 @@ impl Writer {
 
     /// Opens an image, whose refcounts must be right: see [`check`](super::check()). Where they are not, guest data may
     /// come to harm, but neither the header nor a table of the active disk does.
+    ///
+    /// The caller has [locked](crate::storage::FileStorage::lock) it, and sees to its checksums, if it has some.
     ///
     /// # Errors
     /// What is wrong with the header or the tables; [`Error::SharedMetadata`]; [`Error::NotWritable`] where the image is dirty or marked as corrupt, or

@@ -39,7 +39,8 @@ pub struct MergeOptions {
     pub threads: Option<NonZeroUsize>,
     /// Bytes of guest data in a second.
     pub rate_limit: Option<NonZeroU64>,
-    /// Whether an existing output is replaced.
+    /// Whether an existing output is replaced. Images that are merged never are; that it is no other file of a backup is
+    /// for the caller to see to.
     pub replace: bool,
     /// Whether [`run`](Merge::run) and [`salvage`](Merge::salvage) read the output again and compare it with the images before
     /// it gets its name. What goes to a stream cannot be read again, which is a [warning](Warning::NotReadBack).
